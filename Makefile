@@ -1,0 +1,39 @@
+# Every target makes the environment first: with uv where it can be had, with plain pip where not.
+.DEFAULT_GOAL := help
+.PHONY: help compare origin test test-all lint
+export OMP_NUM_THREADS := 1
+
+BIN := .venv/bin
+# the first Python that is new enough
+PYTHON := $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+help:  ## show this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## *(.*)/  make \1\t\2/' | expand -t 18
+
+compare: .venv/ready  ## train teacher, student alone and distilled student on MNIST, and show what the teacher was worth
+	$(BIN)/kd-lightning compare --config configs/compare/mnist.yaml
+
+origin: .venv/ready  ## reproduce the notebook that this project comes from, as it was, and explain its numbers
+	$(BIN)/python -m benchmarks.origin --report
+
+test: .venv/ready  ## run the quick tests on two cores
+	$(BIN)/pytest -n 2 -m "not slow"
+
+test-all: .venv/ready  ## run every test, minutes longer
+	$(BIN)/pytest -n 2
+
+lint: .venv/ready  ## check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+.venv/ready: pyproject.toml requirements.lock
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer on the PATH: install one first"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	if command -v uv >/dev/null || $(BIN)/pip install --quiet uv; then \
+	  PATH="$$PWD/$(BIN):$$PATH" uv pip install --quiet --compile-bytecode --python $(BIN)/python -c requirements.lock -e '.[dev]'; \
+	else \
+	  $(BIN)/pip install --quiet -c requirements.lock -e '.[dev]'; \
+	fi
+	@touch $@
