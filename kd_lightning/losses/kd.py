@@ -1,0 +1,60 @@
+"""Knowledge distillation: the student imitates the teacher's softened distribution."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kd_lightning.losses.checks import check_logits, check_temperature, upcast
+
+
+def kd_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+    """Kullback-Leibler divergence of the softened distributions, averaged over the batch.
+
+    L = T^2 / N sum_n KL(softmax(t_n / T) || softmax(s_n / T))
+
+    Geoffrey Hinton, Oriol Vinyals, Jeff Dean: Distilling the Knowledge in a Neural Network. NIPS Deep Learning
+    Workshop, 2014 (arXiv:1503.02531). Both sides stay in log space and half precision is computed in float32, so that
+    loss and gradients are finite wherever the logits are. The factor T^2 keeps the gradient's size when T changes.
+
+    Other implementations differ: ``reduction="mean"`` divides by N * C instead of N, and some drop T^2 or add it only
+    with a weight, so that their weights mean something else.
+
+    Args:
+        student: Logits (N, C).
+        teacher: Logits (N, C).
+        temperature: T > 0; higher is softer.
+
+    Returns:
+        A scalar, in nats times T^2.
+
+    Raises:
+        ValueError: The shapes differ, or the temperature is not a finite number above 0.
+
+    Example:
+        >>> import torch
+        >>> kd_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([[4.0, 0.0]]), temperature=4.0)
+        tensor(1.7751)
+    """
+    check_logits(student, teacher)
+    check_temperature(temperature)
+    log_student = functional.log_softmax(upcast(student) / temperature, dim=1)
+    log_teacher = functional.log_softmax(upcast(teacher) / temperature, dim=1)
+    divergence = functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    return divergence * temperature**2
+
+
+class KDLoss(nn.Module):
+    """Hinton's distillation loss (2015, arXiv:1503.02531); see `kd_loss`.
+
+    Args:
+        temperature: T > 0; higher is softer. A `TemperatureSchedule` may move it.
+    """
+
+    def __init__(self, temperature: float = 4.0) -> None:
+        super().__init__()
+        self.temperature = check_temperature(temperature)
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        """T^2 KL of logits (N, C); `target` is not looked at."""
+        return kd_loss(student, teacher, self.temperature)

@@ -1,0 +1,53 @@
+"""The task loss: cross-entropy against labels."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kd_lightning.losses.checks import check_fraction, upcast
+
+
+def task_loss(student: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of the student's logits against labels, averaged over the batch.
+
+    L = -1/N sum_n sum_c t_nc log softmax(z_n)_c, with t one-hot for class indices.
+
+    Args:
+        student: Logits (N, C).
+        target: Class indices (N,), or probabilities (N, C), as mixup gives.
+        label_smoothing: Share of each target spread evenly over all classes, in [0, 1].
+
+    Raises:
+        ValueError: The shapes do not fit each other.
+
+    Example:
+        >>> import torch
+        >>> task_loss(torch.zeros(2, 10), torch.tensor([3, 7]))
+        tensor(2.3026)
+    """
+    fits = student.dim() == 2 and (target.shape == student.shape or target.shape == student.shape[:1])
+    if not fits or student.shape[0] < 1:
+        raise ValueError(
+            f"logits {tuple(student.shape)} and target {tuple(target.shape)} do not fit: logits are (N, C), "
+            "targets class indices (N,) or probabilities (N, C), N >= 1"
+        )
+    return functional.cross_entropy(upcast(student), target, label_smoothing=label_smoothing)
+
+
+class TaskLoss(nn.Module):
+    """The loss against labels; see `task_loss`. In a term it has no teacher: ``Term(TaskLoss(), teacher=None)``.
+
+    Args:
+        label_smoothing: Share of each target spread evenly over all classes, in [0, 1].
+    """
+
+    needs_target = True
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.label_smoothing = check_fraction(label_smoothing, "label_smoothing")
+
+    def forward(self, student: Tensor, teacher: Tensor | None, target: Tensor) -> Tensor:
+        """The task loss of logits (N, C); `teacher` is not looked at."""
+        return task_loss(student, target, self.label_smoothing)

@@ -1,0 +1,127 @@
+"""Seeing inside a network for the length of one call: the only way that anything here reads activations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+Activations = dict[str, Tensor]
+"""What was seen, by layer name. ``"logits"`` is always there."""
+
+
+@contextmanager
+def watch(network: nn.Module, layers: Iterable[str] = ()) -> Generator[Activations]:
+    """Records what `network` and its `layers` give while the context is open; its hooks are gone afterwards.
+
+    A layer is the dotted name of a submodule, as in ``network.named_modules()``. Two names are special: ``"logits"``
+    (always recorded) is the network's own output, a tensor or the ``.logits`` of an object or a mapping, and
+    ``"input"`` is its first input.
+
+    Args:
+        network: The network to look into; it must run exactly once in the context.
+        layers: What to record beside ``"logits"``.
+
+    Yields:
+        The activations, filled in while the network runs and complete when the context closes.
+
+    Raises:
+        ValueError: There is no such layer (the nearest names are given).
+        TypeError: A layer gave something other than a tensor.
+        RuntimeError: A layer ran never, or more than once, or its output was overwritten in place.
+
+    Example:
+        >>> import torch
+        >>> network = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> with watch(network, ["1"]) as seen:
+        ...     output = network(torch.zeros(5, 4))
+        >>> {layer: tuple(activation.shape) for layer, activation in seen.items()}
+        {'1': (5, 3), 'logits': (5, 2)}
+    """
+    seen: Activations = {}
+    versions: dict[str, int] = {}
+    calls: Counter[str] = Counter()
+
+    def record(layer: str, value: object) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"layer {layer!r} gave {type(value).__name__}, not a tensor: name a layer that gives one")
+        calls[layer] += 1
+        seen[layer] = value
+        if not value.is_inference():  # such tensors keep no version
+            versions[layer] = value._version
+
+    handles: list[RemovableHandle] = []
+    try:
+        handles += [_listen(network, layer, record) for layer in dict.fromkeys([*layers, "logits"])]
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+    for layer in dict.fromkeys([*layers, "logits"]):
+        if calls[layer] != 1:
+            what = "the network" if layer == "logits" else f"layer {layer!r}"
+            raise RuntimeError(
+                f"{what} ran {calls[layer]} times while it was watched, and must run once: "
+                "a layer that is used twice has no single activation"
+            )
+        if layer in versions and seen[layer]._version != versions[layer]:
+            raise RuntimeError(
+                f"the output of layer {layer!r} was overwritten in place by a later layer (a ReLU with inplace=True?): "
+                "name that later layer, or build it with inplace=False"
+            )
+
+
+def tap(network: nn.Module, inputs: Any, layers: Iterable[str] = ()) -> Activations:
+    """Runs `network` once and returns its logits and what its `layers` gave; see `watch` for names and errors.
+
+    Args:
+        network: The network to run.
+        inputs: A mapping becomes keyword arguments, anything else the one positional argument.
+        layers: What to record beside ``"logits"``.
+
+    Example:
+        >>> import torch
+        >>> sorted(tap(nn.Sequential(nn.Linear(4, 2)), torch.zeros(5, 4), ["0", "input"]))
+        ['0', 'input', 'logits']
+    """
+    with watch(network, layers) as seen:
+        run(network, inputs)
+    return seen
+
+
+def run(network: nn.Module, inputs: Any) -> Any:
+    """The output of `network` on `inputs`: a mapping becomes keyword arguments."""
+    return network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+
+
+def logits_of(output: object) -> object:
+    """The logits in what a network returned: itself, its ``.logits``, or its item ``"logits"``."""
+    if isinstance(output, Mapping):
+        return cast("Mapping[str, object]", output).get("logits")
+    return getattr(output, "logits", output)
+
+
+def _listen(network: nn.Module, layer: str, record: Callable[[str, object], None]) -> RemovableHandle:
+    def on_output(_module: nn.Module, _args: Any, output: object) -> None:
+        record(layer, logits_of(output) if layer == "logits" else output)
+
+    def on_input(_module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        record(layer, next(iter([*args, *kwargs.values()]), None))
+
+    if layer == "input":
+        return network.register_forward_pre_hook(on_input, with_kwargs=True)
+    if layer == "logits":
+        return network.register_forward_hook(on_output)
+    try:
+        return network.get_submodule(layer).register_forward_hook(on_output)
+    except AttributeError:
+        names = [name for name, _ in network.named_modules() if name]
+        nearest = get_close_matches(layer, names, n=3, cutoff=0.3) or names[:8]
+        raise ValueError(
+            f"{type(network).__name__} has no layer {layer!r}; the nearest names are {', '.join(nearest)}"
+        ) from None

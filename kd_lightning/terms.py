@@ -1,0 +1,84 @@
+"""A term: a loss, addressed."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from kd_lightning.distributed import gather
+from kd_lightning.taps import Activations
+
+Address = str | list[str]
+"""One name, or several, whose tensors reach the loss as a list."""
+
+
+class Term(nn.Module):
+    """A loss with addresses and a weight: what it compares, where, and how much that counts.
+
+    A term returns its loss *unweighted*; whoever sums the terms multiplies by `weight`, which a callback may move.
+    A loss that compares samples with each other (``loss.compares_samples``) is given the batch of all ranks.
+
+    Args:
+        loss: Called as ``loss(student, teacher, target)``; its parameters (connectors, learned scales) train along.
+        weight: Coefficient in the sum; finite.
+        student: The student's layer(s); ``"logits"`` and ``"input"`` as in `kd_lightning.taps.watch`.
+        teacher: The teacher's layer(s); None for a loss that has no teacher, such as the task loss.
+        target: The label(s) of the batch; a label that the batch lacks is passed as None.
+
+    Raises:
+        ValueError: `weight` is not finite, or a loss that needs labels finds none under `target`.
+
+    Example:
+        >>> import torch
+        >>> from kd_lightning.losses import TaskLoss
+        >>> term = Term(TaskLoss(), weight=0.1, teacher=None)
+        >>> term({"logits": torch.zeros(2, 10)}, None, {"target": torch.tensor([3, 7])})
+        tensor(2.3026)
+    """
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        weight: float = 1.0,
+        student: Address = "logits",
+        teacher: Address | None = "logits",
+        target: Address | None = "target",
+    ) -> None:
+        super().__init__()
+        if not math.isfinite(weight):
+            raise ValueError(f"weight={weight} of a {type(loss).__name__} term is not a finite number")
+        self.loss = loss
+        self.weight = weight
+        self.student = student
+        self.teacher = teacher
+        self.target = target
+
+    def forward(self, student: Activations, teacher: Activations | None, labels: dict[str, Tensor]) -> Tensor:
+        """The loss, unweighted, of the activations and labels that this term addresses."""
+        if teacher is None and self.teacher is not None:
+            raise ValueError(
+                f"a {type(self.loss).__name__} term compares with a teacher and there is none: teacher=None"
+            )
+        target = self._pick(labels, self.target)
+        if target is None and getattr(self.loss, "needs_target", False):
+            raise ValueError(
+                f"{type(self.loss).__name__} needs the label {self.target!r}; "
+                f"this batch has {', '.join(labels) or 'no labels'}: set the term's target"
+            )
+        return self.loss(self._pick(student, self.student), self._pick(teacher or {}, self.teacher), target)
+
+    def _pick(self, values: dict[str, Tensor], address: Address | None) -> Tensor | list[Tensor | None] | None:
+        if address is None:
+            return None
+        if isinstance(address, list):
+            return [self._whole(values.get(name)) for name in address]
+        return self._whole(values.get(address))
+
+    def _whole(self, value: Tensor | None) -> Tensor | None:
+        return gather(value) if value is not None and getattr(self.loss, "compares_samples", False) else value
+
+
+def names(address: Address | None) -> list[str]:
+    """The names in an address."""
+    return [] if address is None else [address] if isinstance(address, str) else address
