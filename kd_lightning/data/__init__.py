@@ -1,0 +1,6 @@
+"""Data that a run can be resumed on at any step."""
+
+from kd_lightning.data.mnist import FashionMNISTDataModule, MNISTDataModule
+from kd_lightning.data.tensors import EvaluationLoader, TrainLoader
+
+__all__ = ["EvaluationLoader", "FashionMNISTDataModule", "MNISTDataModule", "TrainLoader"]

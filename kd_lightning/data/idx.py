@@ -1,0 +1,82 @@
+"""IDX, the format of MNIST and its relatives: read in memory, and refused with one line when anything is wrong."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class LabelledImages(NamedTuple):
+    """Images and labels, resident as they are stored."""
+
+    images: Tensor
+    """uint8 (N, 1, H, W)."""
+    labels: Tensor
+    """int64 (N,)."""
+
+
+def read_labelled_images(
+    directory: str | Path, split: str, num_classes: int = 10, md5: Mapping[str, str] | None = None
+) -> LabelledImages:
+    """Reads ``<split>-images-idx3-ubyte`` and ``<split>-labels-idx1-ubyte``, each gzipped (``.gz``) or not.
+
+    Args:
+        directory: The folder that holds the files.
+        split: ``train`` or ``t10k``.
+        num_classes: Labels must lie below it.
+        md5: Digests of the *extracted* bytes, by file name without ``.gz``; files that it does not name are checked
+            by their structure alone.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is damaged, is not the published one, or its counts, sizes, labels or pixels are wrong.
+    """
+    images_path = _find(Path(directory), f"{split}-images-idx3-ubyte")
+    labels_path = _find(Path(directory), f"{split}-labels-idx1-ubyte")
+    images = _read(images_path, 3, md5 or {})
+    labels = _read(labels_path, 1, md5 or {})
+    if len(images) != len(labels):
+        raise ValueError(
+            f"{len(images)} images in {images_path} but {len(labels)} labels in {labels_path}: get both anew"
+        )
+    if (largest := int(labels.max())) >= num_classes:
+        raise ValueError(f"{labels_path} holds the label {largest}, but there are {num_classes} classes: get it anew")
+    if images.amin() == images.amax():
+        raise ValueError(f"every pixel in {images_path} is {int(images.amin())}: get it anew")
+    return LabelledImages(images.unsqueeze(1), labels.long())
+
+
+def _find(directory: Path, name: str) -> Path:
+    for path in (directory / f"{name}.gz", directory / name):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{directory} has neither {name}.gz nor {name}: name the folder that holds the four files")
+
+
+def _read(path: Path, dimensions: int, md5: Mapping[str, str]) -> Tensor:
+    """The uint8 tensor of one file."""
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is damaged ({str(error).rstrip('.')}): get it anew") from error
+    published = md5.get(path.name.removesuffix(".gz"))
+    if published and (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != published:
+        raise ValueError(f"{path} is not the published file (md5 {found}, published {published}): get it anew")
+    # two zero bytes, 8 for unsigned bytes, the number of dimensions; then each size, big-endian
+    header = 4 + 4 * dimensions
+    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < header:
+        raise ValueError(f"{path} is no IDX file of bytes in {dimensions} dimensions (it starts with {content[:4]!r})")
+    sizes = [int.from_bytes(content[at : at + 4], "big") for at in range(4, header, 4)]
+    if math.prod(sizes) != len(content) - header or not math.prod(sizes):
+        raise ValueError(f"{path} announces {sizes} bytes but holds {len(content) - header}: get it anew")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).view(sizes)  # writable: no warning

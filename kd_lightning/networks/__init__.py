@@ -1,0 +1,25 @@
+"""The networks, what keeps a teacher as it is, and how weights come from files."""
+
+from kd_lightning.networks.convnet import ConvNet, StudentConvNet, TeacherConvNet
+from kd_lightning.networks.digest import digest
+from kd_lightning.networks.files import WeightsError
+from kd_lightning.networks.freezing import freeze, is_frozen, is_left_out, leave_out, take_back, unfreeze
+from kd_lightning.networks.mlp import MLP
+from kd_lightning.networks.weights import load_student, load_teacher
+
+__all__ = [
+    "MLP",
+    "ConvNet",
+    "StudentConvNet",
+    "TeacherConvNet",
+    "WeightsError",
+    "digest",
+    "freeze",
+    "is_frozen",
+    "is_left_out",
+    "leave_out",
+    "load_student",
+    "load_teacher",
+    "take_back",
+    "unfreeze",
+]

@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import gzip
+import itertools
+import random
+import shutil
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI
+from torch import Tensor, nn
+
+from kd_lightning.data import FashionMNISTDataModule, MNISTDataModule
+from kd_lightning.data.mnist import PACKAGED
+from kd_lightning.data.split import split_rows
+
+# from the data set's own page and from everyone's normalisation constants
+TRAIN_COUNTS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+TEST_COUNTS = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+def counts(data: MNISTDataModule, rows: Tensor) -> list[int]:
+    return data.train_set.labels[rows].bincount(minlength=10).tolist()
+
+
+def test_the_packaged_files_are_mnist():
+    data = MNISTDataModule()
+    assert data.train_set.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert data.test_set.labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    assert data.train_set.labels.bincount().tolist() == TRAIN_COUNTS
+    assert data.test_set.labels.bincount().tolist() == TEST_COUNTS
+    pixels = data.train_set.images.double() / 255
+    assert (round(pixels.mean().item(), 4), round(pixels.std().item(), 4)) == (0.1307, 0.3081)
+
+
+def test_the_packaged_files_are_checked(tmp_path, monkeypatch):
+    for path in PACKAGED.glob("t10k-*"):
+        shutil.copy(path, tmp_path)
+    labels = tmp_path / "t10k-labels-idx1-ubyte.gz"
+    content = gzip.decompress(labels.read_bytes())
+    labels.write_bytes(gzip.compress(content[:-1] + bytes([(content[-1] + 1) % 10])))
+    monkeypatch.setattr("kd_lightning.data.mnist.PACKAGED", tmp_path)
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte\.gz is not the published file"):
+        MNISTDataModule().setup("test")
+
+
+def test_files_are_read_once_a_process():
+    assert MNISTDataModule().train_set is MNISTDataModule(seed=1).train_set
+
+
+# ---- the split
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_validation_is_held_out_in_proportion_to_the_classes(seed):
+    data = MNISTDataModule(val_size=5000, seed=seed)
+    train, val = data.split
+    assert (len(train), len(val)) == (55_000, 5000)
+    assert sorted([*train.tolist(), *val.tolist()]) == list(range(60_000))
+    assert all(abs(n - total / 12) < 1 for n, total in zip(counts(data, val), TRAIN_COUNTS, strict=True))
+
+
+@pytest.mark.parametrize("train_size", [10, 100, 101, 1000, 1239, 50_000, 54_999])
+def test_train_size_is_as_even_over_the_classes_as_it_can_be(train_size):
+    data = MNISTDataModule(train_size=train_size)
+    train, val = data.split
+    assert len(train) == train_size
+    assert not set(train.tolist()) & set(val.tolist())
+    left = [total - held for total, held in zip(TRAIN_COUNTS, counts(data, val), strict=True)]
+    given = counts(data, train)
+    for n, available in zip(given, left, strict=True):
+        assert n >= max(given) - 1 or n == available  # a class has fewer only when it has no more
+
+
+@pytest.mark.parametrize("val_size", [0, 100, 10_000])
+def test_a_seed_and_a_size_are_the_same_images_for_everybody(val_size):
+    rows = {size: MNISTDataModule(train_size=size, val_size=val_size).split[0] for size in (100, 1000)}
+    assert torch.equal(rows[100], MNISTDataModule(train_size=100).split[0])
+    assert set(rows[100].tolist()) < set(rows[1000].tolist())
+    assert not torch.equal(rows[100], MNISTDataModule(train_size=100, val_size=val_size, seed=1).split[0])
+
+
+def test_which_images_a_seed_chooses_follows_from_python_alone():
+    """So that it is the same on every machine and with every release: published comparisons name a seed, not rows."""
+    numbers = random.Random(0)
+    drawn = [numbers.random() for _ in range(60_000)]
+    data = MNISTDataModule(train_size=100, seed=0)
+    expected: list[int] = []
+    for label in range(10):
+        members = (data.train_set.labels == label).nonzero().flatten().tolist()
+        expected += sorted(members, key=drawn.__getitem__)[:10]
+    assert data.split[0].tolist() == sorted(expected)
+    assert sorted(expected)[:5] == [40, 225, 402, 583, 993]
+
+
+def test_which_class_is_larger_depends_on_the_seed():
+    data = [MNISTDataModule(train_size=11, seed=seed) for seed in range(8)]
+    assert len({tuple(counts(one, one.split[0])) for one in data}) > 1
+
+
+def test_a_class_may_be_rare_or_missing():
+    labels = torch.tensor([0] * 50 + [7] * 3 + [9] * 20)
+    train, val = split_rows(labels, train_size=30, val_size=10, seed=0)
+    assert labels[train].bincount(minlength=10)[[0, 7, 9]].tolist() in ([14, 3, 13], [13, 3, 14])
+    assert labels[val].bincount(minlength=10)[[0, 7, 9]].tolist() == [7, 0, 3]
+
+
+# ---- loaders
+
+
+def test_every_test_image_is_tested_on_once_whatever_the_split():
+    data = MNISTDataModule(train_size=100, val_size=0, eval_batch_size=999)
+    for loader in (data.test_dataloader(), data.predict_dataloader()):
+        index = torch.cat([index for _, _, index in loader])
+        assert torch.equal(index, torch.arange(10_000))
+
+
+def test_validation_batches_hold_the_rows_held_out():
+    data = MNISTDataModule(val_size=77)
+    (x, y, index) = next(iter(cast("list[tuple[Tensor, Tensor, Tensor]]", data.val_dataloader())))
+    assert torch.equal(index, data.split[1])
+    assert torch.equal(y, data.train_set.labels[index])
+    assert torch.equal(x[:, :1] * 255, data.train_set.images[index].float())
+
+
+def test_ranks_come_from_the_trainer():
+    alone = MNISTDataModule(train_size=100, val_size=77, batch_size=20)
+    truth = [indices(loader) for loader in (alone.train_dataloader(), alone.val_dataloader())]
+    parts = []
+    for rank in range(2):
+        data = MNISTDataModule(train_size=100, val_size=77, batch_size=10)
+        progress = SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(processed=0)))
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, fit_loop=SimpleNamespace(epoch_loop=progress))
+        parts.append([indices(loader) for loader in (data.train_dataloader(), data.val_dataloader())])
+    assert [a + b for a, b in zip(parts[0][0], parts[1][0], strict=True)] == truth[0]
+    assert sorted(itertools.chain(*parts[0][1], *parts[1][1])) == sorted(itertools.chain(*truth[1]))
+    assert [len(part[1][0]) for part in parts] == [39, 38]
+
+
+def indices(loader) -> list[list[int]]:
+    return [index.tolist() for _, _, index in loader]
+
+
+def test_what_a_teacher_cache_needs():
+    data = MNISTDataModule(train_size=100, augmentation=lambda image: torch.zeros_like(image), eval_batch_size=30)
+    assert data.training_is_random
+    assert not MNISTDataModule().training_is_random
+    assert data.num_rows == 60_000
+    assert list(itertools.chain(*indices(data.train_rows()))) == data.split[0].tolist()
+    assert all(torch.equal(x[:, :1] * 255, data.train_set.images[index].float()) for x, _, index in data.train_rows())
+    shares = [list(itertools.chain(*indices(data.train_rows(rank, 3)))) for rank in range(3)]
+    assert sorted(itertools.chain(*shares)) == data.split[0].tolist()
+
+
+def test_fashion_mnist_is_the_same_code(fashion):
+    data = FashionMNISTDataModule(fashion, batch_size=8, val_size=20, train_size=100)
+    data.setup("fit")
+    data.setup("test")
+    assert counts(data, data.split[0]) == [10] * 10
+    assert next(iter(data.train_dataloader()))[0].shape == (8, 3, 28, 28)
+    assert torch.equal(torch.cat([index for _, _, index in data.test_dataloader()]), torch.arange(30))
+    assert data.hparams["data_dir"] == str(fashion)
+
+
+# ---- with Lightning
+
+
+class Probe(LightningModule):
+    """Trains nothing much, counts everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(784, 10)
+        self.seen: dict[str, int] = {}
+
+    def step(self, stage: str, batch) -> Tensor:
+        x, y, _ = batch
+        self.seen[stage] = self.seen.get(stage, 0) + len(y)
+        return nn.functional.cross_entropy(self.layer(x[:, 0].flatten(1)), y)
+
+    def training_step(self, batch, batch_idx):
+        return self.step("train", batch)
+
+    def validation_step(self, batch, batch_idx):
+        self.step("val", batch)
+
+    def test_step(self, batch, batch_idx):
+        self.step("test", batch)
+
+    def predict_step(self, batch, batch_idx):
+        return batch[2]
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def trainer(**arguments) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    return Trainer(**{"max_epochs": 2, "num_sanity_val_steps": 0, "enable_checkpointing": False, **quiet, **arguments})
+
+
+@pytest.mark.parametrize("val_size", [0, 77])
+def test_any_trainer_fits_tests_and_predicts(val_size):
+    data = MNISTDataModule(batch_size=32, train_size=100, val_size=val_size)
+    module, run = Probe(), trainer()
+    run.fit(module, datamodule=data)
+    run.test(module, datamodule=data, verbose=False)
+    assert module.seen == {"train": 2 * 96, "test": 10_000} | ({"val": 2 * val_size} if val_size else {})
+    predicted = cast("list[Tensor]", run.predict(module, datamodule=data))
+    assert torch.equal(torch.cat(predicted), torch.arange(10_000))
+    assert run.limit_val_batches == 1.0
+    if not val_size:
+        with pytest.raises(ValueError, match="val_size=0 holds no images out to validate on"):
+            run.validate(module, datamodule=data)
+
+
+def test_a_damaged_file_is_reported_before_anything_starts(fashion):
+    (fashion / "train-labels-idx1-ubyte.gz").unlink()
+    module = Probe()
+    with pytest.raises(FileNotFoundError, match="train-labels-idx1-ubyte"):
+        trainer().fit(module, datamodule=FashionMNISTDataModule(fashion, batch_size=8, val_size=20))
+    assert not module.seen
+
+
+def test_a_trainer_validates_again_after_a_run_without_validation_failed():
+    run = trainer()
+    with pytest.raises(ValueError, match="train_size"):
+        run.fit(Probe(), datamodule=MNISTDataModule(batch_size=64, train_size=50, val_size=0))
+    assert run.limit_val_batches == 1.0
+
+
+def test_overfit_batches_is_refused():
+    with pytest.raises(ValueError, match=r"overfit_batches=2 .*train_size"):
+        trainer(overfit_batches=2).fit(Probe(), datamodule=MNISTDataModule())
+
+
+def test_a_checkpoint_remembers_plain_values(tmp_path):
+    data = MNISTDataModule(32, train_size=100, val_size=0, seed=3, augmentation=nn.Identity())
+    run = trainer(max_epochs=1)
+    run.fit(Probe(), datamodule=data)
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    again = MNISTDataModule.load_from_checkpoint(tmp_path / "run.ckpt", weights_only=True)
+    assert torch.equal(again.split[0], data.split[0])
+    assert (again.batch_size, again.seed, again.augmentation) == (32, 3, None)
+    assert all(value is None or isinstance(value, (int, bool)) for value in data.hparams.values())
+    assert "seed=3" in str(data)
+
+
+class Brighter(nn.Module):
+    """An augmentation that the command line can name."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image + self.by
+
+
+def command_line(tmp_path, *arguments: str) -> LightningCLI:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    quiet |= {"enable_checkpointing": False, "max_epochs": 1, "default_root_dir": str(tmp_path)}
+    return LightningCLI(
+        Probe,
+        MNISTDataModule,
+        subclass_mode_data=True,
+        seed_everything_default=False,
+        trainer_defaults=quiet,
+        save_config_callback=None,
+        args=[*arguments],
+        run=False,
+    )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Lightning calls an interface that jsonargparse left
+def test_the_command_line_builds_it_and_its_checkpoint_is_plain(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["kd-lightning"])
+    augmentation = f'{{"class_path": "{Brighter.__module__}.Brighter", "init_args": {{"by": 2}}}}'
+    data = command_line(
+        tmp_path,
+        "--data=MNISTDataModule",
+        "--data.train_size=100",
+        "--data.val_size=0",
+        f"--data.augmentation={augmentation}",
+    )
+    assert isinstance(data.datamodule.augmentation, Brighter)
+    assert next(iter(data.datamodule.train_dataloader()))[0].min() >= 2
+    data.trainer.fit(data.model, datamodule=data.datamodule)
+    data.trainer.save_checkpoint(tmp_path / "run.ckpt")
+    again = MNISTDataModule.load_from_checkpoint(tmp_path / "run.ckpt", weights_only=True)
+    assert torch.equal(again.split[0], data.datamodule.split[0])
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0 is not a whole number of at least 1"),
+        ({"batch_size": -4}, "batch_size=-4"),
+        ({"batch_size": True}, "batch_size=True"),
+        ({"batch_size": 64.0}, r"batch_size=64\.0"),
+        ({"batch_size": float("nan")}, "batch_size=nan"),
+        ({"batch_size": None}, "batch_size=None"),
+        ({"batch_size": "64"}, "batch_size='64'"),
+        ({"eval_batch_size": 0}, "eval_batch_size=0"),
+        ({"epoch_steps": 0}, "epoch_steps=0 is not a whole number of at least 1 or null"),
+        ({"seed": -1}, "seed=-1 is not a whole number of at least 0"),
+        ({"val_size": -1}, "val_size=-1"),
+        ({"channels": 0}, "channels=0"),
+        ({"train_size": 9}, "train_size=9 is not a whole number of at least 10 or null"),
+        ({"train_size": 0.1}, r"train_size=0\.1"),
+        ({"train_size": 55_001}, "train_size=55001 and val_size=5000 are more than the 60000 images"),
+        ({"val_size": 60_000}, "train_size=None and val_size=60000 are more than the 60000 images"),
+        ({"augmentation": "rotate"}, "augmentation='rotate' is not callable"),
+    ],
+)
+def test_a_bad_argument_is_refused_in_one_line(arguments, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        MNISTDataModule(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_sizes_are_checked_against_the_files(fashion):
+    with pytest.raises(ValueError, match="train_size=190 and val_size=20 are more than the 200 images that there are"):
+        FashionMNISTDataModule(fashion, train_size=190, val_size=20).setup("fit")
+
+
+def test_a_subset_smaller_than_a_batch_needs_epoch_steps():
+    with pytest.raises(ValueError, match=r"train_size=50 .*batch_size=64.*epoch_steps"):
+        trainer().fit(Probe(), datamodule=MNISTDataModule(batch_size=64, train_size=50))
+    module = Probe()
+    trainer(max_epochs=1).fit(
+        module, datamodule=MNISTDataModule(batch_size=64, train_size=50, epoch_steps=3, val_size=0)
+    )
+    assert module.seen == {"train": 192}
