@@ -1,0 +1,55 @@
+"""No teacher: how a teacher is trained, and the student alone."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
+from kd_lightning.losses import TaskLoss
+from kd_lightning.terms import Term
+
+
+class Classifier(Learner):
+    """A network that learns from labels alone: a teacher in training, or the student without its teacher.
+
+    Args:
+        student: The network that learns, teacher or not: what is deployed has one name everywhere.
+        terms: The losses by name; cross-entropy against ``target`` unless said otherwise.
+        optimizer: Builds the optimizer from the parameters that learn.
+        lr_scheduler: Builds a learning-rate scheduler from the optimizer.
+        lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
+
+    Raises:
+        ValueError: A term compares with a teacher.
+
+    Example:
+        >>> from kd_lightning.networks import StudentConvNet
+        >>> learner = Classifier(StudentConvNet())
+        >>> losses = learner.compute_losses((torch.zeros(2, 3, 28, 28), torch.tensor([3, 7])))
+        >>> sorted(losses)
+        ['task']
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        terms: dict[str, Term] | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["step", "epoch"] = "epoch",
+    ) -> None:
+        terms = {"task": Term(TaskLoss(), teacher=None)} if terms is None else terms
+        for name, term in terms.items():
+            if term.teacher is not None:
+                raise ValueError(
+                    f"term {name!r} compares with a teacher and a Classifier has none: set teacher to null"
+                )
+        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)
+
+    def compute_losses(self, batch: Any) -> dict[str, Tensor]:
+        """The terms of the student's activations and the batch's labels."""
+        batch = self.split_batch(batch)
+        return self.compare(self.watch_student(batch), None, batch.labels)

@@ -1,0 +1,90 @@
+"""Small networks, data and trainers that several tests share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from kd_lightning import Classifier, OfflineDistiller, Term
+from kd_lightning.callbacks import ExactResume
+from kd_lightning.data import MNISTDataModule
+from kd_lightning.losses import KDLoss, TaskLoss
+
+
+class Noise(nn.Module):
+    """A random augmentation of one image."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return (image + 0.1 * torch.randn_like(image)).clamp(0, 1)
+
+
+def network(width: int = 8, seed: int = 0) -> nn.Module:
+    """Pool, dropout and BatchNorm: everything that a resume or a freeze can get wrong."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.AvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(3 * 49, width),
+        nn.BatchNorm1d(width),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(width, 10),
+    )
+
+
+def terms() -> dict[str, Term]:
+    return {"task": Term(TaskLoss(), weight=0.5, teacher=None), "kd": Term(KDLoss(temperature=3.0), weight=0.5)}
+
+
+def classifier() -> Classifier:
+    return Classifier(network(seed=1))
+
+
+def offline() -> OfflineDistiller:
+    return OfflineDistiller(network(seed=1), network(width=16, seed=2), terms())
+
+
+LEARNERS = {"classifier": classifier, "offline": offline}
+
+
+def data(**changes: Any) -> MNISTDataModule:
+    return MNISTDataModule(**{"batch_size": 16, "train_size": 64, "val_size": 0, "augmentation": Noise()} | changes)
+
+
+class Loader:
+    """Batches as they are, again in each epoch."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def trainer(folder: Any, *callbacks: Callback, **changes: Any) -> Trainer:
+    defaults: dict[str, Any] = {
+        "max_epochs": 3,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": any("Checkpoint" in type(callback).__name__ for callback in callbacks),
+        "default_root_dir": folder,
+        "log_every_n_steps": 1,
+    }
+    return Trainer(callbacks=[ExactResume(seed=0), *callbacks], **defaults | changes)
+
+
+def weights(learner: LightningModule) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in learner.state_dict().items()}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
