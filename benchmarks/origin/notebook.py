@@ -1,0 +1,169 @@
+"""The notebook's losses, networks and loop, and the two controls that differ from it in one expression each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kd_lightning.data.idx import LabelledImages
+from kd_lightning.losses.probability_cross_entropy import probability_cross_entropy_loss
+from kd_lightning.losses.soft_cross_entropy import soft_cross_entropy_loss
+from kd_lightning.networks.convnet import StudentConvNet, TeacherConvNet
+
+TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000
+BATCH_SIZE = 64
+TEMPERATURE = 3.0
+LABEL_WEIGHT = 0.5  # the notebook's lambda; the teacher has the rest
+CLIP_NORM = 1.0
+
+Loss = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+
+
+def notebook_soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    """The notebook's own, without T^2: where the softmax underflows to 0 its logarithm is -inf, and the loss inf."""
+    log_student = (student / TEMPERATURE).softmax(dim=1).log()
+    return -(log_student * (teacher / TEMPERATURE).softmax(dim=1)).sum(dim=1).mean()
+
+
+def sound_soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    """The same quantity through log_softmax; the house's loss carries T^2, the notebook's did not."""
+    return soft_cross_entropy_loss(student, teacher, TEMPERATURE) / TEMPERATURE**2
+
+
+def logit_loss(student: Tensor, teacher: Tensor | None, target: Tensor) -> Tensor:
+    """Cross-entropy as it is meant, fed with logits."""
+    return functional.cross_entropy(student, target)
+
+
+def distilled_loss(soft: Callable[[Tensor, Tensor], Tensor]) -> Loss:
+    """Half the labels' loss, half the soft one: the notebook's lambda is .5."""
+
+    def loss(student: Tensor, teacher: Tensor | None, target: Tensor) -> Tensor:
+        assert teacher is not None
+        labels = probability_cross_entropy_loss(student, None, target)
+        return LABEL_WEIGHT * labels + (1 - LABEL_WEIGHT) * soft(student, teacher)
+
+    return loss
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network and what it learns from; one that is taught is clipped and stops at a NaN, as in the notebook."""
+
+    network: Callable[[], nn.Module]
+    loss: Loss
+    taught: bool
+    epoch_seconds: float  # on one core of some machine: only the estimate of the time left is made of it
+
+
+VARIANTS = {
+    "teacher": Variant(TeacherConvNet, probability_cross_entropy_loss, taught=False, epoch_seconds=70.0),
+    "student": Variant(StudentConvNet, probability_cross_entropy_loss, taught=False, epoch_seconds=9.0),
+    "student_on_logits": Variant(StudentConvNet, logit_loss, taught=False, epoch_seconds=9.0),
+    "distilled": Variant(StudentConvNet, distilled_loss(notebook_soft_cross_entropy), taught=True, epoch_seconds=32.0),
+    "distilled_log_softmax": Variant(
+        StudentConvNet, distilled_loss(sound_soft_cross_entropy), taught=True, epoch_seconds=32.0
+    ),
+}
+
+
+def batches(digits: LabelledImages, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images in [0, 1], grey repeated in three channels, and classes; the last batch is as short as it comes."""
+    for rows in order.split(BATCH_SIZE):
+        yield digits.images[rows].float().div(255).repeat(1, 3, 1, 1), digits.labels[rows]
+
+
+@dataclass
+class Overflow:
+    """Steps at which the soft cross-entropy of finite logits is not finite, by how its logarithm is taken."""
+
+    steps: int = 0
+    log_of_softmax: int = 0
+    log_softmax: int = 0
+    first: int | None = None
+
+    def count(self, student: Tensor, teacher: Tensor) -> None:
+        """Looks at the logits of one step."""
+        if not student.isfinite().all():
+            return
+        self.steps += 1
+        self.log_softmax += not sound_soft_cross_entropy(student, teacher).isfinite()
+        if not notebook_soft_cross_entropy(student, teacher).isfinite():
+            self.log_of_softmax += 1
+            self.first = self.first or self.steps
+
+
+class LossIsNaN(Exception):
+    """The notebook's assertion."""
+
+
+def train_epoch(
+    network: nn.Module,
+    teacher: nn.Module | None,
+    variant: Variant,
+    optimizer: torch.optim.Optimizer,
+    data: Iterable[tuple[Tensor, Tensor]],
+    overflow: Overflow,
+) -> dict[str, float]:
+    """One pass: the loss as the notebook printed it (batch means summed, over N), running accuracy, speed."""
+    total, hits, images, steps, start = 0.0, 0, 0, 0, perf_counter()
+    for x, y in data:
+        logits = network(x)
+        soft = None if teacher is None else teacher(x)
+        loss = variant.loss(logits, soft, y)
+        if soft is not None:
+            if loss.isnan():
+                raise LossIsNaN
+            overflow.count(logits.detach(), soft)
+        optimizer.zero_grad()
+        loss.backward()
+        if variant.taught:
+            nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
+        optimizer.step()
+        total, hits = total + loss.item(), hits + int((logits.argmax(dim=1) == y).sum())
+        images, steps = images + len(y), steps + 1
+    return {
+        "train_loss": total / images,
+        "train_accuracy": hits / images,
+        "iterations_per_second": steps / (perf_counter() - start),
+    }
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module, teacher: nn.Module | None, loss: Loss, data: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[float, Tensor, Tensor]:
+    """The loss as the notebook printed it, the logits, and the classes of the test images."""
+    total = 0.0
+    logits: list[Tensor] = []
+    target: list[Tensor] = []
+    for x, y in data:
+        logits.append(network(x))
+        target.append(y)
+        total += loss(logits[-1], None if teacher is None else teacher(x), y).item()
+    return total / sum(map(len, target)), torch.cat(logits), torch.cat(target)
+
+
+def gradient_norms(loss: Loss, logits: Tensor, target: Tensor) -> Tensor:
+    """Norm, image by image, of the gradient that a loss sends into the logits."""
+    logits = logits.detach().double().requires_grad_()  # the starved ones are differences of nearly equal numbers
+    (gradient,) = torch.autograd.grad(len(target) * loss(logits, None, target), logits)
+    return gradient.norm(dim=1)
+
+
+def study(logits: Tensor, target: Tensor) -> dict[str, Any]:
+    """What explains the numbers: recall by class, the widest gap between two logits, the gradient of the mistakes."""
+    right = logits.argmax(dim=1) == target
+    return {
+        "test_accuracy": right.float().mean().item(),
+        "recall": [right[target == label].float().mean().item() for label in range(logits.shape[1])],
+        "logit_gap": (logits.amax(dim=1) - logits.amin(dim=1)).max().item(),
+        "mistake_gradient": gradient_norms(probability_cross_entropy_loss, logits, target)[~right].median().item(),
+        "mistake_gradient_on_logits": gradient_norms(logit_loss, logits, target)[~right].median().item(),
+    }

@@ -1,0 +1,72 @@
+"""Two processes compute what one would."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests import toys, two_processes
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each of two ranks computed; see `two_processes`."""
+    out = tmp_path_factory.mktemp("two_processes")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "NODE_RANK": "0",
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "tests.two_processes", str(out)]
+    processes = [
+        subprocess.Popen(
+            command,
+            env=os.environ | shared | {"LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output.decode()
+    return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_two_ranks_have_the_gradient_of_one_process(ranks, tmp_path):
+    one = two_processes.gradients(tmp_path, 1)
+    whole = torch.cat([value.flatten() for value in one.values()])
+    for rank in ranks:
+        shared = torch.cat([value.flatten() for value in rank["gradients"].values()])
+        assert ((shared - whole).norm() / whole.norm()).item() <= 1e-6
+
+
+def test_metrics_are_exact_when_the_ranks_shares_are_uneven(ranks, tmp_path):
+    one = two_processes.metrics(tmp_path, 1)
+    for rank in ranks:
+        assert rank["metrics"] == pytest.approx(one, rel=1e-6)
+
+
+def test_both_ranks_end_with_the_same_weights_and_resume_is_bit_exact(ranks):
+    for rank in ranks:
+        whole, *again = rank["resumed"]
+        parameters = {name for name in whole if "running" not in name}  # BatchNorm's own statistics stay each rank's
+        assert all(torch.equal(whole[name], ranks[0]["resumed"][0][name]) for name in parameters)
+    whole, *again = ranks[0]["resumed"]  # rank 0 is the one that is saved
+    assert [toys.same(weights, whole) for weights in again] == [True] * 3
+
+
+def test_cached_outputs_teach_as_the_live_teacher_does(ranks):
+    for rank in ranks:
+        for name, value in rank["live"].items():
+            torch.testing.assert_close(rank["cached"][name], value, rtol=1e-5, atol=1e-6)

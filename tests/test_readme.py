@@ -1,0 +1,68 @@
+"""Every command and every program of the README runs, in its order, for a few steps."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from kd_lightning.__main__ import main
+from kd_lightning.methods import readme_table
+from tests import toys
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+COMMANDS = [
+    line.partition("#")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("kd-lightning")
+]
+PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("readme")
+
+
+def test_its_commands_run_in_their_order(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    assert [command.split()[1] for command in COMMANDS] == ["fit"] * 3 + ["test", "export", "methods", "methods"]
+    for command in COMMANDS:
+        _, *arguments = shlex.split(command)
+        short = SHORT if arguments[0] == "fit" else ["--trainer.limit_test_batches=1"] if arguments[0] == "test" else []
+        assert main([*arguments, *short]) == 0, command
+    assert (folder / "runs/mnist/teacher/last.ckpt").exists()
+    assert (folder / "student.safetensors").exists()
+    assert "1503.02531" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", range(len(PROGRAMS)))
+def test_its_programs_run(number, teacher_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs/mnist/teacher").mkdir(parents=True)
+    shutil.copy(teacher_checkpoint, "runs/mnist/teacher/last.ckpt")
+    monkeypatch.setattr("lightning.pytorch.Trainer", lambda **given: toys.trainer(tmp_path, max_steps=2, **given))
+    names: dict[str, object] = {}
+    exec(PROGRAMS[number], names)
+    if module := names.get("YourModule"):
+        assert isinstance(module, type)
+        assert issubclass(module, LightningModule)
+        learner = module()
+        batch = (torch.rand(4, 3, 28, 28), torch.arange(4))
+        toys.trainer(tmp_path, max_steps=2).fit(learner, toys.Loader([batch, batch]))
+        assert not [name for name in learner.state_dict() if "teacher" in name]
+    else:
+        assert isinstance(names["trainer"], Trainer)
+        assert names["trainer"].global_step == 2
+
+
+def test_its_table_of_methods_is_made_from_the_tree():
+    table = README.partition("<!-- methods: begin -->\n")[2].partition("<!-- methods: end -->")[0]
+    assert table == readme_table()

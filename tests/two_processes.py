@@ -1,0 +1,109 @@
+"""One rank of the runs that `test_distributed` starts; see there. Writes what it computed to a file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+
+from kd_lightning import Classifier, OfflineDistiller, Term
+from kd_lightning.callbacks import TeacherCache, TeacherFreezing
+from kd_lightning.losses import KDLoss, TaskLoss
+from tests import toys
+
+
+class SimilarityLoss(nn.Module):
+    """The mean squared difference of the batch's similarity matrices: it compares samples."""
+
+    compares_samples = True
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        return ((student @ student.T - teacher @ teacher.T) ** 2).mean()
+
+
+class Gradients(Callback):
+    """Keeps the gradient that the first step's optimizer sees."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.first = (
+            {n: p.grad.clone() for n, p in pl_module.student.named_parameters()}
+            if not trainer.global_step
+            else self.first
+        )
+
+
+def plain_network(width: int, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 784, width), nn.Tanh(), nn.Linear(width, 10))
+
+
+def learner() -> OfflineDistiller:
+    """No layer that mixes samples: what one process computes is what two must."""
+    terms = {
+        "task": Term(TaskLoss(), weight=0.5, teacher=None),
+        "kd": Term(KDLoss(temperature=3.0), weight=0.5),
+        "similarity": Term(SimilarityLoss(), weight=0.1),
+    }
+    return OfflineDistiller(plain_network(8, seed=1), plain_network(16, seed=2), terms)
+
+
+def gradients(folder: Path, ranks: int) -> dict[str, Tensor]:
+    """The gradient of the first global batch of 32 images."""
+    kept = Gradients()
+    run = toys.trainer(folder, kept, TeacherFreezing(), max_steps=1, **parallel(ranks))
+    run.fit(learner(), toys.data(batch_size=32 // ranks, augmentation=None))
+    return kept.first
+
+
+def metrics(folder: Path, ranks: int) -> dict[str, float]:
+    """Accuracy and loss on 77 rows, which two ranks share unevenly."""
+    data = toys.data(val_size=77, eval_batch_size=16)
+    (measured,) = toys.trainer(folder, **parallel(ranks)).validate(
+        Classifier(plain_network(8, seed=1)), data, verbose=False
+    )
+    return measured
+
+
+def cached(folder: Path, ranks: int, use_cache: bool) -> dict[str, Tensor]:
+    """The weights after an epoch, with the teacher's outputs looked up or not."""
+    student = toys.offline()
+    callbacks = [TeacherCache()] if use_cache else []
+    toys.trainer(folder, *callbacks, max_epochs=1, **parallel(ranks)).fit(student, toys.data(augmentation=None))
+    return toys.weights(student)
+
+
+def resumed(folder: Path, ranks: int) -> list[dict[str, Tensor]]:
+    """The weights of a whole run, and of runs resumed after its steps 1, 2 (an epoch's end) and 3."""
+    whole = toys.offline()
+    checkpoint = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+    toys.trainer(folder, checkpoint, max_epochs=2, **parallel(ranks)).fit(whole, toys.data())
+    results = [toys.weights(whole)]
+    for step in (1, 2, 3):
+        again = toys.offline()
+        run = toys.trainer(folder / "again", max_epochs=2, **parallel(ranks))
+        run.fit(again, toys.data(), ckpt_path=folder / f"step={step}.ckpt")
+        results.append(toys.weights(again))
+    return results
+
+
+def parallel(ranks: int) -> dict[str, Any]:
+    return {"strategy": "ddp", "devices": ranks} if ranks > 1 else {}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    out = Path(sys.argv[1])
+    results = {
+        "gradients": gradients(out / "gradients", 2),
+        "metrics": metrics(out / "metrics", 2),
+        "resumed": resumed(out / "resumed", 2),
+        "live": cached(out / "live", 2, use_cache=False),
+        "cached": cached(out / "cached", 2, use_cache=True),
+    }
+    torch.save(results, out / f"rank-{os.environ['LOCAL_RANK']}.pt")
