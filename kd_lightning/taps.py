@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, cast
 
+import torch
+import torch._dynamo
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+# A compiled network takes no notice of hooks that come and go unless its graphs are guarded against it. Torch keeps the
+# setting by thread. The import costs nothing beside lightning, which needs this part of torch as well.
+torch._dynamo.config.skip_nnmodule_hook_guards = False
 
 Activations = dict[str, Tensor]
 """What was seen, by layer name. ``"logits"`` is always there."""
@@ -21,14 +26,14 @@ def watch(network: nn.Module, layers: Iterable[str] = ()) -> Generator[Activatio
 
     A layer is the dotted name of a submodule, as in ``network.named_modules()``. Two names are special: ``"logits"``
     (always recorded) is the network's own output, a tensor or the ``.logits`` of an object or a mapping, and
-    ``"input"`` is its first input.
+    ``"input"`` is its first input. A compiled network (``network.compile()``) gets one graph for each set of layers.
 
     Args:
         network: The network to look into; it must run exactly once in the context.
         layers: What to record beside ``"logits"``.
 
     Yields:
-        The activations, filled in while the network runs and complete when the context closes.
+        The activations, filled in when the context closes.
 
     Raises:
         ValueError: There is no such layer (the nearest names are given).
@@ -43,32 +48,28 @@ def watch(network: nn.Module, layers: Iterable[str] = ()) -> Generator[Activatio
         >>> {layer: tuple(activation.shape) for layer, activation in seen.items()}
         {'1': (5, 3), 'logits': (5, 2)}
     """
-    seen: Activations = {}
+    outputs: dict[str, list[object]] = {layer: [] for layer in [*layers, "logits"]}
     versions: dict[str, int] = {}
-    calls: Counter[str] = Counter()
 
     def record(layer: str, value: object) -> None:
-        if not isinstance(value, Tensor):
-            raise TypeError(f"layer {layer!r} gave {type(value).__name__}, not a tensor: name a layer that gives one")
-        calls[layer] += 1
-        seen[layer] = value
-        if not value.is_inference():  # such tensors keep no version
-            versions[layer] = value._version
+        if isinstance(value, Tensor):
+            if torch.compiler.is_compiling():
+                value = value.clone()  # a graph keeps no versions, but a copy cannot be overwritten
+            elif not value.is_inference():  # such tensors keep no version either
+                versions[layer] = value._version
+        outputs[layer].append(value)
 
+    seen: Activations = {}
     handles: list[RemovableHandle] = []
     try:
-        handles += [_listen(network, layer, record) for layer in dict.fromkeys([*layers, "logits"])]
+        for layer in outputs:
+            handles.append(_listen(network, layer, record))
         yield seen
     finally:
         for handle in handles:
             handle.remove()
-    for layer in dict.fromkeys([*layers, "logits"]):
-        if calls[layer] != 1:
-            what = "the network" if layer == "logits" else f"layer {layer!r}"
-            raise RuntimeError(
-                f"{what} ran {calls[layer]} times while it was watched, and must run once: "
-                "a layer that is used twice has no single activation"
-            )
+    for layer, values in outputs.items():
+        seen[layer] = _only(layer, values)
         if layer in versions and seen[layer]._version != versions[layer]:
             raise RuntimeError(
                 f"the output of layer {layer!r} was overwritten in place by a later layer (a ReLU with inplace=True?): "
@@ -104,6 +105,21 @@ def logits_of(output: object) -> object:
     if isinstance(output, Mapping):
         return cast("Mapping[str, object]", output).get("logits")
     return getattr(output, "logits", output)
+
+
+def _only(layer: str, outputs: list[object]) -> Tensor:
+    what = "the network" if layer == "logits" else f"layer {layer!r}"
+    if not outputs:
+        raise RuntimeError(
+            f"{what} did not run while it was watched: name a layer that takes part in the forward pass (or call "
+            "torch.compiler.reset(), if the network was compiled before kd_lightning was imported)"
+        )
+    if len(outputs) > 1:
+        raise RuntimeError(f"{what} ran {len(outputs)} times while it was watched, so that it has no single activation")
+    if not isinstance(outputs[0], Tensor):
+        remedy = "return one, or an object with .logits" if layer == "logits" else "name a layer that gives one"
+        raise TypeError(f"{what} gave {type(outputs[0]).__name__}, not a tensor: {remedy}")
+    return outputs[0]
 
 
 def _listen(network: nn.Module, layer: str, record: Callable[[str, object], None]) -> RemovableHandle:

@@ -27,7 +27,7 @@ class Term(nn.Module):
         target: The label(s) of the batch; a label that the batch lacks is passed as None.
 
     Raises:
-        ValueError: `weight` is not finite, or a loss that needs labels finds none under `target`.
+        ValueError: `weight` is not finite, an addressed layer was not seen, or a loss that needs labels lacks one.
 
     Example:
         >>> import torch
@@ -60,13 +60,22 @@ class Term(nn.Module):
             raise ValueError(
                 f"a {type(self.loss).__name__} term compares with a teacher and there is none: teacher=None"
             )
-        target = self._pick(labels, self.target)
-        if target is None and getattr(self.loss, "needs_target", False):
+        for side, seen, address in (("student", student, self.student), ("teacher", teacher or {}, self.teacher)):
+            for layer in names(address):
+                if layer not in seen:
+                    raise ValueError(
+                        f"a {type(self.loss).__name__} term compares the {side}'s {layer!r}, "
+                        f"and only {', '.join(seen)} was seen: set the term's {side}"
+                    )
+        missing = [name for name in names(self.target) or [None] if name not in labels]
+        if missing and getattr(self.loss, "needs_target", False):
             raise ValueError(
-                f"{type(self.loss).__name__} needs the label {self.target!r}; "
+                f"{type(self.loss).__name__} needs the label {missing[0]!r}; "
                 f"this batch has {', '.join(labels) or 'no labels'}: set the term's target"
             )
-        return self.loss(self._pick(student, self.student), self._pick(teacher or {}, self.teacher), target)
+        return self.loss(
+            self._pick(student, self.student), self._pick(teacher or {}, self.teacher), self._pick(labels, self.target)
+        )
 
     def _pick(self, values: dict[str, Tensor], address: Address | None) -> Tensor | list[Tensor | None] | None:
         if address is None:

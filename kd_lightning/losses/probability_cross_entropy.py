@@ -40,10 +40,10 @@ def probability_cross_entropy_loss(student: Tensor, teacher: Tensor | None, targ
         >>> probability_cross_entropy_loss(certain, None, torch.arange(10).roll(1))
         tensor(2.4612)
     """
-    if student.dim() != 2 or target.shape != student.shape[:1] or student.shape[0] < 1:
+    if student.dim() != 2 or target.shape != student.shape[:1] or student.shape[0] < 1 or student.shape[1] < 2:
         raise ValueError(
             f"logits {tuple(student.shape)} and target {tuple(target.shape)} do not fit: logits are (N, C), "
-            "targets class indices (N,), N >= 1"
+            "targets class indices (N,), N >= 1 and C >= 2"
         )
     return functional.cross_entropy(upcast(student).softmax(dim=1), target)
 

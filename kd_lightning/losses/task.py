@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,18 +20,20 @@ def task_loss(student: Tensor, target: Tensor, label_smoothing: float = 0.0) -> 
         label_smoothing: Share of each target spread evenly over all classes, in [0, 1].
 
     Raises:
-        ValueError: The shapes do not fit each other.
+        ValueError: Shapes or types do not fit each other, or `label_smoothing` is not in [0, 1].
 
     Example:
         >>> import torch
         >>> task_loss(torch.zeros(2, 10), torch.tensor([3, 7]))
         tensor(2.3026)
     """
-    fits = student.dim() == 2 and (target.shape == student.shape or target.shape == student.shape[:1])
-    if not fits or student.shape[0] < 1:
+    check_fraction(label_smoothing, "label_smoothing")
+    indices = target.shape == student.shape[:1] and target.dtype in (torch.int64, torch.uint8)
+    probabilities = target.shape == student.shape and target.is_floating_point()
+    if student.dim() != 2 or student.shape[0] < 1 or student.shape[1] < 2 or not (indices or probabilities):
         raise ValueError(
-            f"logits {tuple(student.shape)} and target {tuple(target.shape)} do not fit: logits are (N, C), "
-            "targets class indices (N,) or probabilities (N, C), N >= 1"
+            f"logits {tuple(student.shape)} and target {tuple(target.shape)} of {target.dtype} do not fit: logits are "
+            "(N, C), N >= 1 and C >= 2, targets int64 class indices (N,) or floating-point probabilities (N, C)"
         )
     return functional.cross_entropy(upcast(student), target, label_smoothing=label_smoothing)
 

@@ -1,0 +1,118 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from kd_lightning.losses import KDLoss, kd_loss
+from tests.losses import naive
+
+
+def logits(rows: int, classes: int, scale: float = 3.0, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (scale * torch.randn(rows, classes, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def softened(teacher: Tensor, temperature: float) -> Tensor:
+    """The distribution that the loss teaches, read from its gradient on a blank student, T (1 / C - p) / N."""
+    student = torch.zeros_like(teacher, requires_grad=True)
+    (gradient,) = torch.autograd.grad(KDLoss(temperature)(student, teacher), student)
+    rows, classes = teacher.shape
+    return 1 / classes - gradient * rows / temperature
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 4.0, 20.0, 20.1, 1000.0])
+@pytest.mark.parametrize(("rows", "classes"), [(1, 2), (7, 10), (3, 100)])
+@pytest.mark.parametrize("scale", [0.1, 3.0, 100.0])
+def test_value_and_gradient_are_those_of_naive_loops(temperature: float, rows: int, classes: int, scale: float):
+    student = logits(rows, classes, scale, seed=1).requires_grad_()
+    teacher = logits(rows, classes, scale, seed=2)
+    loss = KDLoss(temperature)(student, teacher)
+    (gradient,) = torch.autograd.grad(loss, student)
+    expected = torch.tensor(naive.kd_gradient(student.detach(), teacher, temperature), dtype=torch.float64)
+    assert loss.item() == pytest.approx(naive.kd(student.detach(), teacher, temperature), rel=1e-9, abs=1e-9)
+    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_it_is_the_divergence_from_the_teacher_and_not_to_it():
+    student, teacher = logits(5, 10, seed=1), logits(5, 10, seed=2)
+    forward, reverse = naive.kd(student, teacher, 2.0), naive.kd(teacher, student, 2.0)
+    assert abs(forward - reverse) > 0.1 * forward
+    assert kd_loss(student, teacher, 2.0).item() == pytest.approx(forward)
+
+
+def test_at_temperature_1_it_teaches_the_plain_softmax():
+    teacher = logits(5, 10)
+    torch.testing.assert_close(
+        softened(teacher, 1.0), torch.tensor([naive.softmax(row) for row in teacher.tolist()]).double()
+    )
+
+
+def test_as_the_temperature_goes_to_0_it_teaches_the_one_hot_argmax():
+    teacher = logits(5, 10)
+    one_hot = torch.nn.functional.one_hot(teacher.argmax(dim=1), 10).double()
+    distances = [
+        (softened(teacher, temperature) - one_hot).abs().max().item() for temperature in (1.0, 0.1, 0.01, 0.001)
+    ]
+    assert distances == sorted(distances, reverse=True)
+    assert distances[0] > 0.1
+    assert distances[-1] < 1e-6
+
+
+def test_as_the_temperature_goes_to_infinity_it_teaches_the_uniform_distribution():
+    teacher = logits(5, 10)
+    distances = [(softened(teacher, 10.0**power) - 0.1).abs().max().item() for power in range(6)]
+    assert distances[0] > 0.1
+    for nearer, farther in zip(distances[2:], distances[1:], strict=False):
+        assert nearer == pytest.approx(farther / 10, rel=0.5)  # it goes with 1 / T
+
+
+def half_squared_distance(student: Tensor, teacher: Tensor) -> float:
+    """Of the centred logits, over C, averaged over samples: the limit in Hinton 2015, equation 4."""
+    total = 0.0
+    for s, t in naive.pairs(student, teacher):
+        s_mean, t_mean = sum(s) / len(s), sum(t) / len(t)
+        total += sum((s_c - s_mean - t_c + t_mean) ** 2 for s_c, t_c in zip(s, t, strict=True)) / (2 * len(s))
+    return total / len(student)
+
+
+def test_as_the_temperature_goes_to_infinity_it_is_half_the_squared_distance_of_the_centred_logits_over_c():
+    student, teacher = logits(5, 10, seed=1) + 7, logits(5, 10, seed=2)  # uncentred: the 7 must not count
+    limit = half_squared_distance(student, teacher)
+    errors = [abs(kd_loss(student, teacher, 10.0**power).item() / limit - 1) for power in (2, 3, 4, 5)]
+    assert errors[-1] < 1e-4
+    for nearer, farther in zip(errors[1:], errors, strict=False):
+        assert nearer == pytest.approx(farther / 10, rel=0.5)
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0])
+@pytest.mark.parametrize("temperature", [21.0, 100.0, 1000.0])
+def test_float32_keeps_its_digits_at_high_temperatures(temperature: float, scale: float):
+    student, teacher = (logits(16, 100, scale, seed, torch.float32) for seed in (1, 2))
+    expected = naive.kd(student, teacher, temperature)
+    assert kd_loss(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-3)
+    assert kd_loss(teacher, teacher, temperature).item() == 0
+
+
+def test_both_ways_of_summing_agree_where_they_meet():
+    student, teacher = logits(16, 10, 100.0, seed=1), logits(16, 10, 100.0, seed=2)
+    below, above = kd_loss(student, teacher, 20.0), kd_loss(student, teacher, math.nextafter(20.0, 21.0))
+    torch.testing.assert_close(above, below, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 1.0, 1000.0])
+def test_it_stays_finite_as_long_as_the_softened_logits_and_the_loss_are_representable(temperature: float):
+    student = (1e34 * logits(4, 10, 1.0, seed=1)).float().requires_grad_()
+    loss = kd_loss(student, (1e34 * logits(4, 10, 1.0, seed=2)).float(), temperature)
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+
+
+def test_the_gradient_has_no_hole_where_the_two_log_probabilities_differ_by_exactly_1():
+    temperature = 10**1.5
+    student = torch.tensor([[temperature, 0.0]], requires_grad=True)
+    teacher = torch.tensor([[0.0, temperature]])
+    (gradient,) = torch.autograd.grad(kd_loss(student, teacher, temperature), student)
+    expected = torch.tensor(naive.kd_gradient(student.detach(), teacher, temperature))
+    torch.testing.assert_close(gradient, expected)

@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from kd_lightning.losses import TaskLoss, task_loss
+from tests.losses import naive
+
+
+@pytest.fixture
+def logits():
+    return 3 * torch.randn(7, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def cross_entropy(logits: torch.Tensor, targets: list[list[float]]) -> float:
+    """Against one distribution a sample."""
+    rows = zip(logits.tolist(), targets, strict=True)
+    return -sum(t * q for row, target in rows for t, q in zip(target, naive.log_softmax(row), strict=True)) / len(
+        logits
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2, 1.0])
+def test_class_indices_are_one_hot_targets_smoothed_towards_uniform(logits, smoothing: float, dtype: torch.dtype):
+    labels = [3, 7, 0, 9, 9, 1, 4]
+    targets = [[(1 - smoothing) * (c == label) + smoothing / 10 for c in range(10)] for label in labels]
+    logits.requires_grad_()
+    loss = TaskLoss(smoothing)(logits, None, torch.tensor(labels, dtype=dtype))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss.item() == pytest.approx(cross_entropy(logits, targets), rel=1e-12)
+    soft = torch.tensor([naive.softmax(row) for row in logits.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(gradient, (soft - torch.tensor(targets, dtype=torch.float64)) / 7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_probabilities_are_targets_as_they_are(logits, dtype: torch.dtype):
+    mixed = torch.softmax(logits.roll(1, dims=0), dim=1).to(dtype)  # what mixup gives
+    loss = TaskLoss()(logits, None, mixed)
+    assert loss.item() == pytest.approx(cross_entropy(logits, mixed.tolist()), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        torch.zeros(7),
+        torch.zeros(7, dtype=torch.int32),
+        torch.zeros(7, 10, dtype=torch.long),
+        torch.zeros(7, 10).bool(),
+    ],
+)
+def test_targets_of_a_type_that_does_not_say_what_they_are_are_refused(logits, target):
+    with pytest.raises(ValueError, match=f"{target.dtype} do not fit.*int64 class indices"):
+        task_loss(logits, target)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.1, float("nan")])
+def test_a_smoothing_outside_0_to_1_is_refused(logits, smoothing: float):
+    with pytest.raises(ValueError, match=rf"label_smoothing={smoothing} must lie in \[0, 1\]"):
+        TaskLoss(smoothing)
+    with pytest.raises(ValueError, match=rf"label_smoothing={smoothing} must lie in \[0, 1\]"):
+        task_loss(logits, torch.zeros(7, dtype=torch.long), smoothing)
