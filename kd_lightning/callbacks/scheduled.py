@@ -1,0 +1,63 @@
+"""What the callbacks that follow a schedule share: when they act, and how they find the terms."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from kd_lightning.callbacks.clock import epoch
+from kd_lightning.callbacks.schedules import Schedule
+from kd_lightning.steps import optimizer_step
+from kd_lightning.terms import Term
+
+
+class Scheduled(Callback, ABC):
+    """Applies a schedule's value at the start of each batch.
+
+    The value is a function of the trainer's own count, so nothing is kept in a checkpoint and every resume is right.
+
+    Args:
+        schedule: Gives the value.
+        unit: Whether the schedule's t counts optimizer steps or epochs.
+
+    Raises:
+        ValueError: There is no such unit.
+    """
+
+    def __init__(self, schedule: Schedule, unit: Literal["step", "epoch"] = "step") -> None:
+        if unit not in ("step", "epoch"):
+            raise ValueError(f"unit={unit!r} is neither 'step' nor 'epoch'")
+        self.schedule = schedule
+        self.unit = unit
+
+    @abstractmethod
+    def apply(self, value: float) -> None:
+        """Sets the value wherever it belongs."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Applies the value of this step or epoch: here, as not every resume calls ``on_train_epoch_start``."""
+        self.apply(self.schedule(optimizer_step(trainer) if self.unit == "step" else epoch(trainer)))
+
+
+def find_terms(module: nn.Module, name: str | None) -> dict[str, list[Term]]:
+    """The terms in a module by their names, or those of one name; equal names may be in different places.
+
+    Raises:
+        ValueError: There is none (the nearest names are given).
+    """
+    found: dict[str, list[Term]] = {}
+    for path, candidate in module.named_modules():
+        if isinstance(candidate, Term):
+            found.setdefault(path.rpartition(".")[2], []).append(candidate)
+    if not found:
+        raise ValueError(f"{type(module).__name__} has no terms whose schedule this could be: give it one")
+    if name is None:
+        return found
+    if name not in found:
+        nearest = get_close_matches(name, found, n=3, cutoff=0.3) or found
+        raise ValueError(f"there is no term {name!r} to follow a schedule; the nearest names are {', '.join(nearest)}")
+    return {name: found[name]}
