@@ -1,0 +1,140 @@
+"""Trained to the last step and measured there: what a worker does for a run."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable
+from time import perf_counter
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from kd_lightning.cli import build
+from kd_lightning.compare.evaluation import (
+    accuracy,
+    agreement,
+    calibration_error,
+    divergence,
+    negative_log_likelihood,
+)
+from kd_lightning.compare.survey import network_key
+from kd_lightning.compare.training import CONFIG, LOGITS, Training
+from kd_lightning.compare.worker import Tell
+from kd_lightning.learner import Learner
+from kd_lightning.networks import digest
+from kd_lightning.quiet import quiet
+from kd_lightning.steps import optimizer_step
+from kd_lightning.taps import logits_of
+
+TRAIN_ROWS = 10_000
+"""Train accuracy is measured on at most so many of a run's training images."""
+
+
+class Recorder(Callback):
+    """Tells how far training is, and keeps the validation curve."""
+
+    def __init__(self, tell: Tell) -> None:
+        self.tell, self.told = tell, 0.0
+        self.curve: list[dict[str, float]] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Twice a second, not at each batch."""
+        if perf_counter() - self.told > 0.5:
+            self.told = perf_counter()
+            self.tell(optimizer_step(trainer) / trainer.estimated_stepping_batches)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A point of the curve."""
+        if not trainer.sanity_checking:
+            metrics = {
+                name: trainer.callback_metrics[key].item()
+                for name, key in (("accuracy", "val/acc"), ("nll", "val/nll"))
+            }
+            self.curve.append({"step": optimizer_step(trainer) + 1} | metrics)  # this step is counted after it
+
+
+def fit_and_measure(task: Training, tell: Tell) -> dict[str, Any]:
+    """Trains as ``kd-lightning fit`` would, then measures the weights of the last step."""
+    gc.collect()  # what is left of the run before
+    with quiet():
+        run = build(["--config", str(task.folder / CONFIG)])
+        trainer, model, data = cast("Any", run.trainer), cast("Learner", run.model), run.datamodule
+        recorder = Recorder(tell)
+        trainer.callbacks.append(recorder)
+        start, began = digest(model.student), perf_counter()
+        run.run()
+        seconds = perf_counter() - began
+    result: dict[str, Any] = {
+        "network": network_key(task.config),
+        "start": start,
+        "steps": optimizer_step(trainer),
+        "seconds": seconds,
+        "curve": recorder.curve,
+    }
+    data.setup("test")
+    logits, target = predict(model, data.test_dataloader())
+    np.savez(task.folder / LOGITS, logits=logits.numpy(), target=target.numpy())
+    result |= _on_test_images(logits, target) | _beside_teacher(task, logits, target) | _on_training_images(model, data)
+    _log(trainer, task, result)
+    return result
+
+
+@torch.no_grad()
+def predict(model: Learner, batches: Iterable[Any], limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """Float32 logits (N, C) and classes (N,) of the first rows, at most `limit`."""
+    model.eval()
+    logits: list[Tensor] = []
+    targets: list[Tensor] = []
+    for batch in batches:
+        if limit is not None and sum(map(len, targets)) >= limit:
+            break
+        inputs, _, labels = model.split_batch(batch)
+        logits.append(cast("Tensor", logits_of(model(inputs))).float())
+        targets.append(next(labels[name] for name in ("target", "label", "labels") if name in labels))
+    return torch.cat(logits)[:limit], torch.cat(targets)[:limit]
+
+
+def _on_test_images(logits: Tensor, target: Tensor) -> dict[str, Any]:
+    return {
+        "test_images": len(target),
+        "accuracy": accuracy(logits, target),
+        "errors": int((logits.argmax(dim=1) != target).sum()),
+        "nll": negative_log_likelihood(logits, target),
+        "calibration_error": calibration_error(logits, target),
+    }
+
+
+def _beside_teacher(task: Training, logits: Tensor, target: Tensor) -> dict[str, Any]:
+    if task.teacher_folder is None:
+        return {"agreement": None, "divergence": None}
+    with np.load(task.teacher_folder / LOGITS) as saved:
+        teacher, teachers_target = torch.from_numpy(saved["logits"]), torch.from_numpy(saved["target"])
+    if not torch.equal(target, teachers_target):
+        raise ValueError(
+            f"student and teacher ({task.teacher_folder}) were not tested on the same images: give both one data"
+        )
+    return {"agreement": agreement(logits, teacher), "divergence": divergence(logits, teacher)}
+
+
+def _on_training_images(model: Learner, data: Any) -> dict[str, Any]:
+    """Of data that can give its training images as they are, each once, as `MNISTDataModule.train_rows` does."""
+    if not hasattr(data, "train_rows"):
+        return {"train_images": None, "train_accuracy": None}
+    images = sum(len(model.split_batch(batch).labels["index"]) for batch in data.train_rows())
+    return {"train_images": images, "train_accuracy": accuracy(*predict(model, data.train_rows(), TRAIN_ROWS))}
+
+
+def _log(trainer: Trainer, task: Training, result: dict[str, Any]) -> None:
+    """The test figures to every logger, and to TensorBoard's HParams page under tags that are the same in all runs."""
+    for logger in trainer.loggers:
+        logger.log_metrics({"test/acc": result["accuracy"], "test/nll": result["nll"]}, step=result["steps"])
+        if isinstance(logger, TensorBoardLogger):
+            metrics = {"hp/test_acc": result["accuracy"], "hp/test_nll": result["nll"]}
+            logger.log_hyperparams(task.labels, metrics)
+        logger.finalize("success")

@@ -1,0 +1,134 @@
+"""From a compare file to a plan."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, cast
+
+from kd_lightning.compare.merge import Config, merge, read_yaml
+from kd_lightning.compare.plan import Group, Plan, Variant
+from kd_lightning.complaints import Complaint, nearest
+from kd_lightning.methods import find_config
+
+_KINDS: dict[str, tuple[type, ...]] = {"text": (str,), "a list": (list,), "a mapping": (dict,), "files": (str, list)}
+_PLAN = {"title": "text", "notes": "text", "set": "a mapping", "groups": "a mapping"}
+_GROUP = {
+    "title": "text",
+    "notes": "text",
+    "set": "a mapping",
+    "seeds": "a list",
+    "baseline": "text",
+    "variants": "a mapping",
+}
+_VARIANT = {"title": "text", "config": "files", "set": "a mapping", "baseline": "text", "teacher": "text"}
+
+
+def read_plan(path: Path) -> Plan:
+    """Reads a compare file; the configuration files that it names are looked for beside it.
+
+    Raises:
+        Complaint: Something in it, or in a file that it names, is wrong.
+    """
+    content = _checked(str(path), read_yaml(path), _PLAN, required=["groups"])
+    build = _Builder(path, content)
+    groups = [build.group(name) for name in content["groups"]]
+    return Plan(content.get("title", path.stem), content.get("notes", ""), groups)
+
+
+class _Builder:
+    """Builds each variant once, a teacher before whom it teaches."""
+
+    def __init__(self, path: Path, content: Config) -> None:
+        self.path, self.content = path, content
+        self.groups: dict[str, Config] = {}
+        for name, group in content["groups"].items():
+            where = f"{path}: groups.{_usable(str(path), name)}"
+            self.groups[name] = _checked(where, group, _GROUP, required=["seeds", "variants"])
+            _check_seeds(where, group["seeds"])
+            for variant, value in group["variants"].items():
+                _checked(f"{where}.variants.{_usable(where, variant)}", value, _VARIANT, required=["config"])
+        self.built: dict[tuple[str, str], Variant] = {}
+        self.building: list[str] = []
+
+    def group(self, name: str) -> Group:
+        group = self.groups[name]
+        variants = [self.variant(name, variant) for variant in group["variants"]]
+        return Group(name, group.get("title", name), group.get("notes", ""), variants)
+
+    def variant(self, group_name: str, name: str) -> Variant:
+        if (group_name, name) in self.built:
+            return self.built[group_name, name]
+        group = self.groups[group_name]
+        content = group["variants"][name]
+        where = f"{self.path}: groups.{group_name}.variants.{name}"
+        if where in self.building:
+            raise Complaint(f"{where}: is its own teacher or baseline, if by way of others: name another")
+        self.building.append(where)
+        baseline = content.get("baseline", group.get("baseline"))
+        self.built[group_name, name] = Variant(
+            group=group_name,
+            name=name,
+            title=content.get("title", name),
+            config=self._config(where, group, content),
+            seeds=tuple(group["seeds"]),
+            teacher=self._other(where, "teacher", group_name, content.get("teacher")),
+            baseline=self._other(where, "baseline", group_name, None if baseline == name else baseline),
+        )
+        self.building.pop()
+        return self.built[group_name, name]
+
+    def _config(self, where: str, group: Config, content: Config) -> Config:
+        files = content["config"] if isinstance(content["config"], list) else [content["config"]]
+        config: Config = {}
+        for name in map(str, files):
+            beside = self.path.parent / name
+            try:
+                config = merge(config, read_yaml(beside if beside.is_file() else find_config(name)))
+            except Complaint as complaint:
+                raise Complaint(f"{where}: {complaint}") from None
+        for changes in (self.content, group, content):
+            config = merge(config, changes.get("set", {}))
+        return config
+
+    def _other(self, where: str, key: str, group_name: str, reference: str | None) -> Variant | None:
+        """The variant that a key refers to: ``group/variant``, or ``variant`` in the same group."""
+        if reference is None:
+            return None
+        other_group, _, name = reference.rpartition("/")
+        other_group = other_group or group_name
+        if name not in self.groups.get(other_group, {}).get("variants", {}):
+            there = list(self.groups[group_name]["variants"])
+            if key == "teacher":
+                there += [f"{other}/{variant}" for other, group in self.groups.items() for variant in group["variants"]]
+            raise Complaint(f"{where}: there is no {key} {reference!r}{nearest(reference, there)}")
+        if key == "baseline" and other_group != group_name:
+            raise Complaint(f"{where}: baseline {reference!r} has other images or seeds: name one of its own group")
+        return self.variant(other_group, name)
+
+
+def _checked(where: str, value: Any, kinds: dict[str, str], required: list[str]) -> Config:
+    if not isinstance(value, dict):
+        raise Complaint(f"{where}: is {value!r} and not a mapping with {' and '.join(required)}")
+    content = cast("Config", value)
+    for key, item in content.items():
+        if key not in kinds:
+            raise Complaint(f"{where}: there is no such key as {key!r}{nearest(str(key), kinds)}")
+        if not isinstance(item, _KINDS[kinds[key]]):
+            raise Complaint(f"{where}: {key} is {item!r} and not {kinds[key]}")
+    for key in required:
+        if not content.get(key):
+            raise Complaint(f"{where}: {key} is missing or empty")
+    return content
+
+
+def _check_seeds(where: str, seeds: list[Any]) -> None:
+    whole = all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds)
+    if not whole or len(set(seeds)) < len(seeds):
+        raise Complaint(f"{where}: seeds is {seeds} and not a list of different whole numbers, such as [0, 1, 2]")
+
+
+def _usable(where: str, name: Any) -> str:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise Complaint(f"{where}: {name!r} becomes a folder: use letters, digits, dots, dashes and underscores")
+    return name

@@ -1,0 +1,185 @@
+"""A run's folder: what the command line puts there, and that it never puts two runs into one."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from typing_extensions import override
+
+from kd_lightning.callbacks import ExactResume, TeacherFreezing
+from kd_lightning.complaints import Complaint, nearest
+from kd_lightning.learner import Learner
+from kd_lightning.networks import is_frozen
+from kd_lightning.networks.files import read_weights
+
+BAR_REFRESH = 50  # at every step the bar alone would cost a small student a fifth of its time
+
+
+class RunFolder(SaveConfigCallback):
+    """Writes the configuration into ``trainer.default_root_dir``; a run that is resumed there keeps the one it has."""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Does nothing: it is not known yet whether the run is resumed."""
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = Path(trainer.default_root_dir)
+        if trainer.is_global_zero and not _resumes(folder, trainer.ckpt_path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, folder / self.config_filename, skip_unset=False, overwrite=True)
+
+
+class Events(TensorBoardLogger):
+    """TensorBoard's events in a run's folder, without Lightning's ``hparams.yaml``: ``config.yaml`` says it all.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder, name="", version="", default_hp_metric=False)
+
+    @override
+    def save(self) -> None:
+        self.experiment.flush()
+
+
+class MetricsFile(CSVLogger):
+    """``metrics.csv``, which a resumed run goes on with: what it had from the step of the checkpoint on is replaced.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder, name="", version="")
+
+    @property
+    @override
+    def experiment(self) -> ExperimentWriter:
+        if self._experiment is None:
+            self._experiment = _Rows(self.log_dir)
+        return self._experiment  # pyright: ignore[reportReturnType]
+
+
+class _Rows(ExperimentWriter):
+    def __init__(self, log_dir: str) -> None:
+        self._before: list[dict[str, Any]] = []
+        super().__init__(log_dir)
+
+    @override
+    def _check_log_dir_exists(self) -> None:  # Lightning's deletes the rows of the run that is resumed
+        path = Path(self.metrics_file_path)
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                self._before = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+    @override
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        super().log_metrics(metrics_dict, step)
+        if self._before:
+            kept = [row for row in self._before if int(row["step"]) < (step or 0)]
+            self.metrics, self._before = [*kept, *self.metrics], []
+            Path(self.metrics_file_path).unlink()
+
+
+def loggers(folder: str | Path) -> list[Logger]:
+    """What a run logs to unless it says otherwise: TensorBoard's events and ``metrics.csv``, both in its folder."""
+    return [Events(folder), MetricsFile(folder)]
+
+
+def callbacks(
+    given: list[Callback], folder: str | Path, learner: LightningModule, checkpoints: bool, progress_bar: bool
+) -> list[Callback]:
+    """The callbacks of a run: its own, and by default what it has not brought itself of the kind.
+
+    Args:
+        given: The run's own.
+        folder: The run's folder.
+        learner: What is trained.
+        checkpoints: Whether to write ``best.ckpt`` and ``last.ckpt``.
+        progress_bar: Whether to show one.
+    """
+    first: list[Callback] = []
+    if not _any(given, ExactResume):
+        first.append(ExactResume())  # before whatever draws random numbers
+    if is_frozen(getattr(learner, "teacher", learner)) and not _any(given, TeacherFreezing):
+        first.append(TeacherFreezing())
+    last: list[Callback] = []
+    if progress_bar and not _any(given, ProgressBar):
+        last.append(RichProgressBar(refresh_rate=BAR_REFRESH))
+    if checkpoints and not _any(given, Checkpoint):
+        # Two, for an interrupted run saves what it has reached, and that must not replace the best.
+        where: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
+        if isinstance(learner, Learner):
+            best = ModelCheckpoint(
+                filename="best", monitor="val/acc", mode="max", save_on_train_epoch_end=False, **where
+            )
+            last.append(best)
+        last.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, save_on_exception=True, **where))
+    return [*first, *given, *last]
+
+
+def checkpoint(folder: str | Path, wanted: str | None) -> str | None:
+    """The path of a checkpoint: ``last`` and ``best`` are those of the run's folder.
+
+    Raises:
+        Complaint: There is no such file.
+    """
+    if wanted is None:
+        return None
+    path = Path(folder) / f"{wanted}.ckpt" if wanted in ("last", "best") else Path(wanted).expanduser()
+    if not path.is_file():
+        raise Complaint(f"ckpt_path: {path} is no file" + nearest(str(path), map(str, path.parent.glob("*.ckpt"))))
+    return str(path)
+
+
+def check_checkpoint(path: str) -> None:
+    """Looks into a checkpoint before Lightning does, which has less to say about what is wrong with one.
+
+    Raises:
+        WeightsError: It cannot be read.
+        Complaint: It is not of a run.
+    """
+    read_weights(path, "student")
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if is_zipfile(path) else {}
+    if "pytorch-lightning_version" not in content:
+        raise Complaint(
+            f"ckpt_path: {path} holds weights, but is no checkpoint of a run: name its last.ckpt or best.ckpt"
+        )
+
+
+def refuse_second_run(folder: str | Path, ckpt_path: str | None) -> None:
+    """Two runs in one folder would mix their metrics, and the second would replace the first one's checkpoints.
+
+    A checkpoint or metrics make a folder a run's: a start that failed before either may be repeated in place.
+
+    Raises:
+        Complaint: The folder holds a run, and `ckpt_path` is none of its checkpoints.
+    """
+    folder = Path(folder)
+    checkpoints = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    if (checkpoints or (folder / "metrics.csv").exists()) and not _resumes(folder, ckpt_path):
+        resume = f"resume it with --ckpt_path {checkpoints[-1]}, or " if checkpoints else ""
+        raise Complaint(
+            f"trainer.default_root_dir: {folder} holds a run already: {resume}name another folder "
+            f"with --trainer.default_root_dir {folder}-2"
+        )
+
+
+def _any(given: list[Callback], kind: type[Callback]) -> bool:
+    return any(isinstance(callback, kind) for callback in given)
+
+
+def _resumes(folder: Path, ckpt_path: Any) -> bool:
+    return ckpt_path is not None and Path(ckpt_path).resolve().parent == folder.resolve()
