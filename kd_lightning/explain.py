@@ -64,7 +64,7 @@ def explain(error: BaseException, settings: Sequence[Setting], options: Sequence
         return f"{found[1]}: {found[2]}"
     if found := re.search(r"the following arguments are required: (.+)", reason):
         if not keys:
-            return f"{found[1]}: is missing: give it in a file (--config), or as --{found[1].partition(',')[0]}"
+            return f"{found[1]}: not given: name a YAML file that does, with --config"
         return at(settings, keys, f"{found[1]} is missing" + (f": {_short(owner)} needs it" if owner else ""))
     if found := re.match(r"Expected a dot import path string: (.+)|No module named|module '.+' has no attr", reason):
         name = found[1] or owner or ""

@@ -8,6 +8,7 @@ from typing import Any
 from zipfile import is_zipfile
 
 import torch
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
@@ -19,7 +20,7 @@ from kd_lightning.callbacks import ExactResume, TeacherFreezing
 from kd_lightning.complaints import Complaint, nearest
 from kd_lightning.learner import Learner
 from kd_lightning.networks import is_frozen
-from kd_lightning.networks.files import read_weights
+from kd_lightning.networks.files import WeightsError, read_weights
 
 BAR_REFRESH = 50  # at every step the bar alone would cost a small student a fifth of its time
 
@@ -65,32 +66,36 @@ class MetricsFile(CSVLogger):
         super().__init__(folder, name="", version="")
 
     @property
-    @override
-    def experiment(self) -> ExperimentWriter:
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Writes the rows."""
         if self._experiment is None:
             self._experiment = _Rows(self.log_dir)
         return self._experiment  # pyright: ignore[reportReturnType]
 
 
 class _Rows(ExperimentWriter):
-    def __init__(self, log_dir: str) -> None:
-        self._before: list[dict[str, Any]] = []
-        super().__init__(log_dir)
-
     @override
-    def _check_log_dir_exists(self) -> None:  # Lightning's deletes the rows of the run that is resumed
-        path = Path(self.metrics_file_path)
-        if path.is_file():
-            with path.open(encoding="utf-8", newline="") as file:
-                self._before = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+    def _check_log_dir_exists(self) -> None:  # Lightning's deletes what is there
+        self._goes_on = Path(self.metrics_file_path).is_file()
 
     @override
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        if self._goes_on:
+            self._cut(step or 0)
+            self._goes_on = False
         super().log_metrics(metrics_dict, step)
-        if self._before:
-            kept = [row for row in self._before if int(row["step"]) < (step or 0)]
-            self.metrics, self._before = [*kept, *self.metrics], []
-            Path(self.metrics_file_path).unlink()
+
+    def _cut(self, step: int) -> None:
+        path = Path(self.metrics_file_path)
+        unfinished = path.with_name(f".{path.name}")
+        with path.open(encoding="utf-8", newline="") as old, unfinished.open("w", encoding="utf-8", newline="") as new:
+            rows = csv.DictReader(old)
+            self.metrics_keys = list(rows.fieldnames or [])
+            writer = csv.DictWriter(new, self.metrics_keys)
+            writer.writeheader()
+            writer.writerows(row for row in rows if (row["step"] or "").isdigit() and int(row["step"]) < step)
+        unfinished.replace(path)
 
 
 def loggers(folder: str | Path) -> list[Logger]:
@@ -140,7 +145,8 @@ def checkpoint(folder: str | Path, wanted: str | None) -> str | None:
         return None
     path = Path(folder) / f"{wanted}.ckpt" if wanted in ("last", "best") else Path(wanted).expanduser()
     if not path.is_file():
-        raise Complaint(f"ckpt_path: {path} is no file" + nearest(str(path), map(str, path.parent.glob("*.ckpt"))))
+        there = nearest(str(path), map(str, path.parent.glob("*.ckpt"))) or ": fit first, or name another --ckpt_path"
+        raise Complaint(f"ckpt_path: {path} is no file{there}")
     return str(path)
 
 
@@ -148,10 +154,12 @@ def check_checkpoint(path: str) -> None:
     """Looks into a checkpoint before Lightning does, which has less to say about what is wrong with one.
 
     Raises:
-        WeightsError: It cannot be read.
-        Complaint: It is not of a run.
+        Complaint: It cannot be read, or is not of a run.
     """
-    read_weights(path, "student")
+    try:
+        read_weights(path, "student")
+    except WeightsError as error:
+        raise Complaint(f"ckpt_path: {error}") from None
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if is_zipfile(path) else {}
     if "pytorch-lightning_version" not in content:
         raise Complaint(

@@ -17,7 +17,7 @@ import yaml
 from lightning.pytorch import LightningModule
 from safetensors.torch import load_file
 
-from kd_lightning import __version__, load_student
+from kd_lightning import OfflineDistiller, __version__, load_student
 from kd_lightning.__main__ import main
 from kd_lightning.callbacks import ExactResume
 from kd_lightning.cli import build
@@ -250,11 +250,7 @@ ARGUMENTS = {
     "a value that is refused": (["fit", "--config=mine.yaml", "--data.batch_size=0"], ["data.batch_size", "0"]),
     "a checkpoint that is not there": (["fit", "--config=mine.yaml", "--ckpt_path=no.ckpt"], ["ckpt_path", "no.ckpt"]),
     "nothing to test": (["test", "--config=mine.yaml"], ["ckpt_path", "runs/mine/best.ckpt"]),
-    "a checkpoint that is none": (["test", "--config=mine.yaml", "--ckpt_path=mine.yaml"], ["mine.yaml"]),
-    "a checkpoint of another network": (
-        ["test", "--config=mine.yaml", "--ckpt_path=runs/mnist/teacher/last.ckpt"],
-        ["ckpt_path", "last.ckpt"],
-    ),
+    "a checkpoint that is none": (["test", "--config=mine.yaml", "--ckpt_path=mine.yaml"], ["ckpt_path", "mine.yaml"]),
     "weights to go on from": (
         ["fit", "--config=mine.yaml", "--ckpt_path=runs/mnist/teacher/last.ckpt"],
         ["ckpt_path", "last.ckpt"],
@@ -323,6 +319,14 @@ def test_a_folder_takes_one_run_which_can_be_resumed_there(config, capsys):
     assert rows("runs/mine") == [(0, False), (1, False), (1, True), (2, False), (3, False), (3, True)]
     assert main(["fit", config, "--trainer.max_epochs=2", "--trainer.default_root_dir=runs/whole"]) == 0
     assert equal(weights("runs/mine/last.ckpt"), weights("runs/whole/last.ckpt"))
+
+
+def test_a_checkpoint_of_another_network_is_refused(config, capsys):
+    assert main(["fit", config]) == 0
+    capsys.readouterr()
+    line = complaint(capsys, "test", config, "--model.student=TeacherConvNet")
+    assert line.startswith("ckpt_path: ")
+    assert "conv.0.weight" in line
 
 
 def test_a_start_that_failed_may_be_repeated_in_place(config, capsys):
@@ -442,6 +446,25 @@ def test_files_and_options_are_laid_on_top_of_each_other(config):
     Path("top.yaml").write_text("model: {init_args: {terms: {kd: {weight: 0.25}}}}")
     terms = build([config, "--config", "top.yaml", "--model.terms.kd.loss.temperature=8"]).model.terms
     assert (terms["kd"].weight, terms["kd"].loss.temperature, terms["task"].weight) == (0.25, 8.0, 0.5)
+
+
+@pytest.mark.filterwarnings(r"ignore:\s*(By default only one Jsonargparse|\S+ was deprecated in v4)")  # by Lightning
+def test_a_run_is_rebuilt_from_the_plain_values_in_its_checkpoint(config):
+    given = {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5, "momentum": 0.9}}}
+    given |= {
+        "lr_scheduler": {"class_path": "StepLR", "init_args": {"step_size": 1, "gamma": 0.1}},
+        "lr_interval": "step",
+    }
+    Path("top.yaml").write_text(yaml.safe_dump({"model": {"init_args": given}}))
+    assert main(["fit", config, "--config=top.yaml"]) == 0
+    checkpoint = torch.load("runs/mine/last.ckpt", weights_only=True)
+    assert checkpoint["lr_schedulers"][0]["_last_lr"] == [pytest.approx(0.005)]
+    learner = OfflineDistiller.load_from_checkpoint("runs/mine/last.ckpt", weights_only=True)
+    built = learner.configure_optimizers()
+    assert isinstance(built["optimizer"], torch.optim.SGD)
+    assert built["optimizer"].param_groups[0]["momentum"] == 0.9
+    assert built["lr_scheduler"]["scheduler"].gamma == 0.1
+    assert built["lr_scheduler"]["interval"] == "step"
 
 
 def test_a_configuration_is_looked_for_here_and_then_among_the_shipped(workplace):
