@@ -91,8 +91,10 @@ class CLI(LightningCLI):
         seed = self.config["seed_everything"]
         if not 0 <= seed < 2**32:
             raise self._complaint("seed_everything", f"{seed} must lie between 0 and {2**32 - 1}")
+        if not (folder := self.config["trainer.default_root_dir"]):
+            raise self._complaint("trainer.default_root_dir", f"expected the run's folder, got {folder!r}")
         wanted = self.config["ckpt_path"] or (None if self.command == "fit" else "best")
-        self.ckpt_path = run_folder.checkpoint(self.config["trainer.default_root_dir"], wanted)
+        self.ckpt_path = run_folder.checkpoint(folder, wanted)
 
     @override
     def instantiate_classes(self) -> None:

@@ -24,6 +24,7 @@ from kd_lightning.cli import build
 from kd_lightning.complaints import Complaint
 from kd_lightning.data import MNISTDataModule
 from kd_lightning.methods import SHIPPED, find_config, methods
+from kd_lightning.run_folder import MetricsFile
 
 CONFIG = """\
 model:
@@ -194,6 +195,7 @@ EDITS = {  # what is written, what is written instead, and all that the line mus
         "seed_everything: any\ntrainer:",
         ["mine.yaml:15: seed_everything:", "int", "any"],
     ),
+    "no folder": ("runs/mine", "null", ["mine.yaml:22: trainer.default_root_dir:", "folder"]),
     "a key that is set twice": (
         "  max_epochs",
         "  max_epochs: 2\n  max_epochs",
@@ -319,6 +321,18 @@ def test_a_folder_takes_one_run_which_can_be_resumed_there(config, capsys):
     assert rows("runs/mine") == [(0, False), (1, False), (1, True), (2, False), (3, False), (3, True)]
     assert main(["fit", config, "--trainer.max_epochs=2", "--trainer.default_root_dir=runs/whole"]) == 0
     assert equal(weights("runs/mine/last.ckpt"), weights("runs/whole/last.ckpt"))
+
+
+def test_metrics_go_on_from_the_step_of_a_resume(tmp_path):
+    for steps in ([0, 1, 2], [1, 2, 3]):
+        file = MetricsFile(tmp_path)
+        for step in steps:
+            file.log_metrics({"loss": 1.0} | ({"new": 1.0} if steps[0] else {}), step)
+            file.save()
+    with (tmp_path / "metrics.csv").open(newline="") as written:
+        kept = [(row["step"], row["new"]) for row in csv.DictReader(written)]
+    assert kept == [("0", ""), ("1", "1.0"), ("2", "1.0"), ("3", "1.0")]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
 def test_a_checkpoint_of_another_network_is_refused(config, capsys):

@@ -65,6 +65,24 @@ def test_a_resumed_run_is_the_same_and_the_table_is_in_no_checkpoint(tmp_path):
         assert not torch.load(saved, weights_only=True)["callbacks"].get("TeacherCache")
 
 
+class Normalised(MNISTDataModule):
+    """Prepares each batch where Lightning lets it."""
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        x, *labels = batch
+        return x - 0.5, *labels
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        x, *labels = batch
+        return 2 * x, *labels
+
+
+def test_the_teacher_sees_rows_as_training_does(tmp_path):
+    truth = fit(tmp_path, learner(), datamodule=data(Normalised))
+    for name, value in fit(tmp_path, learner(), TeacherCache(), datamodule=data(Normalised)).items():
+        torch.testing.assert_close(value, truth[name], rtol=0, atol=1e-6)
+
+
 class Noisy(MNISTDataModule):
     """Hides its augmentation where no look at the loader finds it."""
 
