@@ -48,7 +48,10 @@ def test_its_programs_run(number, teacher_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs/mnist/teacher").mkdir(parents=True)
     shutil.copy(teacher_checkpoint, "runs/mnist/teacher/last.ckpt")
-    monkeypatch.setattr("lightning.pytorch.Trainer", lambda **given: toys.trainer(tmp_path, max_steps=2, **given))
+    monkeypatch.setattr(
+        "lightning.pytorch.Trainer",
+        lambda callbacks, **given: toys.trainer(tmp_path, *callbacks, **given | {"max_steps": 2}),
+    )
     names: dict[str, object] = {}
     exec(PROGRAMS[number], names)
     if module := names.get("YourModule"):

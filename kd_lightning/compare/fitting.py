@@ -56,7 +56,7 @@ class Recorder(Callback):
                 name: trainer.callback_metrics[key].item()
                 for name, key in (("accuracy", "val/acc"), ("nll", "val/nll"))
             }
-            self.curve.append({"step": optimizer_step(trainer) + 1} | metrics)  # this step is counted after it
+            self.curve.append({"step": optimizer_step(trainer)} | metrics)
 
 
 def fit_and_measure(task: Training, tell: Tell) -> dict[str, Any]:
