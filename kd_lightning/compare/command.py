@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
@@ -19,17 +17,10 @@ from kd_lightning.compare.survey import Survey, Surveyed
 from kd_lightning.compare.tensorboard import Layout
 from kd_lightning.compare.training import finished, keep_traceback, training_of
 from kd_lightning.compare.worker import Done, Failed, GetReady, Message, Worker
-from kd_lightning.complaints import Complaint
+from kd_lightning.complaints import Complaint, Parser
 from kd_lightning.methods import find_config
 
 NETWORKS = "networks.json"
-
-
-class _Parser(argparse.ArgumentParser):
-    """Complains in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise Complaint(f"compare: {message}")
 
 
 def main(args: list[str]) -> int:
@@ -44,7 +35,7 @@ def main(args: list[str]) -> int:
     Raises:
         Complaint: The arguments, or the compare file, are wrong.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="kd-lightning compare",
         description="Trains the variants of a compare file under its seeds, several side by side, and shows what each "
         "is worth: tables, learning curves, TensorBoard runs. A finished run is not run again unless its configuration "

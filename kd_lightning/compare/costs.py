@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kd_lightning.data  # pyright: ignore[reportUnusedImport]  # what they hold is known by short names from here on
 import kd_lightning.networks  # pyright: ignore[reportUnusedImport]  # noqa: F401
-from kd_lightning.compare.merge import Config
+from kd_lightning.compare.config import Config
 from kd_lightning.compare.survey import network_key
 
 START_SECONDS = 2.0  # to build a run, to test it and to write it down

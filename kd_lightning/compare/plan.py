@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from kd_lightning.compare.merge import Config, merge
+from kd_lightning.compare.config import Config
+from kd_lightning.methods import merge
 
 
 @dataclass(frozen=True, eq=False)

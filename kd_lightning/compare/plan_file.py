@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Any, cast
 
-from kd_lightning.compare.merge import Config, merge, read_yaml
+from kd_lightning.compare.config import Config, read_yaml
 from kd_lightning.compare.plan import Group, Plan, Variant
 from kd_lightning.complaints import Complaint, nearest
-from kd_lightning.methods import find_config
+from kd_lightning.methods import find_config, merge
 
 _KINDS: dict[str, tuple[type, ...]] = {"text": (str,), "a list": (list,), "a mapping": (dict,), "files": (str, list)}
 _PLAN = {"title": "text", "notes": "text", "set": "a mapping", "groups": "a mapping"}

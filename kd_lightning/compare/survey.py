@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from kd_lightning.compare.merge import Config
+from kd_lightning.compare.config import Config
 from kd_lightning.compare.worker import Tell
 
 

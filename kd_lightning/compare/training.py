@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from kd_lightning.compare.merge import Config
+from kd_lightning.compare.config import Config
 from kd_lightning.compare.plan import Run
 from kd_lightning.compare.worker import Tell, output_to
 
