@@ -368,6 +368,7 @@ def test_a_run_that_is_stopped_keeps_what_it_has_and_goes_on(number, word, code,
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     two_epochs = ["fit", config, "--trainer.max_epochs=2"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in its background deaf to Ctrl-C
     with monkeypatch.context() as patch:
         patch.setattr("kd_lightning.schemes.OfflineDistiller.on_train_batch_end", stop)
         try:
