@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kd_lightning.callbacks.clock import batches_done
+from kd_lightning.steps import batches_done
 
 
 class ExactResume(Callback):

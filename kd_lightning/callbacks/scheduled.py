@@ -9,9 +9,8 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from kd_lightning.callbacks.clock import epoch
 from kd_lightning.callbacks.schedules import Schedule
-from kd_lightning.steps import optimizer_step
+from kd_lightning.steps import epoch, optimizer_step
 from kd_lightning.terms import Term
 
 

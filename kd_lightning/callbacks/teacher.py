@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from kd_lightning.callbacks.clock import epoch
 from kd_lightning.distributed import gather
 from kd_lightning.networks import digest, freeze, is_frozen, take_back, unfreeze
+from kd_lightning.steps import epoch
 
 
 class TeacherFreezing(Callback):

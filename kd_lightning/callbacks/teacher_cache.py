@@ -8,10 +8,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from kd_lightning.callbacks.clock import epoch
 from kd_lightning.learner import Batch
 from kd_lightning.networks import is_frozen
 from kd_lightning.schemes import OfflineDistiller
+from kd_lightning.steps import epoch
 from kd_lightning.taps import Activations
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from kd_lightning.data.idx import LabelledImages, read_labelled_images
 from kd_lightning.data.split import check_sizes, split_rows
 from kd_lightning.data.tensors import Augmentation, EvaluationLoader, TrainLoader
+from kd_lightning.steps import batches_done
 
 NUM_CLASSES = 10
 TRAIN_ROWS = 60_000
@@ -205,14 +206,8 @@ class MNISTDataModule(LightningDataModule):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _batches_done(self) -> int:
-        """Counted by Lightning once a batch was trained on, and kept in its checkpoints.
-
-        Of its counters this one alone is right after every resume: the number of the epoch is one too high after a
-        resume under `max_steps` from the end of an epoch, and what a loader gave is one too many when a step fails.
-        """
         assert self.trainer is not None
-        total = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        return total.processed  # pyright: ignore[reportAttributeAccessIssue]  # it is declared as its base class
+        return batches_done(self.trainer)
 
 
 class FashionMNISTDataModule(MNISTDataModule):
