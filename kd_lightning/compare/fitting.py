@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable
+from statistics import fmean
 from time import perf_counter
 from typing import Any, cast
 
@@ -78,26 +79,46 @@ def fit_and_measure(task: Training, tell: Tell) -> dict[str, Any]:
         "curve": recorder.curve,
     }
     data.setup("test")
-    logits, target = predict(model, data.test_dataloader())
+    measured, target = predict(model, data.test_dataloader(), task.network)
+    logits = measured[0]
     np.savez(task.folder / LOGITS, logits=logits.numpy(), target=target.numpy())
-    result |= _on_test_images(logits, target) | _beside_teacher(task, logits, target) | _on_training_images(model, data)
+    result |= _mean([_on_test_images(network, target) for network in measured])
+    result |= _beside_teacher(task, logits, target) | _on_training_images(model, data, task.network)
     _log(trainer, task, result)
     return result
 
 
 @torch.no_grad()
-def predict(model: Learner, batches: Iterable[Any], limit: int | None = None) -> tuple[Tensor, Tensor]:
-    """Float32 logits (N, C) and classes (N,) of the first rows, at most `limit`."""
+def predict(
+    model: Learner, batches: Iterable[Any], network: str | None = None, limit: int | None = None
+) -> tuple[list[Tensor], Tensor]:
+    """Float32 logits (N, C) of each network that is measured and classes (N,) of the first rows, at most `limit`.
+
+    Args:
+        model: What was trained.
+        batches: What to look at.
+        network: One of the model's candidates, or ``mean`` for all of them; the deployed one if not given.
+        limit: How many rows.
+
+    Raises:
+        ValueError: The model has no such candidate.
+    """
     model.eval()
-    logits: list[Tensor] = []
+    logits: list[list[Tensor]] = []
     targets: list[Tensor] = []
     for batch in batches:
         if limit is not None and sum(map(len, targets)) >= limit:
             break
         inputs, _, labels = model.split_batch(batch)
-        logits.append(cast("Tensor", logits_of(model(inputs))).float())
+        found = {} if network is None else model.candidates(inputs)
+        if network not in (None, "mean", *found):
+            raise ValueError(f"network={network!r} is neither mean nor any of {', '.join(found)}")
+        chosen = (
+            list(found.values()) if network == "mean" else [found[network] if network else logits_of(model(inputs))]
+        )
+        logits.append([cast("Tensor", values).float() for values in chosen])
         targets.append(next(labels[name] for name in ("target", "label", "labels") if name in labels))
-    return torch.cat(logits)[:limit], torch.cat(targets)[:limit]
+    return [torch.cat(batches)[:limit] for batches in zip(*logits, strict=True)], torch.cat(targets)[:limit]
 
 
 def _on_test_images(logits: Tensor, target: Tensor) -> dict[str, Any]:
@@ -108,6 +129,10 @@ def _on_test_images(logits: Tensor, target: Tensor) -> dict[str, Any]:
         "nll": negative_log_likelihood(logits, target),
         "calibration_error": calibration_error(logits, target),
     }
+
+
+def _mean(results: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: fmean(result[name] for result in results) for name in results[0]} if results[1:] else results[0]
 
 
 def _beside_teacher(task: Training, logits: Tensor, target: Tensor) -> dict[str, Any]:
@@ -122,12 +147,13 @@ def _beside_teacher(task: Training, logits: Tensor, target: Tensor) -> dict[str,
     return {"agreement": agreement(logits, teacher), "divergence": divergence(logits, teacher)}
 
 
-def _on_training_images(model: Learner, data: Any) -> dict[str, Any]:
+def _on_training_images(model: Learner, data: Any, network: str | None) -> dict[str, Any]:
     """Of data that can give its training images as they are, each once, as `MNISTDataModule.train_rows` does."""
     if not hasattr(data, "train_rows"):
         return {"train_images": None, "train_accuracy": None}
     images = sum(len(model.split_batch(batch).labels["index"]) for batch in data.train_rows())
-    return {"train_images": images, "train_accuracy": accuracy(*predict(model, data.train_rows(), TRAIN_ROWS))}
+    measured, target = predict(model, data.train_rows(), network, TRAIN_ROWS)
+    return {"train_images": images, "train_accuracy": fmean(accuracy(logits, target) for logits in measured)}
 
 
 def _log(trainer: Trainer, task: Training, result: dict[str, Any]) -> None:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from kd_lightning.compare.config import Config
 from kd_lightning.methods import merge
+
+CHECKPOINT = re.compile(r"@(?P<variant>[A-Za-z0-9][\w./-]*?)(?:\+(?P<next>\d+))?")
+"""``@group/variant`` in a configuration is the checkpoint of its run at the same place in the list of seeds, and
+``@group/variant+1`` that of the one after."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +32,10 @@ class Variant:
     teacher: Variant | None
     baseline: Variant | None
     """The variant of the same group that this one is measured against, seed by seed."""
+    network: str | None = None
+    """Which of several networks is measured: the deployed one, or one by its name, or ``mean``, all of them."""
+    checkpoints: Mapping[str, tuple[Variant, int]] = field(default_factory=dict)
+    """The variants whose checkpoints the configuration names, and how many seeds on, by how it names them."""
 
     @property
     def path(self) -> str:
@@ -35,7 +46,15 @@ class Variant:
     def runs(self) -> list[Run]:
         """One run a seed; with fewer teachers than seeds, each teacher teaches in turn."""
         teachers = self.teacher.runs if self.teacher else [None]
-        return [Run(self, seed, teachers[i % len(teachers)]) for i, seed in enumerate(self.seeds)]
+        return [
+            Run(
+                self,
+                seed,
+                teachers[i % len(teachers)],
+                {key: other.runs[(i + on) % len(other.runs)] for key, (other, on) in self.checkpoints.items()},
+            )
+            for i, seed in enumerate(self.seeds)
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +64,12 @@ class Run:
     variant: Variant
     seed: int
     teacher: Run | None
+    checkpoints: Mapping[str, Run] = field(default_factory=dict)
+
+    @property
+    def needs(self) -> list[Run]:
+        """The runs that must be finished before: its teacher, and those whose checkpoints its configuration names."""
+        return [*([self.teacher] if self.teacher else []), *self.checkpoints.values()]
 
     @property
     def name(self) -> str:
@@ -62,17 +87,18 @@ class Run:
         if self.teacher:
             checkpoint = {"checkpoint": str(self.teacher.checkpoint(root))}
             places["model"] = {"init_args": {"teacher": {"init_args": checkpoint}}}
-        return merge(self.config, places)
+        return merge(_replaced(self.config, self.checkpoints, root), places)
 
     def checkpoint(self, root: Path) -> Path:
         """The weights of its last step."""
         return root / self.name / "last.ckpt"
 
     def digest(self, root: Path) -> str:
-        """Changes with anything that its result depends on: the configuration, the seed, the teacher's file."""
-        parts = json.dumps(self.config, sort_keys=True, default=str).encode()
-        if self.teacher:
-            parts += self.teacher.checkpoint(root).read_bytes()
+        """Changes with anything that its result depends on: the configuration, the seed, the files of other runs."""
+        measured = {"network": self.variant.network} if self.variant.network else {}
+        parts = json.dumps(self.config | measured, sort_keys=True, default=str).encode()
+        for run in self.needs:
+            parts += run.checkpoint(root).read_bytes()
         return hashlib.sha256(parts).hexdigest()
 
 
@@ -103,3 +129,11 @@ class Plan:
     def runs(self) -> list[Run]:
         """Of all variants, in the order of the file."""
         return [run for variant in self.variants for run in variant.runs]
+
+
+def _replaced(value: Any, checkpoints: Mapping[str, Run], root: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _replaced(item, checkpoints, root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replaced(item, checkpoints, root) for item in value]
+    return str(checkpoints[value].checkpoint(root)) if isinstance(value, str) and value in checkpoints else value

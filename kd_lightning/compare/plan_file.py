@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from kd_lightning.compare.config import Config, read_yaml
-from kd_lightning.compare.plan import Group, Plan, Variant
+from kd_lightning.compare.plan import CHECKPOINT, Group, Plan, Variant
 from kd_lightning.complaints import Complaint, nearest
 from kd_lightning.methods import find_config, merge
 
@@ -21,7 +22,14 @@ _GROUP = {
     "baseline": "text",
     "variants": "a mapping",
 }
-_VARIANT = {"title": "text", "config": "files", "set": "a mapping", "baseline": "text", "teacher": "text"}
+_VARIANT = {
+    "title": "text",
+    "config": "files",
+    "set": "a mapping",
+    "baseline": "text",
+    "teacher": "text",
+    "network": "text",
+}
 
 
 def read_plan(path: Path) -> Plan:
@@ -66,14 +74,17 @@ class _Builder:
             raise Complaint(f"{where}: is its own teacher or baseline, if by way of others: name another")
         self.building.append(where)
         baseline = content.get("baseline", group.get("baseline"))
+        config = self._config(where, group, content)
         self.built[group_name, name] = Variant(
             group=group_name,
             name=name,
             title=content.get("title", name),
-            config=self._config(where, group, content),
+            config=config,
             seeds=tuple(group["seeds"]),
             teacher=self._other(where, "teacher", group_name, content.get("teacher")),
             baseline=self._other(where, "baseline", group_name, None if baseline == name else baseline),
+            network=content.get("network"),
+            checkpoints=self._checkpoints(where, group_name, config),
         )
         self.building.pop()
         return self.built[group_name, name]
@@ -91,6 +102,16 @@ class _Builder:
             config = merge(config, changes.get("set", {}))
         return config
 
+    def _checkpoints(self, where: str, group_name: str, config: Config) -> dict[str, tuple[Variant, int]]:
+        """The variants that values such as ``@group/variant+1`` name."""
+        found: dict[str, tuple[Variant, int]] = {}
+        for value in _texts(config):
+            if named := CHECKPOINT.fullmatch(value):
+                other = self._other(where, "run to take a checkpoint from", group_name, named["variant"])
+                assert other is not None
+                found[value] = other, int(named["next"] or 0)
+        return found
+
     def _other(self, where: str, key: str, group_name: str, reference: str | None) -> Variant | None:
         """The variant that a key refers to: ``group/variant``, or ``variant`` in the same group."""
         if reference is None:
@@ -99,12 +120,19 @@ class _Builder:
         other_group = other_group or group_name
         if name not in self.groups.get(other_group, {}).get("variants", {}):
             there = list(self.groups[group_name]["variants"])
-            if key == "teacher":
+            if key != "baseline":
                 there += [f"{other}/{variant}" for other, group in self.groups.items() for variant in group["variants"]]
             raise Complaint(f"{where}: there is no {key} {reference!r}{nearest(reference, there)}")
         if key == "baseline" and other_group != group_name:
             raise Complaint(f"{where}: baseline {reference!r} has other images or seeds: name one of its own group")
         return self.variant(other_group, name)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(item)
 
 
 def _checked(where: str, value: Any, kinds: dict[str, str], required: list[str]) -> Config:

@@ -21,10 +21,10 @@ class Outcome(NamedTuple):
 
 
 class Schedule:
-    """Runs that are to be done; one whose teacher failed is not run, and all others go on.
+    """Runs that are to be done; one that needs another that failed is not run, and all others go on.
 
     Args:
-        runs: What is to be run; a teacher that is not among them is finished.
+        runs: What is to be run; what they need and is not among them is finished.
         seconds: About how long each takes.
         finished: The result of a run that need not be run, or None; asked once its teacher is there.
         task_of: What a worker does for a run.
@@ -41,7 +41,7 @@ class Schedule:
     ) -> None:
         self.waiting = sorted(runs, key=lambda run: seconds_of_chain(run, runs, seconds), reverse=True)
         self.finished, self.task_of, self.tell = finished, task_of, tell
-        self.teachers = {run.teacher for run in runs} & set(runs)
+        self.needed = {need for run in runs for need in run.needs} & set(runs)
         self.busy: dict[Worker, Run] = {}
         self.outcomes: dict[Run, Outcome] = {}
 
@@ -58,11 +58,13 @@ class Schedule:
         return self.outcomes
 
     def _is_ready(self, run: Run) -> bool:
-        return run.teacher not in self.teachers or run.teacher in self.outcomes
+        return all(need not in self.needed or need in self.outcomes for need in run.needs)
 
     def _begin(self, run: Run, idle: list[Worker]) -> None:
-        if run.teacher and self.outcomes.get(run.teacher, Outcome({})).result is None:
-            self.outcomes[run] = Outcome(None, f"not run, for its teacher failed ({run.teacher.name})")
+        failed = next((need for need in run.needs if self.outcomes.get(need, Outcome({})).result is None), None)
+        if failed:
+            what = "its teacher" if failed is run.teacher else "a run that it begins with"
+            self.outcomes[run] = Outcome(None, f"not run, for {what} failed ({failed.name})")
         elif not idle:
             return
         elif (result := self.finished(run)) is not None:
@@ -89,5 +91,5 @@ class Schedule:
 
 def seconds_of_chain(run: Run, runs: Sequence[Run], seconds: Mapping[Run, float]) -> float:
     """Its own time, and that of the longest chain of runs that wait for it."""
-    students = [other for other in runs if other.teacher is run]
+    students = [other for other in runs if run in other.needs]
     return seconds[run] + max((seconds_of_chain(student, runs, seconds) for student in students), default=0.0)

@@ -27,6 +27,8 @@ class Training:
     teacher_folder: Path | None
     labels: dict[str, Any]
     """What TensorBoard's HParams page sorts the runs by."""
+    network: str | None = None
+    """Which of several networks is measured, or ``mean``; the deployed one if not given."""
 
     def __call__(self, tell: Tell) -> dict[str, Any]:
         """Trains and evaluates in a new folder, and leaves the result there."""
@@ -52,13 +54,14 @@ def training_of(run: Run, root: Path) -> Training:
         digest=run.digest(root),
         teacher_folder=root / teacher.name if teacher else None,
         labels=labels | {"teacher": teacher.name if teacher else "none"},
+        network=run.variant.network,
     )
 
 
 def finished(run: Run, root: Path) -> dict[str, Any] | None:
-    """The result of a run that was finished under this very configuration and with this very teacher."""
+    """The result of a run that was finished under this very configuration and with these very files of other runs."""
     needed = [root / run.name / name for name in (RESULT, LOGITS, "last.ckpt")]
-    if not all(path.is_file() for path in needed) or (run.teacher and finished(run.teacher, root) is None):
+    if not all(path.is_file() for path in needed) or any(finished(need, root) is None for need in run.needs):
         return None
     result = json.loads(needed[0].read_text())
     return result if result["digest"] == run.digest(root) else None
