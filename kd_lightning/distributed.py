@@ -33,3 +33,16 @@ def gather(local: Tensor) -> Tensor:
     parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, local.contiguous())
     return torch.cat(parts)
+
+
+def share(rows: int) -> float:
+    """How many rows this rank has for each that a rank has on average: 1 in a single process.
+
+    A mean over a rank's rows times its share, averaged over the ranks as DDP averages gradients, is the mean over all.
+    """
+    if not is_distributed():
+        return 1.0
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(float(rows), device=device)
+    dist.all_reduce(total)
+    return rows * dist.get_world_size() / total.item()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import kd_lightning
 from kd_lightning.networks.digest import digest_tensors
-from kd_lightning.networks.files import WeightsError, plain_student, read_weights
+from kd_lightning.networks.files import WeightsError, plain_network, read_weights
 from kd_lightning.networks.weights import under
 
 
@@ -43,10 +43,12 @@ def export_student(module: nn.Module, path: str | PathLike[str]) -> Path:
 
     if not isinstance(module, LightningModule):
         return _write(module.state_dict(), None, path)
-    student = getattr(module, "student", None)
-    if not isinstance(student, nn.Module):
-        raise ValueError(f"{type(module).__name__} has no network named `student`: export the network itself")
-    return _write(student.state_dict(), plain_student(dict(module.hparams)), path)
+    name = getattr(module, "deployed", "student")
+    try:
+        network = module.get_submodule(name)
+    except AttributeError:
+        raise ValueError(f"{type(module).__name__} has no network named `{name}`: export the network itself") from None
+    return _write(network.state_dict(), plain_network(dict(module.hparams), name), path)
 
 
 def export(checkpoint: str, output: str) -> Path:
@@ -69,10 +71,12 @@ def export(checkpoint: str, output: str) -> Path:
         kd_lightning.networks.files.WeightsError: runs/mnist/distilled/bets.ckpt: no such file...
     """
     file = read_weights(checkpoint, "student")
-    tensors = under("student.", file.tensors)
+    tensors = under(f"{file.deployed}.", file.tensors)
     if not tensors:
         first = next(iter(file.tensors))
-        raise WeightsError(f"{file.path}: holds no student: no key starts with 'student.', the first is {first!r}")
+        raise WeightsError(
+            f"{file.path}: holds no student: no key starts with '{file.deployed}.', the first is {first!r}"
+        )
     return _write(tensors, file.student, output)
 
 

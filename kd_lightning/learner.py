@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Callable, Iterable
+from inspect import signature
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric
 
+from kd_lightning.batch import Batch, split_batch, target_of
+from kd_lightning.evaluation import Evaluation, Stage
 from kd_lightning.networks import freeze, is_frozen
 from kd_lightning.steps import log_is_due
 from kd_lightning.taps import Activations, logits_of, run, tap
@@ -20,17 +23,6 @@ from kd_lightning.terms import Term, names
 
 OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
 LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
-
-
-class Batch(NamedTuple):
-    """What `Learner.split_batch` makes of whatever the loader gave."""
-
-    student: Any
-    """The student's input: a tensor, or a mapping of keyword arguments."""
-    teacher: Any
-    """The teacher's input: the same object unless the teacher sees another view."""
-    labels: dict[str, Tensor]
-    """``"target"``, ``"index"`` and task-specific names; empty when unlabelled."""
 
 
 class Learner(LightningModule, ABC):
@@ -67,42 +59,26 @@ class Learner(LightningModule, ABC):
         self.build_optimizer = optimizer
         self.build_lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
-        self.metrics = nn.ModuleDict(
-            {
-                f"{stage}_{name}": MeanMetric(nan_strategy="disable")
-                for stage in ("val", "test")
-                for name in ("acc", "nll")
-            }
-        )
+        self.evaluation = Evaluation()
 
     # ---- what a scheme is made of
+
+    @property
+    def deployed(self) -> str:
+        """Dotted name of the network that is evaluated, exported and used: the student, in most schemes."""
+        return "student"
+
+    def candidates(self, inputs: Any) -> dict[str, Tensor]:
+        """Logits of everything that could be deployed, by the names that `evaluation` was built with."""
+        return {self.deployed: cast("Tensor", logits_of(self(inputs)))}
 
     @abstractmethod
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
         """The unweighted loss of each term, by the term's name."""
 
     def split_batch(self, batch: Any) -> Batch:
-        """Tells inputs from labels: the one place that knows what loaders give.
-
-        A tensor is an unlabelled input; ``(x,)``, ``(x, target)`` and ``(x, target, index)`` are what they look like.
-        In a mapping, the names that the terms address as targets, and ``target``, ``label``, ``labels`` and ``index``,
-        are labels; the rest is the input, passed by name, or alone when it is a single tensor.
-        """
-        if isinstance(batch, Mapping):
-            items = cast("Mapping[str, Tensor]", batch)
-            known = {"target", "label", "labels", "index"}.union(
-                *(names(term.target) for term in self._terms().values())
-            )
-            labels = {name: value for name, value in items.items() if name in known}
-            inputs = {name: value for name, value in items.items() if name not in known}
-            x = next(iter(inputs.values())) if len(inputs) == 1 else inputs
-            return Batch(x, x, labels)
-        if isinstance(batch, Tensor):
-            return Batch(batch, batch, {})
-        x, *rest = cast("list[Any]", batch)
-        if len(rest) > 2:
-            raise ValueError(f"a batch of {len(rest) + 1} parts is not (x, target, index): override split_batch")
-        return Batch(x, x, dict(zip(("target", "index"), rest, strict=False)))
+        """Tells inputs from labels; what a term addresses as its target is a label. See `kd_lightning.batch`."""
+        return split_batch(batch, [name for term in self._terms().values() for name in names(term.target)])
 
     def watch_student(self, batch: Batch) -> Activations:
         """What the student gives for its input, at every layer that a term addresses."""
@@ -150,16 +126,28 @@ class Learner(LightningModule, ABC):
         return total
 
     def forward(self, inputs: Any) -> Any:
-        """The student's output."""
-        return run(self.student, inputs)
+        """The output of the network that is deployed."""
+        return run(self.get_submodule(self.deployed), inputs)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Logs ``val/acc`` and ``val/nll``."""
+        """Counts a batch for ``val/acc`` and ``val/nll``."""
         self._evaluate(batch, "val")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Logs ``test/acc`` and ``test/nll``."""
+        """Counts a batch for ``test/acc`` and ``test/nll``."""
         self._evaluate(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs what validation found."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs what the test found."""
+        self._log_evaluation("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Says which of the networks in it is deployed."""
+        checkpoint["deployed"] = self.deployed
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
         """The student's logits."""
@@ -185,20 +173,21 @@ class Learner(LightningModule, ABC):
         self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()} | temperatures)
         self.log("train/loss", total, prog_bar=True)
 
-    def _evaluate(self, batch: Any, stage: Literal["val", "test"]) -> None:
+    def _evaluate(self, batch: Any, stage: Stage) -> None:
         inputs, _, labels = self.split_batch(batch)
-        target = next((labels[name] for name in ("target", "label", "labels") if name in labels), None)
+        target = target_of(labels)
         if target is None:
             raise ValueError(
                 f"{stage} batches have no target ({', '.join(labels) or 'no labels'}): evaluation needs one"
             )
-        logits = cast("Tensor", logits_of(self(inputs)))
-        logits = logits.double() if logits.dtype == torch.float64 else logits.float()
-        accuracy = cast("MeanMetric", self.metrics[f"{stage}_acc"])
-        nll = cast("MeanMetric", self.metrics[f"{stage}_nll"])
-        accuracy.update((logits.argmax(dim=1) == target).float())
-        nll.update(nn.functional.cross_entropy(logits, target, reduction="none"))
-        self.log_dict({f"{stage}/acc": accuracy, f"{stage}/nll": nll}, prog_bar=True)
+        for name, logits in self.candidates(inputs).items():
+            self.evaluation.update(stage, name, logits, target)
+
+    def _log_evaluation(self, stage: Stage) -> None:
+        for name in self.evaluation.names if len(self.evaluation.names) > 1 else ():
+            self.log_dict({f"{stage}/{m}/{name}": value for m, value in self.evaluation.of(stage, name).items()})
+        deployed = self.evaluation.of(stage, self.deployed)
+        self.log_dict({f"{stage}/{metric}": value for metric, value in deployed.items()}, prog_bar=True)
 
     def _remember_hyperparameters(self) -> None:
         """Plain values only, else a checkpoint would need pickled code to load.
@@ -207,10 +196,15 @@ class Learner(LightningModule, ABC):
         ``_instantiator``. In Python it hands over the arguments themselves: networks, losses and functions, which are
         left out *before* Lightning deep-copies them.
         """
-        everything = ["student", "teacher", "terms", "optimizer", "lr_scheduler"]
-        self.save_hyperparameters(ignore=everything, logger=False)
+        arguments = signature(type(self)).parameters.values()
+        self.save_hyperparameters(ignore=[a.name for a in arguments if not _is_plain(a.annotation)], logger=False)
         if "_instantiator" in self.hparams:
             self.save_hyperparameters(logger=False)
+
+
+def _is_plain(annotation: str) -> bool:
+    """Whether what is annotated so is a number, a text or nothing."""
+    return re.fullmatch(r"(int|float|str|bool|None|Literal\[.*?\]| \| )+", annotation) is not None
 
 
 def _checked(terms: dict[str, Term]) -> dict[str, Term]:

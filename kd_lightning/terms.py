@@ -6,7 +6,8 @@ import math
 
 from torch import Tensor, nn
 
-from kd_lightning.distributed import gather
+from kd_lightning.distributed import gather, share
+from kd_lightning.rows import to_rows
 from kd_lightning.taps import Activations
 
 Address = str | list[str]
@@ -17,7 +18,8 @@ class Term(nn.Module):
     """A loss with addresses and a weight: what it compares, where, and how much that counts.
 
     A term returns its loss *unweighted*; whoever sums the terms multiplies by `weight`, which a callback may move.
-    A loss that compares samples with each other (``loss.compares_samples``) is given the batch of all ranks.
+    A loss that compares samples with each other (``loss.compares_samples``) is given the batch of all ranks. Logits of
+    tokens (N, L, C) or pixels (N, C, H, W) reach the loss as rows (M, C), labels alike, without ignored positions.
 
     Args:
         loss: Called as ``loss(student, teacher, target)``; its parameters (connectors, learned scales) train along.
@@ -25,6 +27,7 @@ class Term(nn.Module):
         student: The student's layer(s); ``"logits"`` and ``"input"`` as in `kd_lightning.taps.watch`.
         teacher: The teacher's layer(s); None for a loss that has no teacher, such as the task loss.
         target: The label(s) of the batch; a label that the batch lacks is passed as None.
+        ignore_index: Label of tokens or pixels that are left out, on both sides.
 
     Raises:
         ValueError: `weight` is not finite, an addressed layer was not seen, or a loss that needs labels lacks one.
@@ -44,6 +47,7 @@ class Term(nn.Module):
         student: Address = "logits",
         teacher: Address | None = "logits",
         target: Address | None = "target",
+        ignore_index: int = -100,
     ) -> None:
         super().__init__()
         if not math.isfinite(weight):
@@ -53,6 +57,7 @@ class Term(nn.Module):
         self.student = student
         self.teacher = teacher
         self.target = target
+        self.ignore_index = ignore_index
 
     def forward(self, student: Activations, teacher: Activations | None, labels: dict[str, Tensor]) -> Tensor:
         """The loss, unweighted, of the activations and labels that this term addresses."""
@@ -73,9 +78,19 @@ class Term(nn.Module):
                 f"{type(self.loss).__name__} needs the label {missing[0]!r}; "
                 f"this batch has {', '.join(labels) or 'no labels'}: set the term's target"
             )
-        return self.loss(
-            self._pick(student, self.student), self._pick(teacher or {}, self.teacher), self._pick(labels, self.target)
+        seen = self._pick(student, self.student)
+        shown = self._pick(teacher or {}, self.teacher)
+        label = self._pick(labels, self.target)
+        if self.student != "logits" or not isinstance(seen, Tensor) or seen.dim() < 3:
+            return self.loss(seen, shown, label)
+        rows = to_rows(
+            seen,
+            shown if isinstance(shown, Tensor) else None,
+            label if isinstance(label, Tensor) else None,
+            self.ignore_index,
         )
+        loss: Tensor = self.loss(*rows)
+        return loss if getattr(self.loss, "compares_samples", False) else loss * share(len(rows.student))
 
     def _pick(self, values: dict[str, Tensor], address: Address | None) -> Tensor | list[Tensor | None] | None:
         if address is None:

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from tests import toys, two_processes
+from tests import found, toys, two_processes
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,22 @@ def ranks(tmp_path_factory):
     return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def test_two_ranks_have_the_gradient_of_one_process(ranks, tmp_path):
-    one = two_processes.gradients(tmp_path, 1)
-    whole = torch.cat([value.flatten() for value in one.values()])
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The gradients of one process."""
+    return two_processes.gradients(tmp_path_factory.mktemp("one"), 1)
+
+
+every_case = pytest.mark.parametrize("name", found.cases())
+
+
+@pytest.mark.parametrize("name", [*found.cases(), "compares"])
+def test_two_ranks_have_the_gradient_of_one_process(name, ranks, one):
+    whole = torch.cat([value.flatten() for value in one[name].values()])
+    assert whole.any()
     for rank in ranks:
-        shared = torch.cat([value.flatten() for value in rank["gradients"].values()])
+        assert rank["gradients"][name].keys() == one[name].keys()
+        shared = torch.cat([value.flatten() for value in rank["gradients"][name].values()])
         assert ((shared - whole).norm() / whole.norm()).item() <= 1e-6
 
 
@@ -57,13 +68,13 @@ def test_metrics_are_exact_when_the_ranks_shares_are_uneven(ranks, tmp_path):
         assert rank["metrics"] == pytest.approx(one, rel=1e-6)
 
 
-def test_both_ranks_end_with_the_same_weights_and_resume_is_bit_exact(ranks):
-    for rank in ranks:
-        whole, *again = rank["resumed"]
-        parameters = {name for name in whole if "running" not in name}  # BatchNorm's own statistics stay each rank's
-        assert all(torch.equal(whole[name], ranks[0]["resumed"][0][name]) for name in parameters)
-    whole, *again = ranks[0]["resumed"]  # rank 0 is the one that is saved
-    assert [toys.same(weights, whole) for weights in again] == [True] * 3
+@every_case
+def test_both_ranks_end_with_the_same_weights_and_resume_is_bit_exact(name, ranks):
+    first, *again = ranks[0]["resumed"][name]  # rank 0 is the one that is saved
+    other = ranks[1]["resumed"][name][0]
+    parameters = {key for key in first if "running" not in key}  # BatchNorm's own statistics stay each rank's
+    assert toys.same({key: first[key] for key in parameters}, {key: other[key] for key in parameters})
+    assert [toys.same(weights, first) for weights in again] == [True] * 2
 
 
 def test_cached_outputs_teach_as_the_live_teacher_does(ranks):

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
 from kd_lightning import Classifier, OfflineDistiller, Term
 from kd_lightning.callbacks import ExactResume
 from kd_lightning.data import MNISTDataModule
 from kd_lightning.losses import KDLoss, TaskLoss
+
+
+class Case(NamedTuple):
+    """A run that the tests of every scheme and callback make: see `tests/test_every_scheme.py`."""
+
+    learner: LightningModule
+    callbacks: Sequence[Callback] = ()
+    data: Callable[..., LightningDataModule] | None = None
+    """`data` below unless given; takes the same changes."""
 
 
 class Noise(nn.Module):

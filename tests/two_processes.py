@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from kd_lightning import Classifier, OfflineDistiller, Term
 from kd_lightning.callbacks import TeacherCache, TeacherFreezing
 from kd_lightning.losses import KDLoss, TaskLoss
-from tests import toys
+from tests import found, toys
 
 
 class SimilarityLoss(nn.Module):
@@ -32,7 +33,7 @@ class Gradients(Callback):
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         self.first = (
-            {n: p.grad.clone() for n, p in pl_module.student.named_parameters()}
+            {n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None}
             if not trainer.global_step
             else self.first
         )
@@ -53,11 +54,18 @@ def learner() -> OfflineDistiller:
     return OfflineDistiller(plain_network(8, seed=1), plain_network(16, seed=2), terms)
 
 
-def gradients(folder: Path, ranks: int) -> dict[str, Tensor]:
-    """The gradient of the first global batch of 32 images."""
+def gradients(folder: Path, ranks: int) -> dict[str, dict[str, Tensor]]:
+    """The gradient of the first global batch of 32 images, for each kind of run, and when a loss compares samples."""
+    return {name: gradient(folder / name, ranks, build()) for name, build in found.cases().items()} | {
+        "compares": gradient(folder / "compares", ranks, toys.Case(learner()))
+    }
+
+
+def gradient(folder: Path, ranks: int, case: toys.Case) -> dict[str, Tensor]:
     kept = Gradients()
-    run = toys.trainer(folder, kept, TeacherFreezing(), max_steps=1, **parallel(ranks))
-    run.fit(learner(), toys.data(batch_size=32 // ranks, augmentation=None))
+    found.without_cross_sample_layers(case.learner)
+    run = toys.trainer(folder, *case.callbacks, kept, max_steps=1, **parallel(ranks))
+    run.fit(case.learner, (case.data or toys.data)(batch_size=32 // ranks, augmentation=None))
     return kept.first
 
 
@@ -78,18 +86,26 @@ def cached(folder: Path, ranks: int, use_cache: bool) -> dict[str, Tensor]:
     return toys.weights(student)
 
 
-def resumed(folder: Path, ranks: int) -> list[dict[str, Tensor]]:
-    """The weights of a whole run, and of runs resumed after its steps 1, 2 (an epoch's end) and 3."""
-    whole = toys.offline()
+def resumed(folder: Path, ranks: int) -> dict[str, list[dict[str, Tensor]]]:
+    """The weights of a whole run of each kind, and of runs resumed after its steps 2 (an epoch's end) and 3."""
+    return {name: again(folder / name, ranks, build) for name, build in found.cases().items()}
+
+
+def again(folder: Path, ranks: int, build: Callable[[], toys.Case]) -> list[dict[str, Tensor]]:
+    whole = build()
     checkpoint = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
-    toys.trainer(folder, checkpoint, max_epochs=2, **parallel(ranks)).fit(whole, toys.data())
-    results = [toys.weights(whole)]
-    for step in (1, 2, 3):
-        again = toys.offline()
-        run = toys.trainer(folder / "again", max_epochs=2, **parallel(ranks))
-        run.fit(again, toys.data(), ckpt_path=folder / f"step={step}.ckpt")
-        results.append(toys.weights(again))
+    fit(whole, folder, ranks, checkpoint)
+    results = [toys.weights(whole.learner)]
+    for step in (2, 3):
+        case = build()
+        fit(case, folder / "again", ranks, ckpt_path=folder / f"step={step}.ckpt")
+        results.append(toys.weights(case.learner))
     return results
+
+
+def fit(case: toys.Case, folder: Path, ranks: int, *callbacks: Callback, ckpt_path: Path | None = None) -> None:
+    run = toys.trainer(folder, *case.callbacks, *callbacks, max_epochs=2, **parallel(ranks))
+    run.fit(case.learner, (case.data or toys.data)(), ckpt_path=ckpt_path)
 
 
 def parallel(ranks: int) -> dict[str, Any]:

@@ -34,11 +34,13 @@ class WeightsFile:
         path: Where it was read.
         tensors: The tensors by name, on the CPU.
         student: How the student in it is built, ``{"class_path": ..., "init_args": ...}``, if the file says so.
+        deployed: Dotted name of the network that the file deploys, if it is a checkpoint.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     student: dict[str, Any] | None
+    deployed: str = "student"
 
 
 def read_weights(path: str | PathLike[str], whose: Literal["teacher", "student"]) -> WeightsFile:
@@ -130,7 +132,7 @@ def _read_safetensors(path: Path) -> WeightsFile:
     about = about if isinstance(about, dict) else {}
     if about and about.get("sha256") != digest_tensors(tensors):
         raise WeightsError(f"{path}: its tensors are not those that were exported: it is damaged; export it again")
-    return WeightsFile(path, tensors, plain_student(about))
+    return WeightsFile(path, tensors, plain_network(about))
 
 
 def _read_torch(path: Path, head: bytes) -> WeightsFile:
@@ -161,15 +163,24 @@ def _read_torch(path: Path, head: bytes) -> WeightsFile:
                 f"{path}: is no state dict (its {name!r} is a {type(value).__name__}, not a tensor): "
                 "save the network's `state_dict()`"
             )
-    return WeightsFile(path, dict(state), plain_student(content.get("hyper_parameters")))
+    deployed = content.get("deployed")
+    deployed = deployed if isinstance(deployed, str) else "student"
+    return WeightsFile(path, dict(state), plain_network(content.get("hyper_parameters"), deployed), deployed)
 
 
-def plain_student(hyper_parameters: object) -> dict[str, Any] | None:
-    """How the student is built, if a run's hyper-parameters say so: a dict with a ``class_path`` under ``student``.
+def plain_network(hyper_parameters: object, name: str = "student") -> dict[str, Any] | None:
+    """How a network is built, if a run's hyper-parameters say so: a dict with a ``class_path`` at a dotted name.
 
     Example:
-        >>> plain_student({"student": {"class_path": "kd_lightning.networks.StudentConvNet"}})
+        >>> plain_network({"student": {"class_path": "kd_lightning.networks.StudentConvNet"}})
         {'class_path': 'kd_lightning.networks.StudentConvNet'}
+        >>> plain_network({"peers": [{"class_path": "a.B"}, {"class_path": "a.C"}]}, "peers.1")
+        {'class_path': 'a.C'}
     """
-    student = hyper_parameters.get("student") if isinstance(hyper_parameters, dict) else None
-    return student if isinstance(student, dict) and isinstance(student.get("class_path"), str) else None
+    found: Any = hyper_parameters
+    for key in name.split("."):
+        if isinstance(found, list):
+            found = found[int(key)] if key.isdecimal() and int(key) < len(found) else None
+        elif isinstance(found, dict):
+            found = found.get("init_args", found).get(key)
+    return found if isinstance(found, dict) and isinstance(found.get("class_path"), str) else None

@@ -45,7 +45,8 @@ def load_student(path: str | PathLike[str], network: nn.Module | None = None) ->
     """Load the student of a checkpoint or of an export; no teacher's file is needed.
 
     Args:
-        path: A local Lightning checkpoint of ours (its keys under ``student.``) or a file of ``export_student``.
+        path: A local Lightning checkpoint of ours, which says what network in it is deployed (``student`` in most), or
+            a file of ``export_student``.
         network: The network to fill. By default it is built as the file's own hyper-parameters say, from classes of
             modules that are already imported: a file never makes anything be imported.
 
@@ -61,7 +62,7 @@ def load_student(path: str | PathLike[str], network: nn.Module | None = None) ->
         kd_lightning.networks.files.WeightsError: https://example.org/student.ckpt: weights are read from local files...
     """
     file = read_weights(path, "student")
-    tensors = under("student.", file.tensors) or file.tensors
+    tensors = under(f"{file.deployed}.", file.tensors) or file.tensors
     student = _rebuild(file) if network is None else network
     _load(student, WeightsFile(file.path, tensors, None), prefix=None)
     return student.eval()

@@ -1,0 +1,61 @@
+"""What a loader gave, told apart: the inputs and the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor
+
+LABELS = ("target", "label", "labels")
+"""What a mapping calls the labels that a network is evaluated against, unless a term says otherwise."""
+
+
+class Batch(NamedTuple):
+    """What `split_batch` makes of whatever the loader gave."""
+
+    student: Any
+    """The student's input: a tensor, or a mapping of keyword arguments."""
+    teacher: Any
+    """The teacher's input: the same object unless the teacher sees another view."""
+    labels: dict[str, Tensor]
+    """``"target"``, ``"index"`` and task-specific names; empty when unlabelled."""
+
+
+def split_batch(batch: Any, label_names: Iterable[str] = ()) -> Batch:
+    """Tells inputs from labels: the one place that knows what loaders give.
+
+    A tensor is an unlabelled input; ``(x,)``, ``(x, target)`` and ``(x, target, index)`` are what they look like. In a
+    mapping, ``target``, ``label``, ``labels``, ``index`` and `label_names` are labels; the rest is the input, passed by
+    name, or alone when it is a single tensor.
+
+    Args:
+        batch: A tensor, a tuple or list of at most three, or a mapping.
+        label_names: What else is a label in a mapping.
+
+    Raises:
+        ValueError: A tuple has more than three parts.
+
+    Example:
+        >>> import torch
+        >>> split_batch({"image": torch.zeros(2, 3), "label": torch.tensor([0, 1])}).labels
+        {'label': tensor([0, 1])}
+    """
+    if isinstance(batch, Mapping):
+        items = cast("Mapping[str, Any]", batch)
+        known = {*LABELS, "index", *label_names}
+        labels = {name: value for name, value in items.items() if name in known}
+        inputs = {name: value for name, value in items.items() if name not in known}
+        x = next(iter(inputs.values())) if len(inputs) == 1 else inputs
+        return Batch(x, x, labels)
+    if isinstance(batch, Tensor):
+        return Batch(batch, batch, {})
+    x, *rest = cast("list[Any]", batch)
+    if len(rest) > 2:
+        raise ValueError(f"a batch of {len(rest) + 1} parts is not (x, target, index): override split_batch")
+    return Batch(x, x, dict(zip(("target", "index"), rest, strict=False)))
+
+
+def target_of(labels: dict[str, Tensor]) -> Tensor | None:
+    """The labels that a network is evaluated against, if there are any."""
+    return next((labels[name] for name in LABELS if name in labels), None)

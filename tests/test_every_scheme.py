@@ -1,0 +1,127 @@
+"""What holds for every scheme, and for every callback that a scheme learns by: a new one is tested by being there."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from kd_lightning import schemes
+from kd_lightning.callbacks import Constant, Linear, TemperatureSchedule, TermWeightSchedule
+from kd_lightning.callbacks.scheduled import find_terms
+from kd_lightning.export import export
+from kd_lightning.networks import is_left_out, load_student
+from kd_lightning.networks.files import read_weights
+from tests import found, toys
+
+CASES = found.cases()
+every_case = pytest.mark.parametrize("name", CASES)
+
+# the runs that are resumed here write no checkpoints of their own
+pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
+
+
+def fit(case: toys.Case, folder: Any, *callbacks: Callback, ckpt_path: Any = None, data: Any = None, **changes: Any):
+    trainer = toys.trainer(folder, *case.callbacks, *callbacks, **changes)
+    trainer.fit(case.learner, (case.data or toys.data)(**data or {}), ckpt_path=ckpt_path)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Each uninterrupted run, made when it is asked for: its weights, and a checkpoint after every optimizer step."""
+    runs: dict[str, Any] = {}
+
+    def run(name: str) -> tuple[dict[str, Tensor], list[Any]]:
+        if name not in runs:
+            folder = tmp_path_factory.mktemp("run")
+            every_step = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+            every_epoch = ModelCheckpoint(folder, "epoch-{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+            case = CASES[name]()
+            fit(case, folder, every_step, every_epoch)
+            runs[name] = (toys.weights(case.learner), sorted(folder.glob("*.ckpt")))
+        return runs[name]
+
+    return run
+
+
+def test_every_scheme_has_a_case():
+    learners = {type(build().learner).__name__ for build in CASES.values()}
+    assert set(schemes.__all__) <= learners
+
+
+@every_case
+def test_resume_from_every_checkpoint_is_bit_exact(name, finished, tmp_path):
+    truth, checkpoints = finished(name)
+    assert len(checkpoints) == 12 + 3  # four steps in each of three epochs, and the epochs' ends
+    for checkpoint in checkpoints:
+        case = CASES[name]()
+        fit(case, tmp_path, ckpt_path=checkpoint)
+        assert toys.same(toys.weights(case.learner), truth), checkpoint.name
+
+
+class Watch(Callback):
+    """What an optimizer step does: the norm of what it is given, and who had a gradient at all."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+        self.learned: set[str] = set()
+
+    def on_train_start(self, trainer, pl_module):
+        trainer.optimizers[0].register_step_post_hook(lambda *_: self.look(pl_module))
+
+    def look(self, pl_module):
+        gradients = {n: p.grad for n, p in pl_module.named_parameters() if p.grad is not None}
+        self.norms.append(math.sqrt(sum(g.double().square().sum().item() for g in gradients.values())))
+        self.learned |= {name for name, gradient in gradients.items() if gradient.any()}
+
+
+@every_case
+def test_runs_under_clipping_accumulation_and_bf16(name, tmp_path):
+    case, watch = CASES[name](), Watch()
+    changes = {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2, "precision": "bf16-mixed"}
+    trainer = fit(case, tmp_path, watch, **changes)
+    assert trainer.global_step == 3 * 2
+    assert len(watch.norms) == 6
+    assert max(watch.norms) <= 0.05 * 1.001
+    assert all(value.isfinite().all() for value in case.learner.state_dict().values())
+    trained = {name for name, parameter in case.learner.named_parameters() if parameter.requires_grad}
+    assert trained == watch.learned  # nothing is there in vain
+
+
+@every_case
+def test_a_checkpoint_is_plain_and_strict_and_the_export_is_the_deployed_network_alone(name, finished, tmp_path):
+    _, checkpoints = finished(name)
+    content = torch.load(checkpoints[-1], weights_only=True)
+    case = CASES[name]()
+    learner = case.learner
+    kept_out = {path for path, module in learner.named_modules() if is_left_out(module)}
+    assert not [key for key in content["state_dict"] if key.startswith(tuple(f"{path}." for path in kept_out))]
+    for callback in case.callbacks:  # a callback may make a network state
+        callback.setup(toys.trainer(tmp_path), learner, "fit")
+    learner.load_state_dict(content["state_dict"], strict=True)
+
+    network = learner.get_submodule(content["deployed"])
+    own = {name: value.clone() for name, value in network.state_dict().items()}
+    exported = export(str(checkpoints[-1]), str(tmp_path / "student.safetensors"))
+    assert read_weights(exported, "student").tensors.keys() == own.keys()
+    for file in (exported, checkpoints[-1]):
+        assert toys.same(load_student(file, network).state_dict(), own)
+
+
+@every_case
+def test_schedules_reach_the_terms(name, tmp_path):
+    case = CASES[name]()
+    terms = [term for named in find_terms(case.learner, None).values() for term in named]
+    name_of_one = next(iter(find_terms(case.learner, None)))
+    weight = TermWeightSchedule(name_of_one, Linear(1.0, 0.0, duration=12))
+    softened = [module for term in terms for module in term.loss.modules() if hasattr(module, "temperature")]
+    temperature = [TemperatureSchedule(Constant(2.5))] if softened else []
+    fit(case, tmp_path, weight, *temperature)
+    assert [term.weight for term in find_terms(case.learner, name_of_one)[name_of_one]] == [pytest.approx(1 / 12)]
+    assert {module.temperature for module in softened} <= {2.5}
