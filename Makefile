@@ -3,6 +3,7 @@
 .PHONY: help compare origin test test-all lint
 export OMP_NUM_THREADS := 1
 
+comma := ,
 BIN := .venv/bin
 # the first Python that is new enough
 PYTHON := $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
@@ -18,22 +19,30 @@ origin: .venv/ready  ## reproduce the notebook that this project comes from, as 
 	$(BIN)/python -m benchmarks.origin --report
 
 test: .venv/ready  ## run the quick tests on two cores
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
 
-test-all: .venv/ready  ## run every test, minutes longer
-	$(BIN)/pytest -n 2
+test-all: .venv/foreign  ## run every test, minutes longer, those in other people's libraries included
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 lint: .venv/ready  ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
+# $(call install,extras): into the environment, with uv where there is one
+define install
+	if command -v uv >/dev/null || $(BIN)/pip install --quiet uv; then \
+	  PATH="$$PWD/$(BIN):$$PATH" uv pip install --quiet --compile-bytecode --python $(BIN)/python -c requirements.lock -e '.[$(1)]'; \
+	else \
+	  $(BIN)/pip install --quiet -c requirements.lock -e '.[$(1)]'; \
+	fi
+	@touch $@
+endef
+
 .venv/ready: pyproject.toml requirements.lock
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer on the PATH: install one first"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	if command -v uv >/dev/null || $(BIN)/pip install --quiet uv; then \
-	  PATH="$$PWD/$(BIN):$$PATH" uv pip install --quiet --compile-bytecode --python $(BIN)/python -c requirements.lock -e '.[dev]'; \
-	else \
-	  $(BIN)/pip install --quiet -c requirements.lock -e '.[dev]'; \
-	fi
-	@touch $@
+	$(call install,dev)
+
+.venv/foreign: .venv/ready
+	$(call install,dev$(comma)foreign)

@@ -19,7 +19,7 @@ from kd_lightning.evaluation import Evaluation, Stage
 from kd_lightning.networks import freeze, is_frozen
 from kd_lightning.steps import log_is_due
 from kd_lightning.taps import Activations, logits_of, run, tap
-from kd_lightning.terms import Term, names
+from kd_lightning.terms import Term, check_terms, names
 
 OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
 LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
@@ -55,7 +55,7 @@ class Learner(LightningModule, ABC):
         super().__init__()
         self._remember_hyperparameters()
         self.student = student
-        self.terms = nn.ModuleDict(_checked(terms))
+        self.terms = nn.ModuleDict(check_terms(terms))
         self.build_optimizer = optimizer
         self.build_lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
@@ -184,10 +184,15 @@ class Learner(LightningModule, ABC):
             self.evaluation.update(stage, name, logits, target)
 
     def _log_evaluation(self, stage: Stage) -> None:
-        for name in self.evaluation.names if len(self.evaluation.names) > 1 else ():
-            self.log_dict({f"{stage}/{m}/{name}": value for m, value in self.evaluation.of(stage, name).items()})
         deployed = self.evaluation.of(stage, self.deployed)
-        self.log_dict({f"{stage}/{metric}": value for metric, value in deployed.items()}, prog_bar=True)
+        if len(self.evaluation.names) == 1:
+            self.log_dict({f"{stage}/{metric}": value for metric, value in deployed.items()}, prog_bar=True)
+            return
+        for name in self.evaluation.names:
+            self.log_dict({f"{stage}/{m}/{name}": value for m, value in self.evaluation.of(stage, name).items()})
+        # the values, for Lightning keeps one name for a metric object
+        values = {f"{stage}/{metric}": value.compute() for metric, value in deployed.items()}
+        self.log_dict(values, prog_bar=True, sync_dist=True)
 
     def _remember_hyperparameters(self) -> None:
         """Plain values only, else a checkpoint would need pickled code to load.
@@ -196,7 +201,8 @@ class Learner(LightningModule, ABC):
         ``_instantiator``. In Python it hands over the arguments themselves: networks, losses and functions, which are
         left out *before* Lightning deep-copies them.
         """
-        arguments = signature(type(self)).parameters.values()
+        schemes = [kind for kind in type(self).__mro__ if issubclass(kind, Learner)]  # each has arguments of its own
+        arguments = [argument for scheme in schemes for argument in signature(scheme).parameters.values()]
         self.save_hyperparameters(ignore=[a.name for a in arguments if not _is_plain(a.annotation)], logger=False)
         if "_instantiator" in self.hparams:
             self.save_hyperparameters(logger=False)
@@ -205,13 +211,3 @@ class Learner(LightningModule, ABC):
 def _is_plain(annotation: str) -> bool:
     """Whether what is annotated so is a number, a text or nothing."""
     return re.fullmatch(r"(int|float|str|bool|None|Literal\[.*?\]| \| )+", annotation) is not None
-
-
-def _checked(terms: dict[str, Term]) -> dict[str, Term]:
-    if not terms:
-        raise ValueError("terms is empty: give at least one, e.g. terms={'task': Term(TaskLoss(), teacher=None)}")
-    taken = nn.ModuleDict()
-    for name in terms:
-        if not name or "." in name or hasattr(taken, name):
-            raise ValueError(f"a term cannot be called {name!r}: avoid dots and the names of dict and module methods")
-    return terms

@@ -106,3 +106,14 @@ class Term(nn.Module):
 def names(address: Address | None) -> list[str]:
     """The names in an address."""
     return [] if address is None else [address] if isinstance(address, str) else address
+
+
+def check_terms(terms: dict[str, Term]) -> dict[str, Term]:
+    """Returns `terms`; a ValueError unless there are some, and each can be called what it is."""
+    if not terms:
+        raise ValueError("terms is empty: give at least one, e.g. terms={'task': Term(TaskLoss(), teacher=None)}")
+    taken = nn.ModuleDict()
+    for name in terms:
+        if not name or "." in name or hasattr(taken, name):
+            raise ValueError(f"a term cannot be called {name!r}: avoid dots and the names of dict and module methods")
+    return terms
