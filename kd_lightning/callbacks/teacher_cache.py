@@ -98,7 +98,7 @@ def _servable(module: LightningModule) -> OfflineDistiller:
 
 
 def _ask(trainer: Trainer, learner: OfflineDistiller, rows: Any) -> Tensor:
-    """The teacher's logits, (largest index + 1, C); NaN where there is no row."""
+    """The teacher's logits, (largest index + 1, C), or (..., K, C) of an ensemble; NaN where there is no row."""
     indices: list[Tensor] = []
     logits: list[Tensor] = []
     for batch in rows:
@@ -107,7 +107,7 @@ def _ask(trainer: Trainer, learner: OfflineDistiller, rows: Any) -> Tensor:
         logits.append(_live(trainer, learner, split))
     index = torch.cat(indices)
     values = torch.cat(logits)
-    table = values.new_full((int(index.max()) + 1, values.shape[1]), float("nan"))
+    table = values.new_full((int(index.max()) + 1, *values.shape[1:]), float("nan"))
     table[index] = values
     return table
 

@@ -9,7 +9,8 @@ from torch import nn
 from kd_lightning import OfflineDistiller, Term
 from kd_lightning.callbacks import TeacherCache, TeacherFreezing
 from kd_lightning.data import MNISTDataModule
-from kd_lightning.losses import KDLoss
+from kd_lightning.losses import CAMKDLoss, EnsembleLoss, KDLoss
+from kd_lightning.networks import Ensemble
 from tests import toys
 
 # a resumed run needs no callback that saves
@@ -54,6 +55,20 @@ def test_looked_up_logits_teach_as_the_live_teacher_does(precision, tolerance, t
         torch.testing.assert_close(weights[name], value, rtol=0, atol=tolerance)
     assert live.teacher.rows == [16] * 12
     assert cached.teacher.rows == [22, 21, 21, 16, 16, 16]  # every row once, and a batch an epoch to compare
+
+
+def test_the_logits_of_an_ensemble_are_looked_up_each_by_itself(tmp_path):
+    def learner():
+        teacher = Ensemble([Counting(), toys.network(12, seed=3), toys.network(8, seed=4)])
+        terms = {"kd": Term(EnsembleLoss(KDLoss(3.0))), "ca": Term(CAMKDLoss(3.0))}
+        return OfflineDistiller(toys.network(seed=1), teacher, terms, lambda p: torch.optim.SGD(p, lr=0.1))
+
+    live, cached = learner(), learner()
+    truth, weights = fit(tmp_path, live), fit(tmp_path, cached, TeacherCache())
+    for name, value in truth.items():
+        torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-6)
+    assert live.teacher.members[0].rows == [16] * 12
+    assert cached.teacher.members[0].rows == [22, 21, 21, 16, 16, 16]
 
 
 def test_a_resumed_run_is_the_same_and_the_table_is_in_no_checkpoint(tmp_path):

@@ -116,3 +116,63 @@ def test_the_gradient_has_no_hole_where_the_two_log_probabilities_differ_by_exac
     (gradient,) = torch.autograd.grad(kd_loss(student, teacher, temperature), student)
     expected = torch.tensor(naive.kd_gradient(student.detach(), teacher, temperature))
     torch.testing.assert_close(gradient, expected)
+
+
+def naive_asymmetric(student: Tensor, teacher: Tensor, temperature: float, teacher_temperature: float) -> float:
+    """T^2 KL(softmax(t / T_t) || softmax(s / T)), averaged over samples."""
+    total = 0.0
+    for s, t in naive.pairs(student, teacher):
+        log_q, log_p = naive.log_softmax(s, temperature), naive.log_softmax(t, teacher_temperature)
+        total += math.fsum(math.exp(p_c) * (p_c - q_c) for p_c, q_c in zip(log_p, log_q, strict=True))
+    return temperature**2 * total / len(student)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 4.0, 20.0, 20.1, 1000.0])
+@pytest.mark.parametrize("teacher_temperature", [0.05, 2.0, 20.1, 500.0])
+@pytest.mark.parametrize("scale", [0.1, 3.0, 100.0])
+def test_the_teacher_may_be_softened_differently(temperature: float, teacher_temperature: float, scale: float):
+    student, teacher = logits(7, 10, scale, seed=1).requires_grad_(), logits(7, 10, scale, seed=2)
+    loss = KDLoss(temperature, teacher_temperature)(student, teacher)
+    (gradient,) = torch.autograd.grad(loss, student)
+    expected = naive_asymmetric(student.detach(), teacher, temperature, teacher_temperature)
+    assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    wanted = [
+        [
+            temperature * (q - p) / 7
+            for q, p in zip(naive.softmax(s, temperature), naive.softmax(t, teacher_temperature), strict=True)
+        ]
+        for s, t in naive.pairs(student.detach(), teacher)
+    ]
+    torch.testing.assert_close(gradient, torch.tensor(wanted, dtype=torch.float64), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("temperature", [1.0, 25.0, 1000.0])
+@pytest.mark.parametrize("teacher_temperature", [0.05, 2.0, 1000.0])
+def test_float32_keeps_its_digits_at_unequal_temperatures(dtype, temperature: float, teacher_temperature: float):
+    student, teacher = logits(16, 10, 3.0, 1, dtype).requires_grad_(), logits(16, 10, 3.0, 2, dtype)
+    loss = kd_loss(student, teacher, temperature, teacher_temperature)
+    expected = naive_asymmetric(student.detach().double(), teacher.double(), temperature, teacher_temperature)
+    assert loss.item() == pytest.approx(expected, rel=1e-3)
+    assert torch.autograd.grad(loss, student)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [0.1, 4.0, 50.0])
+def test_without_a_temperature_of_its_own_the_teacher_has_the_students_wherever_that_moves(temperature: float):
+    student, teacher = logits(7, 10, seed=1, dtype=torch.float32), logits(7, 10, seed=2, dtype=torch.float32)
+    loss = KDLoss(3.0)
+    loss.temperature = temperature
+    same = kd_loss(student, teacher, temperature, temperature)
+    assert torch.equal(loss(student, teacher), same)
+    own = KDLoss(3.0, teacher_temperature=2.0)
+    own.temperature = temperature
+    assert torch.equal(own(student, teacher), kd_loss(student, teacher, temperature, 2.0))
+    assert not torch.equal(own(student, teacher), same)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
+def test_a_teachers_temperature_that_is_none_is_refused(temperature: float):
+    with pytest.raises(ValueError, match=f"teacher_temperature={temperature} must be a finite number above 0"):
+        KDLoss(4.0, temperature)
+    with pytest.raises(ValueError, match=f"teacher_temperature={temperature} must be a finite number above 0"):
+        kd_loss(logits(2, 3), logits(2, 3), 4.0, temperature)

@@ -1,0 +1,49 @@
+"""Features as they are: the student's are pulled to the teacher's."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kd_lightning.losses.checks import upcast
+
+
+def feature_mse_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared error between features of one shape, over batch and features.
+
+    L = 1 / (N D) sum_nd (s_nd - t_nd)^2
+
+    Linfeng Zhang et al.: Be Your Own Teacher: Improve the Performance of Convolutional Neural Networks via Self
+    Distillation. ICCV 2019 (arXiv:1905.08094), whose third loss this is. The paper writes the sum over features: its
+    weight lambda is lambda D here. FitNets' hint loss is half of it, with a connector between unlike features.
+
+    Other implementations differ: the authors' later code puts a linear layer before it, takes the root of the sum over
+    the whole batch (with weight 0.03), and spares the shallowest exit; others sum over the batch (1e-6), or take the
+    mean (0.05).
+
+    Args:
+        student: (N, ...), of D values a sample.
+        teacher: Of the student's shape.
+
+    Raises:
+        ValueError: The shapes differ, or there are no features.
+
+    Example:
+        >>> import torch
+        >>> feature_mse_loss(torch.zeros(1, 2, 1, 2), torch.tensor([[[[4.0, 0.0]], [[0.0, 2.0]]]]))
+        tensor(5.)
+    """
+    if student.shape != teacher.shape or student.dim() < 2 or not student.numel():
+        raise ValueError(
+            f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} must have the same "
+            "shape (N, ...): address layers of one shape, or bring the student's to the teacher's"
+        )
+    return functional.mse_loss(upcast(student), upcast(teacher))
+
+
+class FeatureMSELoss(nn.Module):
+    """Mean squared error between features, as in Be Your Own Teacher (Zhang et al. 2019); see `feature_mse_loss`."""
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        """The loss of features (N, ...); `target` is not looked at."""
+        return feature_mse_loss(student, teacher)

@@ -1,0 +1,67 @@
+"""Many teachers as one network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Ensemble(nn.Module):
+    """Several networks that see the same input, as one; their logits are stacked, and a loss combines them.
+
+    Combining is left to the loss (`kd_lightning.losses.EnsembleLoss`), as the mean of softened distributions depends on
+    its temperature. The members may be of different kinds, and each may be loaded from a file of its own, by
+    `kd_lightning.load_teacher`. A layer is tapped as ``members.0.conv.3``.
+
+    Args:
+        members: The networks. Each returns logits, or an object that has ``.logits``.
+
+    Shapes:
+        Logits (N, C) of K members are stacked to (N, K, C), of tokens (N, L, C) to (N, K, L, C) and of pixels
+        (N, C, H, W) to (N, K, C, H, W).
+
+    Raises:
+        ValueError: There are no members, one is there twice, or, at a call, their logits differ in shape.
+        TypeError: At a call: a member gave no logits.
+
+    Example:
+        >>> from kd_lightning.networks import StudentConvNet, TeacherConvNet
+        >>> Ensemble([TeacherConvNet(), StudentConvNet()])(torch.zeros(2, 3, 28, 28)).shape
+        torch.Size([2, 2, 10])
+    """
+
+    def __init__(self, members: list[nn.Module]) -> None:
+        super().__init__()
+        if not members:
+            raise ValueError("members is empty: an ensemble needs a network, and makes sense with two")
+        for i, member in enumerate(members):
+            if (first := next(j for j, other in enumerate(members) if other is member)) != i:
+                raise ValueError(
+                    f"members {first} and {i} are the same {type(member).__name__}: build or load each by itself, "
+                    "or give one more weight in the loss"
+                )
+        self.members = nn.ModuleList(members)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The stacked logits (N, K, ...) of an input, or of a mapping's items by their names."""
+        from kd_lightning.taps import logits_of  # here, for it brings in torch._dynamo, which takes seconds
+
+        logits: list[Tensor] = []
+        for i, member in enumerate(self.members):
+            output = logits_of(member(*args, **kwargs))
+            if not isinstance(output, Tensor):
+                raise TypeError(
+                    f"{self._name(i)} gave {type(output).__name__}, not a tensor: return one, or an object with .logits"
+                )
+            if logits and output.shape != logits[0].shape:
+                raise ValueError(
+                    f"{self._name(0)} gave logits {tuple(logits[0].shape)} and {self._name(i)} {tuple(output.shape)}: "
+                    "give all of them the same num_classes"
+                )
+            logits.append(output)
+        return torch.stack(logits, dim=1)
+
+    def _name(self, i: int) -> str:
+        return f"members.{i} ({type(self.members[i]).__name__})"

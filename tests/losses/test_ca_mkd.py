@@ -1,0 +1,229 @@
+"""Teachers are trusted on a sample as far as they are right about it: against the paper's formulas written out."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kd_lightning import OfflineDistiller, Term
+from kd_lightning.losses import CAMKDFeatureLoss, CAMKDLoss, EnsembleLoss, KDLoss, ca_mkd_feature_loss, ca_mkd_loss
+from kd_lightning.networks import ConvNet, Ensemble
+from tests.losses import naive
+
+LABELS = torch.tensor([3, 0, 6, 1, 1])
+
+
+def logits(teachers: int = 3, scale: float = 2.0) -> tuple[Tensor, Tensor]:
+    """(5, C) and (5, K, C)."""
+    generator = torch.Generator().manual_seed(0)
+    student, *stacked = scale * torch.randn(1 + teachers, 5, 7, generator=generator, dtype=torch.float64)
+    return student.requires_grad_(), torch.stack(stacked, dim=1)
+
+
+def trust(rows: list[list[float]], label: int) -> list[float]:
+    """The paper's equation: (1 - exp(L_k) / sum_j exp(L_j)) / (K - 1)."""
+    errors = [-naive.log_softmax(row)[label] for row in rows]
+    total = math.fsum(math.exp(error) for error in errors)
+    return [(1 - math.exp(error) / total) / (len(rows) - 1) for error in errors]
+
+
+def mean_of_divergences(student: Tensor, teacher: Tensor, temperature: float) -> float:
+    """T^2 / N sum_n sum_k w_nk KL(teacher k || student), as the authors' code has it but for its 1 / K."""
+    total = 0.0
+    for s, rows, label in zip(student.tolist(), teacher.tolist(), LABELS.tolist(), strict=True):
+        log_q = naive.log_softmax(s, temperature)
+        for w, row in zip(trust(rows, label), rows, strict=True):
+            log_p = naive.log_softmax(row, temperature)
+            total += w * math.fsum(math.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True))
+    return temperature**2 * total / len(student)
+
+
+def disagreement(teacher: Tensor, temperature: float) -> float:
+    """T^2 / N sum_n sum_k w_nk KL(teacher k || their mixture)."""
+    total = 0.0
+    for rows, label in zip(teacher.tolist(), LABELS.tolist(), strict=True):
+        soft = [naive.softmax(row, temperature) for row in rows]
+        mixture = [math.fsum(w * p[c] for w, p in zip(trust(rows, label), soft, strict=True)) for c in range(7)]
+        for w, p in zip(trust(rows, label), soft, strict=True):
+            total += w * math.fsum(p_c * math.log(p_c / m_c) for p_c, m_c in zip(p, mixture, strict=True))
+    return temperature**2 * total / len(teacher)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 50.0])
+@pytest.mark.parametrize("teachers", [2, 3, 5])
+def test_it_is_the_papers_mean_of_divergences_less_what_the_teachers_disagree_by(teachers, temperature):
+    student, teacher = logits(teachers)
+    loss = CAMKDLoss(temperature)(student, teacher, LABELS)
+    apart = disagreement(teacher, temperature)
+    assert apart > 0.01
+    assert loss.item() == pytest.approx(mean_of_divergences(student, teacher, temperature) - apart, rel=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 50.0])
+def test_its_gradient_is_that_of_the_papers_cross_entropies(temperature):
+    student, teacher = logits()
+    shares = torch.tensor([trust(rows, label) for rows, label in zip(teacher.tolist(), LABELS.tolist(), strict=True)])
+    log_q = (student / temperature).log_softmax(dim=1).unsqueeze(1)
+    errors = -((teacher / temperature).softmax(dim=2) * log_q).sum(dim=2)  # (N, K)
+    expected = temperature**2 * (shares.double() * errors).sum(dim=1).mean()
+    (wanted,) = torch.autograd.grad(expected, student)
+    (gradient,) = torch.autograd.grad(CAMKDLoss(temperature)(student, teacher, LABELS), student)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_a_teacher_that_is_wrong_for_certain_is_not_listened_to():
+    student, teacher = logits()
+    right = 50 * nn.functional.one_hot(LABELS, 7).double()
+    teacher[:, 0], teacher[:, 1], teacher[:, 2] = right.roll(1, dims=1), teacher[:, 1] + right, teacher[:, 2] + right
+    alone = EnsembleLoss(KDLoss(4.0))(student, teacher[:, 1:])
+    assert ca_mkd_loss(student, teacher, LABELS).item() == pytest.approx(alone.item(), rel=1e-9)
+    assert abs(EnsembleLoss(KDLoss(4.0))(student, teacher) - alone) > 0.1
+
+
+def test_teachers_that_are_as_right_count_the_same_and_so_do_all_where_there_is_no_label():
+    student, teacher = logits()
+    alike = torch.stack([teacher[:, 0], teacher[:, 0] + 1, teacher[:, 0] - 1], dim=1)
+    expected = naive.kd(student.detach(), teacher[:, 0], 4.0)
+    assert ca_mkd_loss(student, alike, LABELS).item() == pytest.approx(expected, rel=1e-9)
+    unlabelled = ca_mkd_loss(student, teacher, torch.full((5,), -100))
+    torch.testing.assert_close(unlabelled, EnsembleLoss(KDLoss(4.0))(student, teacher), rtol=1e-12, atol=0)
+
+
+def test_what_does_not_fit_is_refused_in_one_line():
+    student, teacher = logits()
+    with pytest.raises(ValueError, match=r"\(5, 1, 7\) are those of one teacher"):
+        ca_mkd_loss(student, teacher[:, :1], LABELS)
+    with pytest.raises(ValueError, match=r"target \(5,\) of torch.float32 do not fit"):
+        ca_mkd_loss(student, teacher, LABELS.float())
+    with pytest.raises(ValueError, match="needs the label 'target'"):
+        Term(CAMKDLoss())({"logits": student}, {"logits": teacher}, {})
+
+
+# ---- features
+
+
+def maps(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def classifiers(*widths: int) -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [nn.Linear(width, 7).double() for width in widths]
+
+
+def test_features_are_weighed_by_whose_classifier_recognises_the_students():
+    _, said = logits(2)
+    shown, teacher = (
+        [maps(5, 3, 2, 2, seed=1), maps(5, 4, 1, 2, seed=2)],
+        [maps(5, 3, 2, 2, seed=3), maps(5, 4, 1, 2, seed=4)],
+    )
+    total = 0.0
+    for n, label in enumerate(LABELS.tolist()):
+        for w, s, t in zip(trust(said[n].tolist(), label), shown, teacher, strict=True):
+            squares = [(a - b) ** 2 for a, b in zip(s[n].flatten().tolist(), t[n].flatten().tolist(), strict=True)]
+            total += w * math.fsum(squares) / len(squares)
+    assert ca_mkd_feature_loss(shown, teacher, said, LABELS).item() == pytest.approx(total / 5, rel=1e-12)
+
+
+def test_the_gradient_of_features_goes_through_the_weights_too():
+    _, said = logits(2)
+    shown = [maps(5, 3, 2, 2, seed=1).requires_grad_(), maps(5, 4, 1, 2, seed=2).requires_grad_()]
+    teacher = [maps(5, 3, 2, 2, seed=3), maps(5, 4, 1, 2, seed=4)]
+    said.requires_grad_()
+    torch.autograd.gradcheck(lambda a, b, said: ca_mkd_feature_loss([a, b], teacher, said, LABELS), (*shown, said))
+    loss = ca_mkd_feature_loss(shown, teacher, said, LABELS)
+    assert torch.autograd.grad(loss, said)[0].any()
+
+
+@pytest.mark.parametrize("pool_size", [1, 2])
+def test_connectors_classifiers_and_weights_are_the_papers(pool_size: int):
+    loss = CAMKDFeatureLoss(3, classifiers(4 * pool_size**2, 6 * pool_size**2), pool_size).double()
+    student = maps(5, 3, 4, 4, seed=1).requires_grad_()
+    teacher = [maps(5, 4, 4, 4, seed=2).relu(), maps(5, 6, 4, 4, seed=3).relu()]
+    shown, said = [], []
+    for connector, classifier in zip(loss.connectors, loss.classifiers, strict=True):
+        convolution, norm, _ = connector
+        x = torch.einsum("nchw,dc->ndhw", student, convolution.weight[:, :, 0, 0])
+        mean, variance = x.mean(dim=(0, 2, 3), keepdim=True), x.var(dim=(0, 2, 3), keepdim=True, unbiased=False)
+        x = (x - mean) / (variance + norm.eps).sqrt()
+        x = (x * norm.weight[:, None, None] + norm.bias[:, None, None]).relu()
+        side = 4 // pool_size
+        pooled = x.view(5, -1, pool_size, side, pool_size, side).mean(dim=(3, 5)).flatten(1)
+        shown.append(x)
+        said.append(pooled @ classifier.weight.T + classifier.bias)
+    shares = torch.softmax(torch.stack([-x.log_softmax(dim=1)[torch.arange(5), LABELS] for x in said], dim=1), dim=1)
+    errors = torch.stack([(s - t).square().mean(dim=(1, 2, 3)) for s, t in zip(shown, teacher, strict=True)], dim=1)
+    expected = ((1 - shares) * errors).sum(dim=1).mean()
+    found = loss(student, teacher, LABELS)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    learned = [student, *(p for p in loss.parameters() if p.requires_grad)]
+    wanted = torch.autograd.grad(expected, learned, retain_graph=True)
+    for gradient, reference in zip(torch.autograd.grad(found, learned), wanted, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-9, atol=1e-12)
+
+
+def test_a_larger_map_of_the_students_is_pooled_and_a_smaller_one_interpolated():
+    loss = CAMKDFeatureLoss(3, classifiers(4, 6)).double()
+    student = maps(5, 3, 4, 4, seed=1)
+    teacher = [maps(5, 4, 2, 2, seed=2), maps(5, 6, 8, 8, seed=3)]
+    again = copy.deepcopy(loss)
+    pooled = student.view(5, 3, 2, 2, 2, 2).mean(dim=(3, 5))
+    larger = nn.functional.interpolate(student, scale_factor=2, mode="bilinear")
+    seen: list[Tensor] = []
+    for connector in again.connectors:
+        connector.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    torch.testing.assert_close(again(student, teacher, LABELS), loss(student, teacher, LABELS))
+    torch.testing.assert_close(seen[0], pooled)
+    torch.testing.assert_close(seen[1], larger)
+
+
+def test_in_a_run_the_connectors_learn_and_the_teachers_and_their_classifiers_do_not():
+    torch.manual_seed(0)
+    teachers = [ConvNet(width=6), ConvNet(width=8)]
+    loss = CAMKDFeatureLoss(5, [teacher.classifier for teacher in teachers], pool_size=2)
+    terms = {"features": Term(loss, student="conv.5", teacher=["members.0.conv.5", "members.1.conv.5"])}
+    learner = OfflineDistiller(ConvNet(width=5), Ensemble([*teachers]), terms)
+    assert set(teachers[0].state_dict()) == set(ConvNet(width=6).state_dict())  # it keeps its own classifier
+    optimizer = torch.optim.SGD([p for p in learner.parameters() if p.requires_grad], lr=0.1)
+    images, labels = torch.rand(4, 3, 28, 28), torch.arange(4)
+    for _ in range(2):
+        optimizer.zero_grad()
+        learner.compute_losses((images, labels))["features"].backward()
+        optimizer.step()
+    learned = {name for name, p in learner.named_parameters() if p.grad is not None and p.grad.any()}
+    assert {name.partition(".")[0] for name in learned} == {"student", "terms"}
+    assert not [name for name in learned if "classifier" in name]
+    assert len([name for name in learned if "connectors" in name]) == 6
+    assert not [name for name in learner.state_dict() if "classifiers" in name]
+    for k, teacher in enumerate(teachers):
+        assert torch.equal(loss.classifiers[k].weight, teacher.classifier.weight)
+    learner.load_state_dict(learner.state_dict())
+
+
+def test_features_that_do_not_fit_are_refused_in_one_line():
+    loss = CAMKDFeatureLoss(3, classifiers(4, 6)).double()
+    student, teacher = maps(5, 3, 2, 2, seed=1), [maps(5, 4, 2, 2, seed=2), maps(5, 6, 2, 2, seed=3)]
+    with pytest.raises(ValueError, match="1 classifiers, and confidence is relative"):
+        CAMKDFeatureLoss(3, classifiers(4))
+    with pytest.raises(ValueError, match="takes no flattened maps of 3 x 3"):
+        CAMKDFeatureLoss(3, classifiers(4, 6), pool_size=3)
+    with pytest.raises(ValueError, match=r"ReLU\(\) takes no flattened maps"):
+        CAMKDFeatureLoss(3, [nn.ReLU(), nn.ReLU()])
+    with pytest.raises(ValueError, match="takes no flattened maps of 0 x 0"):
+        CAMKDFeatureLoss(3, classifiers(4, 6), pool_size=0)
+    wrong = [(student, teacher[:1]), (student, teacher[0]), (student[:, :2], teacher), (student.flatten(2), teacher)]
+    for seen, shown in wrong:
+        with pytest.raises(
+            ValueError, match=r"must be a map \(N, 3, H, W\) and one of each of the 2 teachers"
+        ) as refusal:
+            loss(seen, shown, LABELS)
+        assert f"student features {tuple(seen.shape)} and teacher features [(5, 4, 2, 2)" in str(refusal.value)
+        assert "\n" not in str(refusal.value)
+    with pytest.raises(ValueError, match=r"\[\(5, 4, 2, 2\), \(5, 6, 2, 2\)\] and teacher features \[\(5, 6, 2, 2\)"):
+        loss(student, teacher[::-1], LABELS)
+    with pytest.raises(ValueError, match="target"):
+        loss(student, teacher, LABELS[:3])
