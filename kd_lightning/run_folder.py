@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from typing_extensions import override
 
-from kd_lightning.callbacks import ExactResume, TeacherFreezing
+from kd_lightning.callbacks import ExactResume, MovingTeacher, TeacherFreezing
 from kd_lightning.complaints import Complaint, nearest
 from kd_lightning.learner import Learner
 from kd_lightning.networks import is_frozen
@@ -118,7 +118,8 @@ def callbacks(
     first: list[Callback] = []
     if not _any(given, ExactResume):
         first.append(ExactResume())  # before whatever draws random numbers
-    if is_frozen(getattr(learner, "teacher", learner)) and not _any(given, TeacherFreezing):
+    stays = is_frozen(getattr(learner, "teacher", learner)) and not _any(given, MovingTeacher)
+    if stays and not _any(given, TeacherFreezing):
         first.append(TeacherFreezing())
     last: list[Callback] = []
     if progress_bar and not _any(given, ProgressBar):

@@ -1,22 +1,32 @@
 """When does it change? One callback, one effect."""
 
+from kd_lightning.callbacks.born_again import BornAgain
 from kd_lightning.callbacks.channels_last import ChannelsLast
+from kd_lightning.callbacks.distillation import Distillation
 from kd_lightning.callbacks.exact_resume import ExactResume
+from kd_lightning.callbacks.momentum_teacher import MomentumTeacher
+from kd_lightning.callbacks.moving_teacher import MovingTeacher
 from kd_lightning.callbacks.schedules import Constant, Cosine, Exponential, Linear, Ramp, Schedule, Steps
+from kd_lightning.callbacks.snapshot_teacher import SnapshotTeacher
 from kd_lightning.callbacks.teacher import TeacherFreezing
 from kd_lightning.callbacks.teacher_cache import TeacherCache
 from kd_lightning.callbacks.temperature import TemperatureSchedule
 from kd_lightning.callbacks.term_weight import TermWeightSchedule
 
 __all__ = [
+    "BornAgain",
     "ChannelsLast",
     "Constant",
     "Cosine",
+    "Distillation",
     "ExactResume",
     "Exponential",
     "Linear",
+    "MomentumTeacher",
+    "MovingTeacher",
     "Ramp",
     "Schedule",
+    "SnapshotTeacher",
     "Steps",
     "TeacherCache",
     "TeacherFreezing",

@@ -1,0 +1,76 @@
+"""A network that is a moving average of another."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def update_ema(average: nn.Module, network: nn.Module, momentum: float) -> None:
+    """Moves an exponential average of a network's weights one step towards the network.
+
+    average <- momentum average + (1 - momentum) network
+
+    So are parameters and floating-point buffers: what a BatchNorm has counted belongs to its weights. Other buffers are
+    copied. Where both are equal, constants and infinities included, the average keeps every bit.
+
+    Other implementations differ: ``torch.optim.swa_utils.AveragedModel`` copies buffers unless told otherwise, timm's
+    averages them, and the mean teacher's authors let the average count its own, in training mode.
+
+    Args:
+        average: The network that changes, in place.
+        network: The network that it follows, of the same architecture.
+        momentum: Share of the average that stays, in [0, 1].
+
+    Raises:
+        ValueError: `momentum` is not in [0, 1], or the networks are not of one architecture.
+
+    Example:
+        >>> average, network = nn.Linear(1, 1), nn.Linear(1, 1)
+        >>> _ = average.weight.data.fill_(1.0), network.weight.data.fill_(3.0)
+        >>> update_ema(average, network, momentum=0.9)
+        >>> round(average.weight.item(), 4)
+        1.2
+    """
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum={momentum} must lie in [0, 1]")
+    check_twins(average, network)
+    for averaged, current in zip(average.parameters(), network.parameters(), strict=True):
+        averaged.lerp_(current.to(averaged.dtype), 1 - momentum)
+    for averaged, current in zip(average.buffers(), network.buffers(), strict=True):
+        if averaged.is_floating_point():
+            moved = averaged.lerp(current.to(averaged.dtype), 1 - momentum)
+            averaged.copy_(torch.where(averaged == current, averaged, moved))  # inf - inf would be NaN
+        else:
+            averaged.copy_(current)
+
+
+def check_twins(first: nn.Module, second: nn.Module) -> None:
+    """Two networks of one architecture: the same names and shapes of parameters and buffers.
+
+    Raises:
+        ValueError: They are not (the first difference is given).
+
+    Example:
+        >>> check_twins(nn.Linear(4, 2), nn.Linear(4, 2))
+        >>> check_twins(nn.Linear(4, 2), nn.Linear(4, 3))
+        Traceback (most recent call last):
+        ValueError: Linear has weight (2, 4) and Linear has weight (3, 4): build both networks alike
+    """
+    one, other = _shapes(first), _shapes(second)
+    if one == other:
+        return
+    name = next(name for name in [*one, *other] if one.get(name) != other.get(name))
+    found = [
+        f"{type(network).__name__} has {f'{name} {shapes[name]}' if name in shapes else f'no {name}'}"
+        for network, shapes in ((first, one), (second, other))
+    ]
+    raise ValueError(f"{' and '.join(found)}: build both networks alike")
+
+
+def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    tensors: chain[tuple[str, Tensor]] = chain(network.named_parameters(), network.named_buffers())
+    return {name: tuple(tensor.shape) for name, tensor in tensors}
