@@ -54,11 +54,11 @@ def readme_table() -> str:
     for method in methods():
         made_of: dict[str, list[str]] = {"model": [], "loss": [], "callbacks": []}
         for keys, value, _ in read_settings(method.path):
-            kind = next((kind for kind in ("loss", "callbacks") if kind in keys), ".".join(keys[:-1]))
-            if keys[-1:] == ("class_path",) and kind in made_of and value:
-                made_of[kind].append(f"`{value.rpartition('.')[2]}`")
+            where = keys[-3] if len(keys) > 2 and keys[-2].isdecimal() else ".".join(keys[-2:-1])
+            if keys[-1:] == ("class_path",) and where in made_of and value:
+                made_of[where].append(f"`{value.rpartition('.')[2]}`")
         losses = made_of["loss"] or ["`TaskLoss`"]  # what a Classifier has by default
-        cells = [", ".join(names) for names in (made_of["model"], losses, made_of["callbacks"])]
+        cells = [", ".join(dict.fromkeys(names)) for names in (made_of["model"], losses, made_of["callbacks"])]
         link = f"[{method.name}](configs/{method.name}.yaml)"
         rows.append(f"| {' | '.join([link, method.about, *cells])} |".replace("  |", " |"))
     return "\n".join(rows) + "\n"

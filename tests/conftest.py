@@ -8,27 +8,37 @@ from pathlib import Path
 import pytest
 import torch
 
-from kd_lightning.networks import TeacherConvNet
+from kd_lightning.networks import ConvNet
 
 torch.set_num_threads(1)  # two threads on a shared core are slower than one, and by much
 
 
+TEACHERS = {"mnist/teacher": 128, "mnist/teacher-1": 128, "teachers/takd_assistant": 64}
+"""The runs whose checkpoints the shipped configurations learn from, and the widths of their networks."""
+
+
 @pytest.fixture(scope="session")
-def teacher_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint like that of a `Classifier` of `TeacherConvNet`: its weights are random."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        state = TeacherConvNet().state_dict()
-    path = tmp_path_factory.mktemp("teacher") / "last.ckpt"
-    torch.save({"state_dict": {f"student.{name}": tensor for name, tensor in state.items()}}, path)
-    return path
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with checkpoints like those of a `Classifier` of `ConvNet`: their weights are random."""
+    runs = tmp_path_factory.mktemp("teachers") / "runs"
+    for seed, (name, width) in enumerate(TEACHERS.items()):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            state = ConvNet(width).state_dict()
+        (runs / name).mkdir(parents=True)
+        torch.save({"state_dict": {f"student.{key}": value for key, value in state.items()}}, runs / name / "last.ckpt")
+    return runs
+
+
+@pytest.fixture(scope="session")
+def teacher_checkpoint(teachers: Path) -> Path:
+    """A checkpoint like that of a `Classifier` of `TeacherConvNet`."""
+    return teachers / "mnist/teacher/last.ckpt"
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher_checkpoint: Path) -> Path:
-    """The working folder, with a trained teacher where the shipped configurations look for it."""
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teachers: Path) -> Path:
+    """The working folder, with trained teachers where the shipped configurations look for them."""
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "runs" / "mnist" / "teacher"
-    folder.mkdir(parents=True)
-    shutil.copy(teacher_checkpoint, folder / "last.ckpt")
+    shutil.copytree(teachers, tmp_path / "runs")
     return tmp_path

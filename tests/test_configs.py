@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import kd_lightning.losses
-from kd_lightning import Classifier, OfflineDistiller, load_student
+from kd_lightning import callbacks, load_student, schemes
 from kd_lightning.__main__ import main
 from kd_lightning.methods import SHIPPED, methods
 
@@ -50,12 +50,18 @@ def test_trains_and_is_loaded_again(name, workplace):
     checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2
     assert is_plain(checkpoint["hyper_parameters"])
-    assert not [key for key in checkpoint["state_dict"] if "teacher" in key]
+    config = yaml.safe_load(METHODS[name].path.read_text())
+    named = [callback["class_path"] for callback in config["trainer"].get("callbacks", [])]
+    moves = any(issubclass(getattr(callbacks, callback), callbacks.MovingTeacher) for callback in named)
+    assert any(key.startswith("teacher.") for key in checkpoint["state_dict"]) == moves
 
-    scheme = OfflineDistiller if "teacher" in checkpoint["hyper_parameters"] else Classifier
-    learner = scheme.load_from_checkpoint(folder / "last.ckpt", weights_only=True)
-    trained = {key.removeprefix("student."): value for key, value in checkpoint["state_dict"].items()}
-    for loaded in (learner.student, load_student(folder / "last.ckpt")):
+    learner = getattr(schemes, config["model"]["class_path"]).load_from_checkpoint(
+        folder / "last.ckpt", weights_only=True
+    )
+    deployed = f"{checkpoint['deployed']}."
+    trained = {k.removeprefix(deployed): v for k, v in checkpoint["state_dict"].items() if k.startswith(deployed)}
+    for loaded in (learner.get_submodule(learner.deployed), load_student(folder / "last.ckpt")):
+        assert loaded.state_dict().keys() == trained.keys()
         for key, value in loaded.state_dict().items():
             assert torch.equal(value, trained[key]), key
 

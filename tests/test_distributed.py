@@ -12,6 +12,8 @@ import torch
 
 from tests import found, toys, two_processes
 
+pytestmark = pytest.mark.xdist_group("two processes")  # whose runs are made once
+
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
@@ -37,9 +39,8 @@ def ranks(tmp_path_factory):
         )
         for rank in range(2)
     ]
-    for process in processes:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output.decode()
+    outputs = [process.communicate(timeout=300)[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
 
 from kd_lightning.__main__ import main
 from kd_lightning.methods import readme_table
@@ -43,27 +42,24 @@ def test_its_commands_run_in_their_order(folder, monkeypatch, capsys):
     assert "1503.02531" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("number", range(len(PROGRAMS)))
-def test_its_programs_run(number, teacher_checkpoint, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("runs/mnist/teacher").mkdir(parents=True)
-    shutil.copy(teacher_checkpoint, "runs/mnist/teacher/last.ckpt")
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`:UserWarning")
+def test_its_programs_run_one_after_the_other(workplace, monkeypatch):
     monkeypatch.setattr(
         "lightning.pytorch.Trainer",
-        lambda callbacks, **given: toys.trainer(tmp_path, *callbacks, **given | {"max_steps": 2}),
+        lambda callbacks, **given: toys.trainer(workplace, *callbacks, **given | {"max_steps": 2}),
     )
-    names: dict[str, object] = {}
-    exec(PROGRAMS[number], names)
-    if module := names.get("YourModule"):
-        assert isinstance(module, type)
-        assert issubclass(module, LightningModule)
-        learner = module()
-        batch = (torch.rand(4, 3, 28, 28), torch.arange(4))
-        toys.trainer(tmp_path, max_steps=2).fit(learner, toys.Loader([batch, batch]))
-        assert not [name for name in learner.state_dict() if "teacher" in name]
-    else:
-        assert isinstance(names["trainer"], Trainer)
-        assert names["trainer"].global_step == 2
+    names: dict[str, Any] = {}
+    for program in PROGRAMS:
+        names.pop("trainer", None)
+        exec(program, names)
+        if "YourDistilledModule" not in names:
+            assert names["trainer"].global_step == 2
+    assert len(PROGRAMS) == 3
+
+    learner = names["YourDistilledModule"]()
+    batch = (torch.rand(4, 3, 28, 28), torch.arange(4))
+    toys.trainer(workplace, max_steps=2).fit(learner, toys.Loader([batch, batch]))
+    assert not [name for name in learner.state_dict() if "teacher" in name]
 
 
 def test_its_table_of_methods_is_made_from_the_tree():

@@ -57,7 +57,7 @@ def learner() -> OfflineDistiller:
 def gradients(folder: Path, ranks: int) -> dict[str, dict[str, Tensor]]:
     """The gradient of the first global batch of 32 images, for each kind of run, and when a loss compares samples."""
     return {name: gradient(folder / name, ranks, build()) for name, build in found.cases().items()} | {
-        "compares": gradient(folder / "compares", ranks, toys.Case(learner()))
+        "compares": gradient(folder / "compares", ranks, toys.Case(learner(), [TeacherFreezing()]))
     }
 
 

@@ -1,6 +1,16 @@
 """Data that a run can be resumed on at any step."""
 
 from kd_lightning.data.mnist import FashionMNISTDataModule, MNISTDataModule
+from kd_lightning.data.pairs import PairLoader, SameClassPairs
+from kd_lightning.data.rotated import RotatedMNISTDataModule
 from kd_lightning.data.tensors import EvaluationLoader, TrainLoader
 
-__all__ = ["EvaluationLoader", "FashionMNISTDataModule", "MNISTDataModule", "TrainLoader"]
+__all__ = [
+    "EvaluationLoader",
+    "FashionMNISTDataModule",
+    "MNISTDataModule",
+    "PairLoader",
+    "RotatedMNISTDataModule",
+    "SameClassPairs",
+    "TrainLoader",
+]

@@ -197,7 +197,7 @@ class MNISTDataModule(LightningDataModule):
         return split_rows(self.train_set.labels, self.train_size, self.val_size, self.seed)
 
     def _read(self, split: str) -> LabelledImages:
-        return _read_published(PACKAGED, split)
+        return read_published(PACKAGED, split)
 
     def _evaluation_loader(self, data: LabelledImages, rows: Tensor, rank: int, world_size: int) -> EvaluationLoader:
         return EvaluationLoader(data, rows, self.eval_batch_size, self.channels, rank, world_size)
@@ -258,7 +258,8 @@ class FashionMNISTDataModule(MNISTDataModule):
 
 
 @cache
-def _read_published(directory: Path, split: str) -> LabelledImages:
+def read_published(directory: Path, split: str) -> LabelledImages:
+    """The four files of MNIST, as they were published; read once in a process."""
     return read_labelled_images(directory, split, NUM_CLASSES, PUBLISHED_MD5)
 
 

@@ -1,18 +1,31 @@
 """The networks, what keeps a teacher as it is, and how weights come from files."""
 
+from kd_lightning.networks.average import update_ema
+from kd_lightning.networks.branches import BranchedEnsemble, branch
 from kd_lightning.networks.convnet import ConvNet, StudentConvNet, TeacherConvNet
 from kd_lightning.networks.digest import digest
+from kd_lightning.networks.early_exit import EarlyExit
+from kd_lightning.networks.ensemble import Ensemble
+from kd_lightning.networks.exits import ExitHead, Exits
 from kd_lightning.networks.files import WeightsError
 from kd_lightning.networks.freezing import freeze, is_frozen, is_left_out, leave_out, take_back, unfreeze
+from kd_lightning.networks.fusion import FeatureFusion
 from kd_lightning.networks.mlp import MLP
 from kd_lightning.networks.weights import load_student, load_teacher
 
 __all__ = [
     "MLP",
+    "BranchedEnsemble",
     "ConvNet",
+    "EarlyExit",
+    "Ensemble",
+    "ExitHead",
+    "Exits",
+    "FeatureFusion",
     "StudentConvNet",
     "TeacherConvNet",
     "WeightsError",
+    "branch",
     "digest",
     "freeze",
     "is_frozen",
@@ -22,4 +35,5 @@ __all__ = [
     "load_teacher",
     "take_back",
     "unfreeze",
+    "update_ema",
 ]

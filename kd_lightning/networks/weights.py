@@ -41,7 +41,7 @@ def load_teacher(network: nn.Module, checkpoint: str | PathLike[str], prefix: st
     return leave_out(freeze(network))
 
 
-def load_student(path: str | PathLike[str], network: nn.Module | None = None) -> nn.Module:
+def load_student(path: str | PathLike[str], network: nn.Module | None = None, name: str | None = None) -> nn.Module:
     """Load the student of a checkpoint or of an export; no teacher's file is needed.
 
     Args:
@@ -49,6 +49,8 @@ def load_student(path: str | PathLike[str], network: nn.Module | None = None) ->
             a file of ``export_student``.
         network: The network to fill. By default it is built as the file's own hyper-parameters say, from classes of
             modules that are already imported: a file never makes anything be imported.
+        name: Which of a checkpoint's networks, such as ``peers.0``, instead of the one that it deploys; then `network`
+            is needed.
 
     Returns:
         The student, in eval and not frozen: call ``train()`` to go on training it.
@@ -62,7 +64,13 @@ def load_student(path: str | PathLike[str], network: nn.Module | None = None) ->
         kd_lightning.networks.files.WeightsError: https://example.org/student.ckpt: weights are read from local files...
     """
     file = read_weights(path, "student")
-    tensors = under(f"{file.deployed}.", file.tensors) or file.tensors
+    if name is None:
+        tensors = under(f"{file.deployed}.", file.tensors) or file.tensors
+    elif not (tensors := under(f"{name}.", file.tensors)):
+        networks = sorted({start.rstrip(".") for key in file.tensors for start, _ in _splits(key)} - {""}, key=len)
+        raise WeightsError(f"{file.path}: has no network {name!r}; {_nearest(name, networks)}")
+    elif network is None:
+        raise WeightsError(f"{file.path}: give {name!r} as `network`: only the deployed one can be built from a file")
     student = _rebuild(file) if network is None else network
     _load(student, WeightsFile(file.path, tensors, None), prefix=None)
     return student.eval()

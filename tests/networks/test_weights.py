@@ -288,3 +288,20 @@ def test_the_path_may_be_any_path_like(tmp_path: Path) -> None:
             return str(write(network().state_dict(), tmp_path / "a.pt"))
 
     load_teacher(network(), Somewhere())
+
+
+def test_a_checkpoint_of_several_networks_gives_each_of_them(tmp_path):
+    networks = {"student": nn.Linear(4, 2), "peers.0": nn.Linear(4, 2)}
+    state = {
+        f"{name}.{key}": value for name, network in networks.items() for key, value in network.state_dict().items()
+    }
+    for deployed in networks:
+        torch.save({"state_dict": state, "deployed": deployed}, tmp_path / "last.ckpt")
+        found = load_student(tmp_path / "last.ckpt", nn.Linear(4, 2))
+        assert torch.equal(found.weight, networks[deployed].weight)
+    peer = load_student(tmp_path / "last.ckpt", nn.Linear(4, 2), name="peers.0")
+    assert torch.equal(peer.weight, networks["peers.0"].weight)
+    with pytest.raises(WeightsError, match=r"has no network 'peers\.1'; the nearest in the file: peers\.0"):
+        load_student(tmp_path / "last.ckpt", nn.Linear(4, 2), name="peers.1")
+    with pytest.raises(WeightsError, match=r"give 'peers\.0' as `network`"):
+        load_student(tmp_path / "last.ckpt", name="peers.0")
