@@ -155,7 +155,7 @@ def test_a_resumed_run_sees_the_very_pairs_that_it_would_have_seen(tmp_path):
     assert len(truth) == 9
     with pytest.raises(InterruptedError):
         fit(Recorder(fails_at=4), SaveAll(tmp_path))  # of which the batch was fetched and not trained on
-    for name, done in [*((str(step), step) for step in range(1, 9)), ("failed", 4)]:
+    for name, done in [("1", 1), ("3", 3), ("5", 5), ("failed", 4)]:
         resumed = fit(Recorder(), ckpt_path=tmp_path / f"{name}.ckpt")
         for (rows, x), (same_rows, same_x) in zip(resumed, truth[done:], strict=True):
             assert rows == same_rows
