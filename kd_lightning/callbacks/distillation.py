@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kd_lightning.batch import split_batch
+from kd_lightning.callbacks.moving_teacher import MovingTeacher
 from kd_lightning.distributed import is_distributed
 from kd_lightning.networks import digest, freeze, leave_out
 from kd_lightning.steps import log_is_due
@@ -205,7 +206,10 @@ class Distillation(Callback):
                 dist.broadcast(tensor.data, src=0)
         self.teacher = trainer.precision_plugin.convert_module(self.teacher)
         found = digest(self.teacher)
-        if self._digest not in (None, found):
+        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        # one that moves comes with the state of what moves it
+        moves = any(isinstance(other, MovingTeacher) and other.student == self.student for other in callbacks)
+        if self._digest not in (None, found) and not moves:
             raise RuntimeError(
                 f"this run was started with another teacher of {self.student!r} (sha256 {self._digest[:12]}) than it "
                 f"is resumed with ({found[:12]}): build or load the one of then, or start a new run"
