@@ -126,18 +126,21 @@ def fit(module: LightningModule, drop_in: Distillation, folder: Path, data: Any,
 
 
 def task() -> LightningModule:
-    trainers = pytest.importorskip("torchgeo.trainers", reason=MISSING)
+    pytest.importorskip("torchgeo", reason=MISSING)
+    from torchgeo.trainers import ClassificationTask  # a torchgeo that is there and cannot be imported is no reason
+
     torch.manual_seed(1)
-    return trainers.ClassificationTask(model="test_resnet", num_classes=CLASSES)
+    return ClassificationTask(model="test_resnet", num_classes=CLASSES)
 
 
 def scenes() -> Any:
     """torchgeo's own data module: it augments and normalises in on_after_batch_transfer."""
-    datasets = pytest.importorskip("torchgeo.datasets", reason=MISSING)
-    augmentation = pytest.importorskip("kornia.augmentation", reason=MISSING)
+    pytest.importorskip("torchgeo", reason=MISSING)
+    from kornia import augmentation
     from torchgeo.datamodules import NonGeoDataModule
+    from torchgeo.datasets import NonGeoDataset
 
-    class Scenes(datasets.NonGeoDataset):
+    class Scenes(NonGeoDataset):
         def __init__(self, split: str) -> None:
             self.rows = [
                 dict(zip(batch, row, strict=True)) for batch in images() for row in zip(*batch.values(), strict=True)
