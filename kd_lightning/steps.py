@@ -43,4 +43,5 @@ def log_is_due(trainer: Trainer) -> bool:
     log_every_n_steps = cast("int", trainer.log_every_n_steps)  # pyright: ignore[reportAttributeAccessIssue]
     # the loggers' own count, which Lightning goes by, and which is one too high after some resumes
     logged = trainer.fit_loop.epoch_loop._batches_that_stepped  # pyright: ignore[reportPrivateUsage]
-    return not accumulating and (logged + 1) % log_every_n_steps == 0
+    # 0 means never: Trainer(barebones=True)
+    return log_every_n_steps > 0 and not accumulating and (logged + 1) % log_every_n_steps == 0
