@@ -1,6 +1,6 @@
 # Every target makes the environment first: with uv where it can be had, with plain pip where not.
 .DEFAULT_GOAL := help
-.PHONY: help compare origin test test-all lint
+.PHONY: help compare zoo bench origin test test-all lint
 export OMP_NUM_THREADS := 1
 
 comma := ,
@@ -14,6 +14,13 @@ help:  ## show this help
 
 compare: .venv/ready  ## train teacher, student alone and distilled student on MNIST, and show what the teacher was worth
 	$(BIN)/kd-lightning compare --config configs/compare/mnist.yaml
+
+zoo: .venv/ready  ## train with every loss on 1,000 digits, and show what each was worth (about an hour and a half)
+	$(BIN)/kd-lightning compare --config configs/compare/zoo.yaml
+	$(BIN)/python -m benchmarks.zoo
+
+bench: .venv/ready  ## measure each loss against its best form in plain torch
+	$(BIN)/python -m benchmarks.losses
 
 origin: .venv/ready  ## reproduce the notebook that this project comes from, as it was, and explain its numbers
 	$(BIN)/python -m benchmarks.origin --report

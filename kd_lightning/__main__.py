@@ -20,6 +20,7 @@ Knowledge distillation for PyTorch Lightning: a small student learns with the he
   compare   --config FILE          train several variants under several seeds, and show what each is worth
   export    --checkpoint FILE --output FILE.safetensors
                                    write the student alone
+  layers    --config FILE          show the layers of student and teacher, what each gives, and which of them agree
   methods   [NAME]                 list the methods with their papers, or print the YAML of one
   --version                        print the version
 
@@ -38,7 +39,7 @@ Exit codes: 0; 2 for a mistake in what was given, with one line that says which;
 for a bug, with a traceback (with KD_LIGHTNING_TRACEBACK=1 in the environment, mistakes have one as well).
 """
 
-COMMANDS = ("fit", "validate", "test", "predict", "compare", "export", "methods")
+COMMANDS = ("fit", "validate", "test", "predict", "compare", "export", "layers", "methods")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -79,6 +80,10 @@ def _run(args: list[str]) -> int:
         from kd_lightning.compare import main as compare
 
         return compare(rest)
+    if command == "layers":
+        from kd_lightning.layers import main as layers
+
+        return layers(rest)
     from kd_lightning.cli import main as run
 
     return run([command, *rest])

@@ -235,5 +235,19 @@ def _read(args: list[str]) -> tuple[list[str], list[Setting]]:
         if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
             settings.append(Setting(tuple(name.rstrip("+").split(".")), value if equals else following, ""))
-    files = [f"--config={yaml.safe_dump(config, sort_keys=False)}"] if config else []
+    files = [f"--config={yaml.safe_dump(_with_our_names(config), sort_keys=False)}"] if config else []
     return files + options, settings
+
+
+def _with_our_names(value: Any) -> Any:
+    """Short names of this package's classes made dotted: whatever else is imported may have classes of these names."""
+    if isinstance(value, list):
+        return [_with_our_names(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    content = {key: _with_our_names(item) for key, item in value.items()}
+    name = content.get("class_path")
+    for package in PACKAGES if isinstance(name, str) else ():
+        if package.startswith("kd_lightning.") and isinstance(vars(sys.modules[package]).get(name), type):
+            content["class_path"] = f"{package}.{name}"
+    return content

@@ -24,9 +24,10 @@ Activations = dict[str, Tensor]
 def watch(network: nn.Module, layers: Iterable[str] = ()) -> Generator[Activations]:
     """Records what `network` and its `layers` give while the context is open; its hooks are gone afterwards.
 
-    A layer is the dotted name of a submodule, as in ``network.named_modules()``. Two names are special: ``"logits"``
-    (always recorded) is the network's own output, a tensor or the ``.logits`` of an object or a mapping, and
-    ``"input"`` is its first input. A compiled network (``network.compile()``) gets one graph for each set of layers.
+    A layer is the dotted name of a submodule, as in ``network.named_modules()``, or of a parameter, which gives itself.
+    Two names are special: ``"logits"`` (always recorded) is the network's own output, a tensor or the ``.logits`` of an
+    object or a mapping, and ``"input"`` is its first input. A compiled network (``network.compile()``) gets one graph
+    for each set of layers.
 
     Args:
         network: The network to look into; it must run exactly once in the context.
@@ -63,7 +64,8 @@ def watch(network: nn.Module, layers: Iterable[str] = ()) -> Generator[Activatio
     handles: list[RemovableHandle] = []
     try:
         for layer in outputs:
-            handles.append(_listen(network, layer, record))
+            if handle := _listen(network, layer, record):
+                handles.append(handle)
         yield seen
     finally:
         for handle in handles:
@@ -122,7 +124,7 @@ def _only(layer: str, outputs: list[object]) -> Tensor:
     return outputs[0]
 
 
-def _listen(network: nn.Module, layer: str, record: Callable[[str, object], None]) -> RemovableHandle:
+def _listen(network: nn.Module, layer: str, record: Callable[[str, object], None]) -> RemovableHandle | None:
     def on_output(_module: nn.Module, _args: Any, output: object) -> None:
         record(layer, logits_of(output) if layer == "logits" else output)
 
@@ -136,6 +138,9 @@ def _listen(network: nn.Module, layer: str, record: Callable[[str, object], None
     try:
         return network.get_submodule(layer).register_forward_hook(on_output)
     except AttributeError:
+        if (parameter := dict(network.named_parameters()).get(layer)) is not None:
+            record(layer, parameter)
+            return None
         names = [name for name, _ in network.named_modules() if name]
         nearest = get_close_matches(layer, names, n=3, cutoff=0.3) or names[:8]
         raise ValueError(

@@ -7,6 +7,7 @@ import math
 from torch import Tensor, nn
 
 from kd_lightning.distributed import gather, share
+from kd_lightning.losses.checks import WidthError
 from kd_lightning.rows import to_rows
 from kd_lightning.taps import Activations
 
@@ -82,7 +83,15 @@ class Term(nn.Module):
         shown = self._pick(teacher or {}, self.teacher)
         label = self._pick(labels, self.target)
         if self.student != "logits" or not isinstance(seen, Tensor) or seen.dim() < 3:
-            return self.loss(seen, shown, label)
+            try:
+                return self.loss(seen, shown, label)
+            except WidthError as error:
+                layer = names(self.student if error.side == "student" else self.teacher)[error.layer]
+                raise ValueError(
+                    f"the {error.side}'s {layer} gives {error.channels} channels, {type(self.loss).__name__} was built "
+                    f"for {error.expected}: change its {error.side}_channels, or the layer (kd-lightning layers "
+                    "--config FILE shows them all)"
+                ) from error
         rows = to_rows(
             seen,
             shown if isinstance(shown, Tensor) else None,

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from kd_lightning.networks import ConvNet
+from kd_lightning.networks import ConvNet, Paraphrased, Paraphraser
 
 torch.set_num_threads(1)  # two threads on a shared core are slower than one, and by much
 
 
-TEACHERS = {"mnist/teacher": 128, "mnist/teacher-1": 128, "teachers/takd_assistant": 64}
-"""The runs whose checkpoints the shipped configurations learn from, and the widths of their networks."""
+TEACHERS: dict[str, Callable[[], nn.Module]] = {
+    "mnist/teacher": lambda: ConvNet(128),
+    "mnist/teacher-1": lambda: ConvNet(128),
+    "mnist/teacher_batch_norm": lambda: ConvNet(128, batch_norm=True),
+    "teachers/takd_assistant": lambda: ConvNet(64),
+    "feature/paraphraser": lambda: Paraphrased(ConvNet(128), "conv.5", Paraphraser(128)),
+}
+"""The runs whose checkpoints the shipped configurations learn from, and their networks."""
 
 
 @pytest.fixture(scope="session")
 def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs with checkpoints like those of a `Classifier` of `ConvNet`: their weights are random."""
     runs = tmp_path_factory.mktemp("teachers") / "runs"
-    for seed, (name, width) in enumerate(TEACHERS.items()):
+    for seed, (name, build) in enumerate(TEACHERS.items()):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            state = ConvNet(width).state_dict()
+            state = build().state_dict()
         (runs / name).mkdir(parents=True)
         torch.save({"state_dict": {f"student.{key}": value for key, value in state.items()}}, runs / name / "last.ckpt")
     return runs

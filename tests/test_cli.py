@@ -10,12 +10,14 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 import yaml
 from lightning.pytorch import LightningModule
 from safetensors.torch import load_file
+from torch import nn
 
 from kd_lightning import OfflineDistiller, __version__, load_student
 from kd_lightning.__main__ import main
@@ -23,6 +25,7 @@ from kd_lightning.callbacks import ExactResume
 from kd_lightning.cli import build
 from kd_lightning.complaints import Complaint
 from kd_lightning.data import MNISTDataModule
+from kd_lightning.losses import KDLoss
 from kd_lightning.methods import SHIPPED, find_config, methods
 from kd_lightning.run_folder import MetricsFile
 
@@ -545,3 +548,10 @@ def test_a_student_is_exported(config, capsys):
     assert equal(
         load_student("student.safetensors").state_dict(), {k.removeprefix("student."): v for k, v in trained.items()}
     )
+
+
+def test_our_short_names_are_ours_whatever_else_is_imported(config, monkeypatch):
+    elsewhere = ModuleType("elsewhere")
+    elsewhere.KDLoss = type("KDLoss", (nn.Module,), {"__module__": "elsewhere"})
+    monkeypatch.setitem(sys.modules, "elsewhere", elsewhere)
+    assert type(build([config]).model.terms["kd"].loss) is KDLoss

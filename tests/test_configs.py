@@ -13,10 +13,12 @@ import yaml
 import kd_lightning.losses
 from kd_lightning import callbacks, load_student, schemes
 from kd_lightning.__main__ import main
+from kd_lightning.compare.plan_file import read_plan
 from kd_lightning.methods import SHIPPED, methods
 
 METHODS = {method.name: method for method in methods()}
 PARTS = sorted((SHIPPED / "parts").glob("*.yaml"))
+ZOO = SHIPPED / "compare/zoo.yaml"
 SHORT = (
     "--trainer.max_epochs=1",
     "--trainer.limit_train_batches=2",
@@ -83,6 +85,14 @@ def test_every_loss_is_a_method():
     losses = [name for name in kd_lightning.losses.__all__ if name[0].isupper()]
     unused = [name for name in losses if f"class_path: {name}" not in used]
     assert unused == ["ProbabilityCrossEntropyLoss"]  # the origin's mistake is there to be explained, not to train with
+
+
+def test_the_zoo_has_every_loss():
+    names = {name for name in METHODS if name.partition("/")[0] in ("response", "feature", "relation")}
+    missing = {name for name in names if f"config: ../{name}.yaml" not in ZOO.read_text()}
+    assert not missing
+    zoo = {group.name: group for group in read_plan(ZOO).groups}["zoo"]
+    assert {len(variant.runs) for variant in zoo.variants} == {5}
 
 
 @pytest.mark.filterwarnings("ignore:.*AMP with fp16 is not supported on CPU:UserWarning")  # as the part's header says

@@ -63,6 +63,21 @@ def test_two_ranks_have_the_gradient_of_one_process(name, ranks, one):
         assert ((shared - whole).norm() / whole.norm()).item() <= 1e-6
 
 
+@pytest.mark.parametrize("name", two_processes.comparing())
+def test_a_loss_that_compares_samples_has_the_gradient_of_one_process_and_stores_the_same(name, ranks):
+    one = two_processes.compared(name, 1)
+    gradients = [key for key in one if not key.startswith("stored ")]
+    whole = torch.cat([one[key].flatten() for key in gradients])
+    assert whole.any()
+    for rank in ranks:
+        assert rank["losses"][name].keys() == one.keys()
+        shared = torch.cat([rank["losses"][name][key].flatten() for key in gradients])
+        assert ((shared - whole).norm() / whole.norm()).item() <= 1e-6
+        for key in one.keys() - set(gradients):
+            torch.testing.assert_close(rank["losses"][name][key], one[key], rtol=1e-6, atol=1e-6)
+            assert torch.equal(rank["losses"][name][key], ranks[0]["losses"][name][key])
+
+
 def test_metrics_are_exact_when_the_ranks_shares_are_uneven(ranks, tmp_path):
     one = two_processes.metrics(tmp_path, 1)
     for rank in ranks:

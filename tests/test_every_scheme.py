@@ -121,7 +121,8 @@ def test_schedules_reach_the_terms(name, tmp_path):
     terms = [term for named in find_terms(case.learner, None).values() for term in named]
     name_of_one = next(iter(find_terms(case.learner, None)))
     weight = TermWeightSchedule(name_of_one, Linear(1.0, 0.0, duration=12))
-    softened = [module for term in terms for module in term.loss.modules() if hasattr(module, "temperature")]
+    inside = [module for term in terms for module in term.loss.modules()]
+    softened = [module for module in inside if isinstance(getattr(module, "temperature", None), float)]
     temperature = [TemperatureSchedule(Constant(2.5))] if softened else []
     fit(case, tmp_path, weight, *temperature)
     assert [term.weight for term in find_terms(case.learner, name_of_one)[name_of_one]] == [pytest.approx(1 / 12)]

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from kd_lightning.__main__ import main
-from kd_lightning.methods import readme_table
+from kd_lightning.methods import SHIPPED, readme_table
 from tests import toys
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -32,7 +33,8 @@ def folder(tmp_path_factory):
 
 def test_its_commands_run_in_their_order(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    assert [command.split()[1] for command in COMMANDS] == ["fit"] * 3 + ["test", "export", "methods", "methods"]
+    named = [command.split()[1] for command in COMMANDS]
+    assert named == ["fit"] * 3 + ["test", "export", "methods", "methods", "layers"]
     for command in COMMANDS:
         _, *arguments = shlex.split(command)
         short = SHORT if arguments[0] == "fit" else ["--trainer.limit_test_batches=1"] if arguments[0] == "test" else []
@@ -40,6 +42,16 @@ def test_its_commands_run_in_their_order(folder, monkeypatch, capsys):
     assert (folder / "runs/mnist/teacher/last.ckpt").exists()
     assert (folder / "student.safetensors").exists()
     assert "1503.02531" in capsys.readouterr().out
+
+
+def test_its_terms_combine(workplace):
+    (terms,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    config = yaml.safe_load((SHIPPED / "response/kd.yaml").read_text())
+    config["model"]["init_args"] |= yaml.safe_load(terms)
+    (workplace / "combined.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config=combined.yaml", *SHORT, "--trainer.accelerator=cpu"]) == 0
+    state = torch.load(workplace / "runs/response/kd/last.ckpt", weights_only=True)["state_dict"]
+    assert any(key.startswith("terms.hint.loss.connector.") for key in state)
 
 
 @pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`:UserWarning")

@@ -303,3 +303,12 @@ def test_a_network_that_was_compiled_with_unguarded_graphs_is_refused_and_the_re
         tap(network, inputs(), ["body.1"])
     torch.compiler.reset()
     assert_taps(network, ["body.1"], expected=Net())
+
+
+def test_a_parameter_gives_itself_by_its_dotted_name():
+    network = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    seen = tap(network, torch.zeros(5, 4), ["1.weight", "0"])
+    assert seen["1.weight"] is network[1].weight
+    assert seen["0"].shape == (5, 3)
+    seen["1.weight"].square().sum().backward()
+    assert torch.equal(network[1].weight.grad, 2 * network[1].weight)

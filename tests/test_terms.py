@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kd_lightning.losses import KDLoss, TaskLoss, kd_loss, task_loss
+from kd_lightning.losses.checks import check_width
 from kd_lightning.terms import Term, names
 
 
@@ -228,3 +229,22 @@ def test_a_loss_that_compares_samples_gets_the_batch_of_all_ranks_and_the_gradie
         torch.testing.assert_close(gathered_loss, loss)
         assert (gathered - whole).norm() <= 1e-6 * whole.norm()
         assert (per_rank - whole).norm() > 0.01 * whole.norm()  # what it would be if the term did not gather
+
+
+@pytest.mark.parametrize(("student", "teacher"), [("body", "head"), (["input", "body"], ["head", "head"])])
+def test_features_of_another_width_than_the_loss_was_built_for_are_named_by_their_layer(student, teacher):
+    class Built(nn.Module):
+        def forward(self, student, teacher, target=None):
+            for layer, seen in enumerate(student if isinstance(student, list) else [student]):
+                check_width(seen, 3, "student", layer)
+            shown = teacher if isinstance(teacher, list) else [teacher]
+            check_width(shown[-1], 64, "teacher", len(shown) - 1)
+
+    features = {"logits": torch.zeros(2, 5), "head": torch.zeros(2, 32, 4, 4)}
+    term = Term(Built(), student=student, teacher=teacher)
+    with pytest.raises(ValueError, match="the teacher's head gives 32 channels, Built was built for 64: ") as refusal:
+        term(STUDENT, features, LABELS)
+    assert "kd-lightning layers" in str(refusal.value)
+    wide = STUDENT | {"body": torch.zeros(2, 7)}
+    with pytest.raises(ValueError, match="the student's body gives 7 channels, Built was built for 3"):
+        Term(Built(), student=student, teacher=teacher)(wide, features, LABELS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from kd_lightning import Classifier, OfflineDistiller, Term
 from kd_lightning.callbacks import TeacherCache, TeacherFreezing
 from kd_lightning.losses import KDLoss, TaskLoss
 from tests import found, toys
+from tests.losses.every import CASES, build, listed
 
 
 class SimilarityLoss(nn.Module):
@@ -69,6 +71,55 @@ def gradient(folder: Path, ranks: int, case: toys.Case) -> dict[str, Tensor]:
     return kept.first
 
 
+def comparing() -> list[str]:
+    """The losses whose value is not the mean over the samples, but for those that draw at random by themselves."""
+    return [n for n, case in CASES.items() if getattr(build(n), "compares_samples", False) and not case.random]
+
+
+def losses(ranks: int) -> dict[str, dict[str, Tensor]]:
+    """The gradients of two steps of each loss, and what it stores, by way of a term on this rank's rows."""
+    return {name: compared(name, ranks) for name in comparing()}
+
+
+def compared(name: str, ranks: int) -> dict[str, Tensor]:
+    case = CASES[name]
+    torch.manual_seed(0)
+    networks = [
+        nn.ModuleList(nn.Linear(5, math.prod(s[1:])) for s in listed(side)) for side in (case.student, case.teacher)
+    ]
+    term = Term(
+        build(name),
+        student=like_address(case.student),
+        teacher=like_address(case.teacher),
+        target=like_address(case.target()),
+    )
+    learns = {n: p for part in (networks[0], term) for n, p in part.named_parameters() if p.requires_grad}
+    rows = slice(int(os.environ["LOCAL_RANK"]) * 3, int(os.environ["LOCAL_RANK"]) * 3 + 3) if ranks > 1 else slice(0, 6)
+    kept = {}
+    for step in range(2):
+        inputs = torch.randn(6, 5, generator=torch.Generator().manual_seed(step))[rows]
+        student, teacher = (
+            {
+                str(i): layer(inputs).view(-1, *shape[1:])
+                for i, (layer, shape) in enumerate(zip(network, listed(side), strict=True))
+            }
+            for network, side in zip(networks, (case.student, case.teacher), strict=True)
+        )
+        labels = {str(i): label[rows] for i, label in enumerate(listed(case.target()))}
+        loss = term(student, {name: shown.detach() for name, shown in teacher.items()}, labels)
+        gradients = torch.autograd.grad(loss, [*learns.values()], allow_unused=True)
+        for key, gradient in zip(learns, gradients, strict=True):
+            if gradient is not None:
+                if ranks > 1:
+                    torch.distributed.all_reduce(gradient)
+                kept[f"{key} {step}"] = gradient / ranks
+    return kept | {f"stored {key}": buffer.clone() for key, buffer in term.named_buffers()}
+
+
+def like_address(side: Any) -> Any:
+    return [str(i) for i in range(len(side))] if isinstance(side, list) else "0"
+
+
 def metrics(folder: Path, ranks: int) -> dict[str, float]:
     """Accuracy and loss on 77 rows, which two ranks share unevenly."""
     data = toys.data(val_size=77, eval_batch_size=16)
@@ -115,7 +166,9 @@ def parallel(ranks: int) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     out = Path(sys.argv[1])
+    torch.distributed.init_process_group("gloo", rank=int(os.environ["LOCAL_RANK"]))  # Lightning takes it as it is
     results = {
+        "losses": losses(2),
         "gradients": gradients(out / "gradients", 2),
         "metrics": metrics(out / "metrics", 2),
         "resumed": resumed(out / "resumed", 2),

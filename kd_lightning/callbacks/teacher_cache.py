@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from kd_lightning.learner import Batch
 from kd_lightning.networks import is_frozen
@@ -16,22 +18,24 @@ from kd_lightning.taps import Activations
 
 
 class TeacherCache(Callback):
-    """Looks the teacher's logits up by the index of the sample, after one pass over the training rows.
+    """Looks up what the teacher shows by the index of the sample, after one pass over the training rows.
 
-    The pass is made when training starts, by every rank for itself, under the trainer's precision; the logits stay in
-    memory on the module's device and are in no checkpoint. In the first batch of each epoch they are compared with
-    what the teacher says itself, which shows rows that are shifted and inputs that change behind the data module.
+    The pass is made when training starts, by every rank for itself, under the trainer's precision; the logits, and
+    every layer that a term addresses, stay in memory on the module's device and are in no checkpoint: 40 bytes an image
+    for ten logits, 18 kB for a map of 128 x 6 x 6. In the first batch of each epoch they are compared with what the
+    teacher shows itself, which finds rows that are shifted and inputs that change behind the data module.
 
     It asks of the data module: ``train_rows()``, batches of every training row once and without augmentation, and
     ``training_is_random``, whether its training inputs differ from those.
 
     Raises:
-        ValueError: When training starts: something other than fixed logits by index would be needed.
+        ValueError: When training starts: what the teacher shows is not fixed by the index.
         RuntimeError: At the first batch of an epoch: the look-up is not what the teacher says.
     """
 
     def __init__(self) -> None:
-        self._logits = torch.empty(0)
+        self._seen: Activations = {}
+        self._row_of = torch.empty(0)
         self._compared_in: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -39,7 +43,7 @@ class TeacherCache(Callback):
         rows = _rows(trainer)
         learner = _servable(pl_module)
         self._compared_in = None
-        self._logits = _ask(trainer, learner, rows)
+        self._row_of, self._seen = _ask(trainer, learner, rows)
         vars(learner)["watch_teacher"] = self._look_up
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -49,27 +53,29 @@ class TeacherCache(Callback):
         self._compared_in = epoch(trainer)
         learner = cast("OfflineDistiller", pl_module)
         split = learner.split_batch(batch)
-        live, cached = _live(trainer, learner, split), self._look_up(split)["logits"]
-        # Half of the digits: batches of another size round differently, another row or image does so much more.
-        allowed = torch.finfo(live.dtype).eps ** 0.5 * live.abs().max().item()
-        difference = (live - cached).abs().max().item()
-        if not difference <= allowed:  # a row that the pass did not see is NaN
-            raise RuntimeError(
-                f"cached teacher logits are off by {difference:.3g} (at most {allowed:.3g} is rounding) in epoch "
-                f"{epoch(trainer)}: rows are shifted, or training inputs are random; train without TeacherCache"
-            )
+        cached = self._look_up(split)
+        for layer, live in _live(trainer, learner, split).items():
+            # Half of the digits: batches of another size round differently, another row or image does so much more.
+            allowed = torch.finfo(live.dtype).eps ** 0.5 * live.abs().max().item()
+            difference = (live - cached[layer]).abs().max().item()
+            if not difference <= allowed:  # a row that the pass did not see is NaN
+                raise RuntimeError(
+                    f"cached teacher {layer} are off by {difference:.3g} (at most {allowed:.3g} is rounding) in epoch "
+                    f"{epoch(trainer)}: rows are shifted, or training inputs are random; train without TeacherCache"
+                )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the teacher its place back."""
         vars(pl_module).pop("watch_teacher", None)
-        self._logits = torch.empty(0)
+        self._seen, self._row_of = {}, torch.empty(0)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Gives it back when the fit fails, too."""
         self.teardown(trainer, pl_module, "fit")
 
     def _look_up(self, batch: Batch) -> Activations:
-        return {"logits": self._logits[_index(batch)]}
+        rows = self._row_of[_index(batch)]
+        return {layer: table[rows] for layer, table in self._seen.items()}
 
 
 def _rows(trainer: Trainer) -> Any:
@@ -90,26 +96,29 @@ def _rows(trainer: Trainer) -> Any:
 def _servable(module: LightningModule) -> OfflineDistiller:
     if not isinstance(module, OfflineDistiller):
         raise ValueError(f"{type(module).__name__} has no watch_teacher to stand in for: train without TeacherCache")
-    if other := [layer for layer in module.layers("teacher") if layer != "logits"]:
-        raise ValueError(f"terms look at the teacher's {', '.join(other)}, not only at its logits: drop TeacherCache")
+    if parameters := set(module.layers("teacher")) & {name for name, _ in module.teacher.named_parameters()}:
+        raise ValueError(f"terms look at the teacher's {', '.join(parameters)}, which no row has: drop TeacherCache")
+    if any(isinstance(layer, _BatchNorm) and layer.running_mean is None for layer in module.teacher.modules()):
+        raise ValueError("the teacher's BatchNorm looks at the whole batch, which differs: train without TeacherCache")
     if not is_frozen(module.teacher):
         raise ValueError("the teacher is not frozen, and what it said would not hold: train without TeacherCache")
     return module
 
 
-def _ask(trainer: Trainer, learner: OfflineDistiller, rows: Any) -> Tensor:
-    """The teacher's logits, (largest index + 1, C), or (..., K, C) of an ensemble; NaN where there is no row."""
+def _ask(trainer: Trainer, learner: OfflineDistiller, rows: Any) -> tuple[Tensor, Activations]:
+    """The row of each index in what the teacher shows by layer; the last row is NaN, for indices that there are not."""
     indices: list[Tensor] = []
-    logits: list[Tensor] = []
+    seen: dict[str, list[Tensor]] = {}
     for batch in rows:
         split = learner.split_batch(_as_in_training(trainer, learner, batch))
         indices.append(_index(split))
-        logits.append(_live(trainer, learner, split))
+        for layer, values in _live(trainer, learner, split).items():
+            seen.setdefault(layer, []).append(values)
     index = torch.cat(indices)
-    values = torch.cat(logits)
-    table = values.new_full((int(index.max()) + 1, *values.shape[1:]), float("nan"))
-    table[index] = values
-    return table
+    row_of = index.new_full((int(index.max()) + 1,), len(index))
+    row_of[index] = torch.arange(len(index), device=index.device)
+    nothing = {layer: parts[0].new_full((1, *parts[0].shape[1:]), math.nan) for layer, parts in seen.items()}
+    return row_of, {layer: torch.cat([*parts, nothing[layer]]) for layer, parts in seen.items()}
 
 
 def _index(batch: Batch) -> Tensor:
@@ -125,6 +134,6 @@ def _as_in_training(trainer: Trainer, learner: OfflineDistiller, batch: Any) -> 
     return trainer.strategy.batch_to_device(batch)
 
 
-def _live(trainer: Trainer, learner: OfflineDistiller, batch: Batch) -> Tensor:
+def _live(trainer: Trainer, learner: OfflineDistiller, batch: Batch) -> Activations:
     with trainer.precision_plugin.train_step_context():
-        return type(learner).watch_teacher(learner, batch)["logits"]  # the class's: the instance's is the look-up
+        return type(learner).watch_teacher(learner, batch)  # the class's: the instance's is the look-up

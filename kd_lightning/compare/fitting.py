@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable
 from statistics import fmean
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any, cast
 
 import numpy as np
@@ -68,14 +68,15 @@ def fit_and_measure(task: Training, tell: Tell) -> dict[str, Any]:
         trainer, model, data = cast("Any", run.trainer), cast("Learner", run.model), run.datamodule
         recorder = Recorder(tell)
         trainer.callbacks.append(recorder)
-        start, began = digest(model.student), perf_counter()
+        start, began, cpu_began = digest(model.student), perf_counter(), process_time()
         run.run()
-        seconds = perf_counter() - began
+        seconds, cpu_seconds = perf_counter() - began, process_time() - cpu_began
     result: dict[str, Any] = {
         "network": network_key(task.config),
         "start": start,
         "steps": optimizer_step(trainer),
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "curve": recorder.curve,
     }
     data.setup("test")

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from kd_lightning.losses.ca_mkd import confidences
 from kd_lightning.losses.checks import upcast
+from kd_lightning.losses.connectors import connect, convolution
 from kd_lightning.networks import freeze, leave_out
 
 
@@ -85,7 +86,7 @@ class CAMKDFeatureLoss(nn.Module):
         self.student_channels = student_channels
         self.pool_size = pool_size
         self.classifiers = nn.ModuleList(leave_out(freeze(deepcopy(classifier))) for classifier in classifiers)
-        self.connectors = nn.ModuleList(_connector(student_channels, width) for width in widths)
+        self.connectors = nn.ModuleList(convolution(student_channels, width) for width in widths)
 
     def forward(self, student: Tensor, teacher: Tensor | list[Tensor], target: Tensor) -> Tensor:
         """The loss of a feature map (N, C, H, W), one of each teacher, and class indices (N,)."""
@@ -97,7 +98,9 @@ class CAMKDFeatureLoss(nn.Module):
                 f"must be a map (N, {self.student_channels}, H, W) and one of each of the {len(self.connectors)} "
                 "teachers: list their layers in the term"
             )
-        connected = [connector(_resized(student, hint)) for connector, hint in zip(self.connectors, hints, strict=True)]
+        connected = [
+            connect(connector, _resized(student, hint)) for connector, hint in zip(self.connectors, hints, strict=True)
+        ]
         logits = [
             classifier(functional.adaptive_avg_pool2d(part, self.pool_size).flatten(1))
             for classifier, part in zip(self.classifiers, connected, strict=True)
@@ -105,16 +108,10 @@ class CAMKDFeatureLoss(nn.Module):
         return ca_mkd_feature_loss(connected, hints, torch.stack(logits, dim=1), target)
 
 
-def _connector(student_channels: int, teacher_channels: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False),
-        nn.BatchNorm2d(teacher_channels),
-        nn.ReLU(),
-    )
-
-
 def _resized(features: Tensor, like: Tensor) -> Tensor:
     size = (like.shape[2], like.shape[3])
+    if features.shape[2:] == size:
+        return features
     if features.shape[2] >= size[0]:
         return functional.adaptive_avg_pool2d(features, size)
     return functional.interpolate(features, size, mode="bilinear")

@@ -3,8 +3,30 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from torch import Tensor
+
+
+class WidthError(ValueError):
+    """Features are not as wide as a loss was built for; a term says of which layer.
+
+    Args:
+        side: Whose features they are.
+        channels: How wide they are.
+        expected: How wide the loss takes them to be.
+        layer: Which of several layers, counted from 0.
+    """
+
+    def __init__(self, side: Literal["student", "teacher"], channels: int, expected: int, layer: int = 0) -> None:
+        super().__init__(
+            f"{side} features have {channels} channels and the loss was built for {expected}: "
+            f"set its {side}_channels to {channels}"
+        )
+        self.side = side
+        self.channels = channels
+        self.expected = expected
+        self.layer = layer
 
 
 def check_temperature(temperature: float, name: str = "temperature") -> float:
@@ -30,6 +52,44 @@ def check_logits(student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def upcast(logits: Tensor) -> Tensor:
+def check_maps(student: Tensor, teacher: Tensor) -> None:
+    """A ValueError with both shapes unless both are (N, C, H, W) of the same N >= 1 and not empty."""
+    if student.dim() != 4 or teacher.dim() != 4 or len(student) != len(teacher) or 0 in student.shape + teacher.shape:
+        raise ValueError(
+            f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} must be maps "
+            "(N, C, H, W) with the same N >= 1: address convolutional layers"
+        )
+
+
+def check_same_shape(student: Tensor, teacher: Tensor) -> None:
+    """A ValueError with both shapes unless both are (N, ...) of one shape and not empty."""
+    if student.shape != teacher.shape or student.dim() < 2 or not student.numel():
+        raise ValueError(
+            f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} must have the same "
+            "shape (N, ...): address layers of one shape, or bring the student's to the teacher's"
+        )
+
+
+def check_samples(student: Tensor, teacher: Tensor, at_least: int = 2) -> None:
+    """A ValueError with both shapes unless both are (N, ...) of the same N, enough to compare samples; not empty."""
+    if student.dim() < 2 or teacher.dim() < 2 or len(student) != len(teacher) or 0 in student.shape + teacher.shape:
+        raise ValueError(
+            f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} must be (N, ...) "
+            "with the same N: give both networks the same batch"
+        )
+    if len(student) < at_least:
+        raise ValueError(
+            f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} are of "
+            f"{len(student)} sample, and samples are compared with each other: use batches of at least {at_least}"
+        )
+
+
+def check_width(features: Tensor, expected: int, side: Literal["student", "teacher"], layer: int = 0) -> None:
+    """A `WidthError` unless features (N, C, ...) have as many channels as the loss was built for."""
+    if features.dim() < 2 or features.shape[1] != expected:
+        raise WidthError(side, features.shape[1] if features.dim() > 1 else 0, expected, layer)
+
+
+def upcast(values: Tensor) -> Tensor:
     """Half precision in float32, float64 as it is: softmax in half precision loses what distillation is about."""
-    return logits if logits.dtype.itemsize >= 4 else logits.float()
+    return values if values.dtype.itemsize >= 4 else values.float()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kd_lightning.losses.checks import upcast
+from kd_lightning.losses.checks import check_same_shape, upcast
 
 
 def feature_mse_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -33,11 +33,7 @@ def feature_mse_loss(student: Tensor, teacher: Tensor) -> Tensor:
         >>> feature_mse_loss(torch.zeros(1, 2, 1, 2), torch.tensor([[[[4.0, 0.0]], [[0.0, 2.0]]]]))
         tensor(5.)
     """
-    if student.shape != teacher.shape or student.dim() < 2 or not student.numel():
-        raise ValueError(
-            f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} must have the same "
-            "shape (N, ...): address layers of one shape, or bring the student's to the teacher's"
-        )
+    check_same_shape(student, teacher)
     return functional.mse_loss(upcast(student), upcast(teacher))
 
 

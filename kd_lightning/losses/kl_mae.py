@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kd_lightning.losses.checks import check_fraction, check_temperature, upcast
-from kd_lightning.losses.kd import kd_loss
+from kd_lightning.losses.checks import check_fraction, check_logits, check_temperature, upcast
+from kd_lightning.losses.divergence import divergences
 
 
 def kl_mae_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0, alpha: float = 0.5) -> Tensor:
@@ -33,11 +33,13 @@ def kl_mae_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0, alph
         >>> kl_mae_loss(torch.zeros(1, 2), torch.tensor([[4.0, 0.0]]), temperature=4.0, alpha=0.0)
         tensor(0.2311)
     """
+    check_logits(student, teacher)
+    check_temperature(temperature)
     check_fraction(alpha, "alpha")
-    divergence = kd_loss(student, teacher, temperature)
-    soft_student = functional.softmax(upcast(student) / temperature, dim=1)
-    soft_targets = functional.softmax(upcast(teacher) / temperature, dim=1)
-    return alpha * divergence + (1 - alpha) * functional.l1_loss(soft_student, soft_targets)
+    log_student = functional.log_softmax(upcast(student) / temperature, dim=1)
+    log_teacher = functional.log_softmax(upcast(teacher) / temperature, dim=1)
+    divergence = divergences(log_student, log_teacher, temperature).mean() * temperature**2
+    return alpha * divergence + (1 - alpha) * functional.l1_loss(log_student.exp(), log_teacher.exp())
 
 
 class KLMAELoss(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kd_lightning.losses.checks import upcast
+from kd_lightning.losses.checks import check_maps, upcast
 
 
 def sad_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -35,11 +35,7 @@ def sad_loss(student: Tensor, teacher: Tensor) -> Tensor:
         >>> sad_loss(student, teacher)
         tensor(0.4647)
     """
-    if student.dim() != 4 or teacher.dim() != 4 or len(student) != len(teacher) or 0 in student.shape + teacher.shape:
-        raise ValueError(
-            f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} must be maps "
-            "(N, C, H, W) with the same N >= 1: address convolutional layers"
-        )
+    check_maps(student, teacher)
     height, width = student.shape[2:]
     if height * width == 1:
         raise ValueError(

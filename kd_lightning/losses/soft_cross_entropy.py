@@ -34,9 +34,8 @@ def soft_cross_entropy_loss(student: Tensor, teacher: Tensor, temperature: float
     """
     check_logits(student, teacher)
     check_temperature(temperature)
-    log_student = functional.log_softmax(upcast(student) / temperature, dim=1)
     soft_targets = functional.softmax(upcast(teacher) / temperature, dim=1)
-    return -(soft_targets * log_student).sum(dim=1).mean() * temperature**2
+    return functional.cross_entropy(upcast(student) / temperature, soft_targets) * temperature**2
 
 
 class SoftCrossEntropyLoss(nn.Module):

@@ -10,7 +10,11 @@ from kd_lightning.networks.exits import ExitHead, Exits
 from kd_lightning.networks.files import WeightsError
 from kd_lightning.networks.freezing import freeze, is_frozen, is_left_out, leave_out, take_back, unfreeze
 from kd_lightning.networks.fusion import FeatureFusion
+from kd_lightning.networks.inherit import inherit
+from kd_lightning.networks.margin import MarginTeacher
 from kd_lightning.networks.mlp import MLP
+from kd_lightning.networks.paraphraser import Paraphrased, Paraphraser
+from kd_lightning.networks.simkd import SimKD
 from kd_lightning.networks.weights import load_student, load_teacher
 
 __all__ = [
@@ -22,12 +26,17 @@ __all__ = [
     "ExitHead",
     "Exits",
     "FeatureFusion",
+    "MarginTeacher",
+    "Paraphrased",
+    "Paraphraser",
+    "SimKD",
     "StudentConvNet",
     "TeacherConvNet",
     "WeightsError",
     "branch",
     "digest",
     "freeze",
+    "inherit",
     "is_frozen",
     "is_left_out",
     "leave_out",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kd_lightning.networks.files import WeightsError, WeightsFile, read_weights
 from kd_lightning.networks.freezing import freeze, leave_out
+from kd_lightning.networks.inherit import inherit
 
 
 def load_teacher(network: nn.Module, checkpoint: str | PathLike[str], prefix: str | None = None) -> nn.Module:
@@ -188,16 +189,19 @@ def _build(value: Any) -> Any:
         return {key: _build(item) for key, item in value.items()}
     if unknown := value.keys() - {"class_path", "init_args"}:
         raise ValueError(f"beside class_path and init_args it has {', '.join(map(repr, unknown))}")
-    return _find_class(value["class_path"])(**_build(value.get("init_args") or {}))
+    found, arguments = _find(value["class_path"]), value.get("init_args") or {}
+    for function, filled in ((inherit, "student"), (load_student, "network")):
+        if found is function and filled in arguments:  # what it was filled with is in this file
+            return _build(arguments[filled])
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(f"{value['class_path']} is no class of networks")
+    return found(**_build(arguments))
 
 
-def _find_class(class_path: str) -> type[nn.Module]:
+def _find(class_path: str) -> Any:
     module_name, _, name = class_path.rpartition(".")
     # Looked up and never imported; in `vars`, for `getattr` may import lazily.
     module = sys.modules.get(module_name or __package__ or "")
     if module is None:
         raise ValueError(f"the module of {class_path} is not imported: import it first")
-    found = vars(module).get(name)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f"{class_path} is no class of networks")
-    return found
+    return vars(module).get(name)

@@ -9,7 +9,7 @@ from torch import nn
 from kd_lightning import OfflineDistiller, Term
 from kd_lightning.callbacks import TeacherCache, TeacherFreezing
 from kd_lightning.data import MNISTDataModule
-from kd_lightning.losses import CAMKDLoss, EnsembleLoss, KDLoss
+from kd_lightning.losses import CAMKDLoss, EnsembleLoss, FeatureMSELoss, KDLoss
 from kd_lightning.networks import Ensemble
 from tests import toys
 
@@ -69,6 +69,27 @@ def test_the_logits_of_an_ensemble_are_looked_up_each_by_itself(tmp_path):
         torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-6)
     assert live.teacher.members[0].rows == [16] * 12
     assert cached.teacher.members[0].rows == [22, 21, 21, 16, 16, 16]
+
+
+def test_what_its_layers_show_is_looked_up_too(tmp_path):
+    """At indices that are a few of many, as those of a small training set are."""
+
+    def terms():
+        hint = Term(HintLike(), student="2", teacher=["network.0", "network.2"], weight=0.1)
+        return {"kd": Term(KDLoss(3.0)), "hint": hint}
+
+    live, cached = learner(terms()), learner(terms())
+    truth, weights = fit(tmp_path, live), fit(tmp_path, cached, TeacherCache())
+    for name, value in truth.items():
+        torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-6)
+    assert cached.teacher.rows == [22, 21, 21, 16, 16, 16]
+
+
+class HintLike(nn.Module):
+    """Compares a layer's mean with those of two layers of unlike shapes."""
+
+    def forward(self, student, teacher, target=None):
+        return sum((student.mean(dim=1) - shown.flatten(1).mean(dim=1)).square().mean() for shown in teacher)
 
 
 def test_a_resumed_run_is_the_same_and_the_table_is_in_no_checkpoint(tmp_path):
@@ -142,15 +163,24 @@ class WithoutIndex(MNISTDataModule):
         return batch[:2]
 
 
-def hint():
-    return {"kd": Term(KDLoss()), "hint": Term(KDLoss(), student="2", teacher="network.2")}
+def on_parameters():
+    weights = Term(FeatureMSELoss(), student="6.weight", teacher="network.6.weight", target=None)
+    return {"kd": Term(KDLoss()), "weights": weights}
+
+
+def of_the_batch():
+    module = learner()
+    norm = module.teacher.network[3]
+    norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+    return module
 
 
 @pytest.mark.parametrize(
     ("module", "datamodule", "callbacks", "complaint"),
     [
         (learner, lambda: data(augmentation=toys.Noise()), [], "training inputs are random.*augmentation to null"),
-        (lambda: learner(hint()), data, [], "terms look at the teacher's network.2"),
+        (lambda: learner(on_parameters()), data, [], "terms look at the teacher's network.6.weight"),
+        (of_the_batch, data, [], "BatchNorm looks at the whole batch"),
         (toys.classifier, data, [], "Classifier has no watch_teacher"),
         (learner, lambda: toys.Loader([*data().train_dataloader()]), [], r"no train_rows\(\)"),
         (learner, lambda: data(WithoutIndex), [], "batches have target and no index"),

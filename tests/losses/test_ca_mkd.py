@@ -13,6 +13,18 @@ from kd_lightning import OfflineDistiller, Term
 from kd_lightning.losses import CAMKDFeatureLoss, CAMKDLoss, EnsembleLoss, KDLoss, ca_mkd_feature_loss, ca_mkd_loss
 from kd_lightning.networks import ConvNet, Ensemble
 from tests.losses import naive
+from tests.losses.case import Case
+
+
+def two_teachers() -> CAMKDFeatureLoss:
+    torch.manual_seed(0)
+    return CAMKDFeatureLoss(3, [nn.Linear(4, 10), nn.Linear(4, 10)])
+
+
+CASES = {
+    "CAMKDLoss": Case(teacher=(6, 3, 10)),
+    "CAMKDFeatureLoss": Case(two_teachers, (6, 3, 2, 2), [(6, 4, 2, 2), (6, 4, 2, 2)]),
+}
 
 LABELS = torch.tensor([3, 0, 6, 1, 1])
 

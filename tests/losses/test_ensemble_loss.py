@@ -26,6 +26,31 @@ from kd_lightning.losses import (
 from kd_lightning.networks import Ensemble
 from tests import toys
 from tests.losses import naive
+from tests.losses.case import Case
+
+
+class Listed(nn.Module):
+    """For a loss that takes a list of what several teachers show: takes it stacked, as the others do."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        return self.loss(student, [*teacher.unbind(min(1, teacher.dim() - 1))], target)
+
+
+CASES = {
+    "EnsembleLoss": Case(lambda **given: EnsembleLoss(KDLoss(**given)), teacher=(6, 3, 10)),
+    "EnsembleLoss of geometric means": Case(
+        lambda **given: EnsembleLoss(KDLoss(**given), geometric_mean, [1.0, 2.0, 4.0]), teacher=(6, 3, 10)
+    ),
+    "FeatureEnsembleLoss": Case(
+        lambda: Listed(FeatureEnsembleLoss([KDLoss(), SoftCrossEntropyLoss(), KDLoss()])),
+        teacher=(6, 3, 10),
+        minimum="not zero",
+    ),
+}
 
 TEMPERATURES = [0.1, 1.0, 4.0, 20.0, 50.0]
 

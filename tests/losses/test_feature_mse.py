@@ -2,6 +2,9 @@ import pytest
 import torch
 
 from kd_lightning.losses import FeatureMSELoss, feature_mse_loss
+from tests.losses.case import Case
+
+CASES = {"FeatureMSELoss": Case(student=(6, 3, 4, 4), teacher=(6, 3, 4, 4), wrong=[((6, 3), (6, 4)), ((6, 3), (5, 3))])}
 
 SHAPES = [(1, 1), (3, 5), (2, 3, 4), (2, 3, 4, 5)]
 

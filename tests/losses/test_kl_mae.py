@@ -3,6 +3,9 @@ import torch
 
 from kd_lightning.losses import KLMAELoss, kl_mae_loss
 from tests.losses import naive
+from tests.losses.case import Case
+
+CASES = {"KLMAELoss": Case(kinked=True)}  # where a probability equals its target
 
 
 @pytest.fixture

@@ -3,6 +3,11 @@ import torch
 
 from kd_lightning.losses import LogitMSELoss
 from tests.losses import naive
+from tests.losses.case import Case
+
+CASES = {
+    "LogitMSELoss": Case(limits={torch.float16: 1e4})
+}  # its gradient 2 (s - t) / (N C) overflows beyond, at N C = 2
 
 
 @pytest.mark.parametrize(("rows", "classes"), [(1, 2), (7, 10)])
@@ -19,3 +24,18 @@ def test_value_and_gradient_are_those_of_naive_loops(rows: int, classes: int):
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=0)
     # the paper's loss, half the sum over classes averaged over the samples, is C / 2 times this one
     assert loss.item() * classes / 2 == pytest.approx(squares / 2 / rows, rel=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [10, 4, 1])
+def test_annealed_it_regresses_what_the_temperature_leaves_of_the_teachers_logits(temperature: int):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = 3 * torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
+    left = 1 - (temperature - 1) / 10
+    pairs = [pair for s, t in naive.pairs(student, teacher) for pair in zip(s, t, strict=True)]
+    expected = sum((s - left * t) ** 2 for s, t in pairs) / 20
+    assert LogitMSELoss(teacher_scale=left)(student, teacher).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_scale_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="teacher_scale=nan is not a finite number"):
+        LogitMSELoss(teacher_scale=float("nan"))

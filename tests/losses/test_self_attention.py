@@ -6,6 +6,11 @@ from torch import Tensor
 
 from kd_lightning.losses import SADLoss, sad_loss
 from tests.losses import naive
+from tests.losses.case import Case
+
+CASES = {
+    "SADLoss": Case(student=(6, 3, 4, 4), teacher=(6, 5, 2, 2), wrong=[((6, 3), (6, 3)), ((6, 3, 1, 1), (6, 3, 4, 4))])
+}
 
 
 def maps(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:

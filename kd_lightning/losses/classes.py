@@ -1,0 +1,29 @@
+"""What the losses share that tell the labelled class from the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_classes(student: Tensor, target: Tensor) -> None:
+    """A ValueError with both shapes unless they are logits (N, C), N >= 1 and C >= 2, and class indices (N,)."""
+    logits = student.dim() == 2 and student.shape[0] >= 1 and student.shape[1] >= 2
+    if not logits or target.shape != student.shape[:1] or target.dtype not in (torch.int64, torch.uint8):
+        raise ValueError(
+            f"logits {tuple(student.shape)} and target {tuple(target.shape)} of {target.dtype} do not fit: logits are "
+            "(N, C), N >= 1 and C >= 2, targets int64 class indices (N,)"
+        )
+
+
+def split_off(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The labelled class's logit (N,) and those of the others (N, C - 1)."""
+    index = target.long().unsqueeze(1)
+    others = torch.arange(logits.shape[1] - 1, device=logits.device)
+    return logits.gather(1, index).squeeze(1), logits.gather(1, others + (others >= index))
+
+
+def log_odds(logits: Tensor, target: Tensor) -> Tensor:
+    """The labelled class's log p / (1 - p) (N,), whose sigmoid p keeps its digits near 0 and near 1."""
+    own, others = split_off(logits, target)
+    return own - others.logsumexp(dim=1)

@@ -1,0 +1,112 @@
+"""A teacher that says the same in fewer channels."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+
+from kd_lightning.networks.freezing import freeze
+
+
+class Paraphraser(nn.Module):
+    """An autoencoder of feature maps, whose code is the teacher's factor.
+
+    Jangho Kim, SeongUk Park, Nojun Kwak: Paraphrasing Complex Network: Network Compression via Factor Transfer. NeurIPS
+    2018 (arXiv:1802.04977). The encoder has three 3x3 convolutions, the second of which goes to the factor's width, and
+    the decoder three transposed ones back, each with BatchNorm and LeakyReLU of slope 0.1. Other implementations leave
+    out the BatchNorm.
+
+    Args:
+        channels: Of the maps.
+        rate: The factor's width is this part of it, rounded: the paper's k.
+
+    Raises:
+        ValueError: The factor would have no channels.
+
+    Example:
+        >>> import torch
+        >>> paraphraser = Paraphraser(channels=8, rate=0.5)
+        >>> maps = torch.zeros(2, 8, 5, 5)
+        >>> paraphraser.encoder(maps).shape, paraphraser(maps).shape
+        (torch.Size([2, 4, 5, 5]), torch.Size([2, 8, 5, 5]))
+    """
+
+    def __init__(self, channels: int, rate: float = 0.5) -> None:
+        super().__init__()
+        factor = round(channels * rate)
+        if factor < 1:
+            raise ValueError(f"rate={rate} of {channels} channels leaves none for the factor: raise it")
+        self.encoder = convolutions(channels, channels, factor, factor)
+        self.decoder = convolutions(factor, factor, channels, channels, kind=nn.ConvTranspose2d)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """The maps (N, channels, H, W), reconstructed."""
+        return self.decoder(self.encoder(maps))
+
+
+class Paraphrased(nn.Module):
+    """A network with a paraphraser on one of its layers; what it gives is the network's own output.
+
+    The network is frozen and part of the state: what is saved can be loaded whole. Only the paraphraser learns. Layers,
+    by the names that a tap uses: ``paraphraser.encoder`` (the factor), ``paraphraser.decoder`` (the reconstruction),
+    and what is in ``network``.
+
+    Args:
+        network: Any trained network.
+        layer: Dotted name of the layer that is paraphrased.
+        paraphraser: Has an ``encoder`` and a ``decoder``, as `Paraphraser`.
+
+    Raises:
+        ValueError: There is no such layer (the nearest names are given).
+
+    Example:
+        >>> import torch
+        >>> from kd_lightning import tap
+        >>> from kd_lightning.networks import StudentConvNet
+        >>> network = Paraphrased(StudentConvNet(), "conv.5", Paraphraser(channels=32))
+        >>> seen = tap(network, torch.zeros(2, 3, 28, 28), ["paraphraser.encoder"])
+        >>> {layer: tuple(activation.shape) for layer, activation in seen.items()}
+        {'paraphraser.encoder': (2, 16, 5, 5), 'logits': (2, 10)}
+    """
+
+    def __init__(self, network: nn.Module, layer: str, paraphraser: nn.Module) -> None:
+        super().__init__()
+        names = [name for name, _ in network.named_modules() if name]
+        if layer not in names:
+            nearest = get_close_matches(layer, names, n=3, cutoff=0.3) or names[:8]
+            raise ValueError(
+                f"{type(network).__name__} has no layer {layer!r} to paraphrase; the nearest names are "
+                f"{', '.join(nearest)}"
+            )
+        self.network = freeze(network)
+        self.layer = layer
+        self.paraphraser = paraphraser
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the network gives."""
+        from kd_lightning.taps import watch  # here, for it brings in torch._dynamo, which takes seconds
+
+        with watch(self.network, [self.layer]) as seen:
+            output = self.network(*args, **kwargs)
+        self.paraphraser(seen[self.layer])
+        return output
+
+
+def convolutions(*channels: int, kind: type[nn.Conv2d] | type[nn.ConvTranspose2d] = nn.Conv2d) -> nn.Sequential:
+    """3x3 convolutions from each width to the next, with BatchNorm and LeakyReLU of slope 0.1.
+
+    Example:
+        >>> [layer.in_channels for layer in convolutions(8, 6, 4)[::3]]
+        [8, 6]
+    """
+    layers: list[nn.Module] = []
+    for width, following in pairwise(channels):
+        layers += [
+            kind(width, following, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(following),
+            nn.LeakyReLU(0.1),
+        ]
+    return nn.Sequential(*layers)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from kd_lightning.losses import DISTLoss, dist_loss
+from tests.losses import naive
+from tests.losses.case import Case, other_implementation
+
+# above, T^2 shows the rounding where the correlation is -1 or 1, and the true gradient leaves float16
+CASES = {"DISTLoss": Case(hottest=100.0)}
+
+
+def logits(seed: int, scale: float = 3.0) -> Tensor:
+    return scale * torch.randn(6, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def distance(x: list[float], y: list[float]) -> float:
+    """1 - Pearson's correlation."""
+    x_mean, y_mean = math.fsum(x) / len(x), math.fsum(y) / len(y)
+    covariance = math.fsum((a - x_mean) * (b - y_mean) for a, b in zip(x, y, strict=True))
+    x_square, y_square = math.fsum((a - x_mean) ** 2 for a in x), math.fsum((b - y_mean) ** 2 for b in y)
+    return 1 - covariance / math.sqrt(x_square * y_square)
+
+
+def naive_dist(student: Tensor, teacher: Tensor, temperature: float, beta: float, gamma: float) -> float:
+    q, p = ([naive.softmax(row, temperature) for row in x.tolist()] for x in (student, teacher))
+    of_classes = [distance(a, b) for a, b in zip(q, p, strict=True)]
+    of_samples = [distance([*a], [*b]) for a, b in zip(zip(*q, strict=True), zip(*p, strict=True), strict=True)]
+    inter, intra = sum(of_classes) / len(of_classes), sum(of_samples) / len(of_samples)
+    return temperature**2 * (beta * inter + gamma * intra)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 20.0])
+@pytest.mark.parametrize(("beta", "gamma"), [(1.0, 1.0), (0.0, 2.0), (3.0, 0.0)])
+def test_value_is_that_of_naive_loops(temperature, beta, gamma):
+    student, teacher = logits(1), logits(2)
+    found = DISTLoss(temperature, beta, gamma)(student, teacher)
+    expected = naive_dist(student, teacher, temperature, beta, gamma)
+    assert found.item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_value_and_gradient_are_those_of_torchdistill(temperature):
+    theirs = other_implementation("torchdistill.losses.mid_level").DISTLoss("", "", "", "", tau=temperature)
+    student, teacher = logits(1).requires_grad_(), logits(2)
+    expected, found = theirs({"": {"": student}}, {"": {"": teacher}}), dist_loss(student, teacher, temperature)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    gradients = [torch.autograd.grad(loss, student)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_probabilities_that_go_up_and_down_together_are_all_that_is_asked_for():
+    teacher = logits(1)
+    p = (teacher / 4).softmax(dim=1)
+    student = 4 * (0.5 * p + 0.5 / 4).log()  # half as far from 1 / C, in every row and column
+    assert dist_loss(student, teacher).item() < 1e-12
+    assert naive.kd(student, teacher, 4.0) > 0.1
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0])
+def test_float32_keeps_its_digits_where_the_probabilities_are_nearly_equal(scale):
+    student, teacher = logits(1, scale).float(), logits(2, scale).float()
+    expected = dist_loss(student.double(), teacher.double(), 100.0).item()
+    assert dist_loss(student, teacher, 100.0).item() == pytest.approx(expected, rel=1e-4)
+    assert expected > 1e-3
+
+
+def test_what_does_not_vary_counts_nothing_on_both_sides_and_half_on_one():
+    flat, sharp = torch.zeros(4, 3), torch.eye(4, 3)
+    student = flat.clone().requires_grad_()
+    both = dist_loss(student, flat)
+    assert both.item() == 0
+    assert not torch.autograd.grad(both, student)[0].any()
+    same = sharp[:1].expand(4, 3).clone()  # one row for all: classes differ, samples do not
+    assert dist_loss(same, same).item() == 0
+    one = dist_loss(student, same, beta=1.0, gamma=0.0)
+    assert one.item() == pytest.approx(16 / 2, rel=1e-5)
+    assert torch.autograd.grad(one, student)[0].isfinite().all()
+
+
+def test_one_sample_has_none_to_be_compared_with():
+    with pytest.raises(ValueError, match="use batches of at least 2"):
+        dist_loss(torch.zeros(1, 3), torch.zeros(1, 3))
+    with pytest.raises(ValueError, match=r"gamma=-1\.0 must be a finite number, at least 0"):
+        DISTLoss(gamma=-1.0)

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from kd_lightning.losses import DKDLoss, dkd_loss
+from tests.losses import naive
+
+LABELS = torch.tensor([3, 0, 2, 3, 1])
+
+
+def logits(seed: int, classes: int = 4, scale: float = 3.0) -> Tensor:
+    return scale * torch.randn(5, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def parts(s: list[float], t: list[float], label: int, temperature: float) -> tuple[float, float]:
+    """TCKD and NCKD of one sample, equations 3 to 7 of the paper."""
+
+    def kl(p: list[float], q: list[float]) -> float:
+        return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+    q, p = naive.softmax(s, temperature), naive.softmax(t, temperature)
+    others = [c for c in range(len(s)) if c != label]
+    rest_p, rest_q = sum(p[c] for c in others), sum(q[c] for c in others)
+    of_label = kl([p[label], rest_p], [q[label], rest_q])
+    return of_label, kl([p[c] / rest_p for c in others], [q[c] / rest_q for c in others])
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 4.0, 30.0])
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 8.0), (0.0, 1.0), (2.0, 0.0)])
+def test_value_is_that_of_naive_loops(temperature, alpha, beta):
+    student, teacher = logits(1), logits(2)
+    found = DKDLoss(temperature, alpha, beta)(student, teacher, LABELS)
+    rows = zip(naive.pairs(student, teacher), LABELS.tolist(), strict=True)
+    both = [parts(s, t, label, temperature) for (s, t), label in rows]
+    expected = temperature**2 * sum(alpha * a + beta * b for a, b in both) / 5
+    assert found.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_gradient_is_that_of_the_published_formula_where_that_is_finite():
+    student, teacher = logits(1).requires_grad_(), logits(2)
+    hot = torch.nn.functional.one_hot(LABELS, 4).double()
+    q, p = (student / 4).softmax(dim=1), (teacher / 4).softmax(dim=1)
+    q, p = (torch.stack([(x * hot).sum(dim=1), (x * (1 - hot)).sum(dim=1)], dim=1) for x in (q, p))
+    others = [(x / 4 - 1000 * hot).log_softmax(dim=1) for x in (student, teacher)]
+    published = 16 / 5 * ((p * (p / q).log()).sum() + 8 * (others[1].exp() * (others[1] - others[0])).sum())
+    (expected,) = torch.autograd.grad(published, student)
+    loss = dkd_loss(student, teacher, LABELS)
+    torch.testing.assert_close(loss, published, rtol=1e-9, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(loss, student)[0], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_with_the_teachers_doubt_as_beta_it_is_hintons_loss(temperature):
+    student, teacher = logits(1)[:1], logits(2)[:1]
+    doubt = 1 - naive.softmax(teacher[0].tolist(), temperature)[3]
+    found = dkd_loss(student, teacher, LABELS[:1], temperature, alpha=1.0, beta=doubt)
+    assert found.item() == pytest.approx(naive.kd(student, teacher, temperature), rel=1e-9)
+
+
+def test_what_the_others_are_worth_does_not_depend_on_how_sure_of_the_label_both_are():
+    student, teacher = logits(1), logits(2)
+    sure = 50.0 * torch.nn.functional.one_hot(LABELS, 4)
+    first = dkd_loss(student, teacher, LABELS, alpha=0.0, beta=1.0)
+    torch.testing.assert_close(dkd_loss(student + sure, teacher - sure, LABELS, alpha=0.0, beta=1.0), first)
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e4])
+def test_a_sure_student_that_is_wrong_still_learns(scale):
+    student = (scale * torch.tensor([[1.0, -1.0, 0.0]])).requires_grad_()
+    loss = dkd_loss(student, torch.tensor([[-1.0, 1.0, 0.0]]), torch.tensor([1]), 1.0)
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+    assert gradient[0, 1] < -0.5
+
+
+def test_of_two_classes_there_is_one_other_and_nothing_to_tell_apart():
+    student, teacher = logits(1, 2), logits(2, 2)
+    labels = LABELS % 2
+    assert dkd_loss(student, teacher, labels, alpha=0.0).item() == 0
+    assert dkd_loss(student, teacher, labels).item() == pytest.approx(naive.kd(student, teacher, 4.0))
+
+
+@pytest.mark.parametrize("name", ["alpha", "beta"])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_coefficients_that_are_none_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value} must be a finite number, at least 0"):
+        DKDLoss(**{name: value})
