@@ -1,0 +1,38 @@
+"""That what `make bench` times is every loss, and twice the same formula."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.losses import ENTRIES, TOLERANCE, disagreement, measure
+from kd_lightning import losses
+
+by_name = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.name}-{entry.shapes}".replace(" ", ""))
+
+
+def the(name: str, shapes: str):
+    (entry,) = [entry for entry in ENTRIES if entry.name == name and entry.shapes == shapes]
+    return entry
+
+
+def test_every_loss_has_a_plain_form():
+    assert {entry.name for entry in ENTRIES} == {name for name in losses.__all__ if name.endswith("Loss")}
+
+
+@by_name
+def test_the_plain_form_has_the_same_value_and_gradients(entry):
+    assert disagreement(entry, torch.float64) < 1e-6  # what keeps them from dividing by zero is not the same
+
+
+@pytest.mark.parametrize("form", [lambda m, s, t, y: 1.001 * m(s, t, y), lambda m, s, t, y: m(s, 1.001 * t, y)])
+def test_another_formula_is_found_out(form):
+    assert disagreement(replace(the("KDLoss", "10"), form=form)) > TOLERANCE
+
+
+def test_what_does_the_work_four_times_takes_longer():
+    entry = the("FeatureMSELoss", "128x6x6")
+    slow = replace(entry, form=lambda *given: (sum(entry.form(*given) for _ in range(4))) / 4)
+    assert measure(slow, rounds=5, seconds=0.0).ratio < 0.7 * measure(entry, rounds=5, seconds=0.0).ratio
