@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.losses.checks import check_same_shape, check_width, upcast
-from kd_lightning.losses.connectors import Features, connect, layer_pairs
+from kd_lightning.losses.checks import check_same_shape, upcast
+from kd_lightning.losses.connectors import Features, check_channel_lists, connect, pairs_of_maps
 
 
 def ab_loss(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
@@ -61,11 +61,7 @@ class ABLoss(nn.Module):
 
     def __init__(self, student_channels: list[int], teacher_channels: list[int], margin: float = 1.0) -> None:
         super().__init__()
-        if not student_channels or len(student_channels) != len(teacher_channels):
-            raise ValueError(
-                f"student_channels={student_channels} and teacher_channels={teacher_channels} must name as many "
-                "widths, one a layer"
-            )
+        check_channel_lists(student_channels, teacher_channels)
         self.student_channels = student_channels
         self.teacher_channels = teacher_channels
         self.margin = _check_margin(margin)
@@ -76,15 +72,9 @@ class ABLoss(nn.Module):
 
     def forward(self, student: Features, teacher: Features, target: Tensor | None = None) -> Tensor:
         """The loss of pre-activations (N, C, H, W), a list on each side; `target` is not looked at."""
-        pairs = layer_pairs(student, teacher)
-        if len(pairs) != len(self.connectors):
-            raise ValueError(f"{len(pairs)} layers, and the loss was built for {len(self.connectors)}: list as many")
-        losses: list[Tensor] = []
-        for i, (s, t) in enumerate(pairs):
-            check_width(s, self.student_channels[i], "student", i)
-            check_width(t, self.teacher_channels[i], "teacher", i)
-            losses.append(2.0 ** (i - len(pairs) + 1) * ab_loss(connect(self.connectors[i], s), t, self.margin))
-        return torch.stack(losses).sum()
+        pairs = pairs_of_maps(student, teacher, self.student_channels, self.teacher_channels)
+        losses = [ab_loss(connect(to, s), t, self.margin) for to, (s, t) in zip(self.connectors, pairs, strict=True)]
+        return torch.stack([2.0 ** (i - len(pairs) + 1) * loss for i, loss in enumerate(losses)]).sum()
 
 
 def _check_margin(margin: float) -> float:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kd_lightning.losses.checks import check_maps, check_width, upcast
-from kd_lightning.losses.connectors import Features, connect
+from kd_lightning.losses.checks import upcast
+from kd_lightning.losses.connectors import Features, check_channel_lists, connect, lists_of_maps
 from kd_lightning.losses.maps import unit
 
 
@@ -75,11 +75,7 @@ class AFDLoss(nn.Module):
 
     def __init__(self, student_channels: list[int], teacher_channels: list[int], dimension: int = 128) -> None:
         super().__init__()
-        if not student_channels or not teacher_channels:
-            raise ValueError(
-                f"student_channels={student_channels} and teacher_channels={teacher_channels} must each name a width "
-                "for every layer"
-            )
+        check_channel_lists(student_channels, teacher_channels, paired=False)
         self.student_channels = student_channels
         self.teacher_channels = teacher_channels
         self.dimension = dimension
@@ -94,17 +90,7 @@ class AFDLoss(nn.Module):
 
     def forward(self, student: Features, teacher: Features, target: Tensor | None = None) -> Tensor:
         """The loss of feature maps (N, C, H, W), a list on each side; `target` is not looked at."""
-        students, teachers = ([side] if isinstance(side, Tensor) else side for side in (student, teacher))
-        if (len(students), len(teachers)) != (len(self.keys), len(self.queries)):
-            raise ValueError(
-                f"{len(students)} layers of the student and {len(teachers)} of the teacher, and the loss was built for "
-                f"{len(self.keys)} and {len(self.queries)}: list as many"
-            )
-        for i, s in enumerate(students):
-            for j, t in enumerate(teachers):
-                check_maps(s, t)
-                check_width(s, self.student_channels[i], "student", i)
-                check_width(t, self.teacher_channels[j], "teacher", j)
+        students, teachers = lists_of_maps(student, teacher, self.student_channels, self.teacher_channels)
         squares = [_mean_square(s) for s in students]
         vectors = [
             unit(

@@ -90,6 +90,15 @@ def check_width(features: Tensor, expected: int, side: Literal["student", "teach
         raise WidthError(side, features.shape[1] if features.dim() > 1 else 0, expected, layer)
 
 
+def check_map_widths(
+    student: Tensor, teacher: Tensor, student_channels: int, teacher_channels: int, layer: int = 0
+) -> None:
+    """A ValueError unless both are maps of the same N images, and of the widths that the loss was built for."""
+    check_maps(student, teacher)
+    check_width(student, student_channels, "student", layer)
+    check_width(teacher, teacher_channels, "teacher", layer)
+
+
 def upcast(values: Tensor) -> Tensor:
     """Half precision in float32, float64 as it is: softmax in half precision loses what distillation is about."""
     return values if values.dtype.itemsize >= 4 else values.float()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from kd_lightning.losses.checks import upcast
+from kd_lightning.losses.checks import check_map_widths, check_maps, check_width, upcast
 
 Features = Tensor | list[Tensor]
 """What a term hands over: one layer's features, or those of several in the order of its list."""
@@ -49,3 +49,46 @@ def layer_pairs(student: Features, teacher: Features) -> list[tuple[Tensor, Tens
             "list as many on each side of the term, in their order"
         )
     return list(zip(students, teachers, strict=True))
+
+
+def check_channel_lists(student_channels: list[int], teacher_channels: list[int], paired: bool = True) -> None:
+    """A ValueError unless both name a width for every layer, and as many of them where layers are compared in pairs."""
+    unlike = paired and len(student_channels) != len(teacher_channels)
+    if unlike or not student_channels or not teacher_channels:
+        raise ValueError(
+            f"student_channels={student_channels} and teacher_channels={teacher_channels} must each name a width for "
+            f"every layer{', and as many' if paired else ''}"
+        )
+
+
+def pairs_of_maps(
+    student: Features, teacher: Features, student_channels: list[int], teacher_channels: list[int]
+) -> list[tuple[Tensor, Tensor]]:
+    """`layer_pairs`; a ValueError unless they are maps, as many and as wide as the loss was built for."""
+    pairs = layer_pairs(student, teacher)
+    _check_count(len(pairs), len(pairs), student_channels, teacher_channels)
+    for layer, (s, t) in enumerate(pairs):
+        check_map_widths(s, t, student_channels[layer], teacher_channels[layer], layer)
+    return pairs
+
+
+def lists_of_maps(
+    student: Features, teacher: Features, student_channels: list[int], teacher_channels: list[int]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Both sides' layers; a ValueError unless they are maps, as many and as wide as the loss was built for."""
+    students, teachers = ([side] if isinstance(side, Tensor) else side for side in (student, teacher))
+    _check_count(len(students), len(teachers), student_channels, teacher_channels)
+    for i, s in enumerate(students):
+        for j, t in enumerate(teachers):
+            check_maps(s, t)
+            check_width(s, student_channels[i], "student", i)
+            check_width(t, teacher_channels[j], "teacher", j)
+    return students, teachers
+
+
+def _check_count(students: int, teachers: int, student_channels: list[int], teacher_channels: list[int]) -> None:
+    if (students, teachers) != (len(student_channels), len(teacher_channels)):
+        raise ValueError(
+            f"{students} layers of the student and {teachers} of the teacher, and the loss was built for "
+            f"{len(student_channels)} and {len(teacher_channels)}: list as many"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kd_lightning.losses.checks import check_maps, check_temperature, check_width
+from kd_lightning.losses.checks import check_map_widths, check_temperature
 from kd_lightning.losses.connectors import connect
 from kd_lightning.losses.maps import of_one_size
 
@@ -71,7 +71,5 @@ class CWDLoss(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
         """The loss of feature maps (N, C, H, W); `target` is not looked at."""
-        check_maps(student, teacher)
-        check_width(student, self.student_channels, "student")
-        check_width(teacher, self.teacher_channels, "teacher")
+        check_map_widths(student, teacher, self.student_channels, self.teacher_channels)
         return cwd_loss(connect(self.connector, student), teacher, self.temperature)

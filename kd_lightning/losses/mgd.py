@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.losses.checks import check_fraction, check_maps, check_same_shape, check_width, upcast
+from kd_lightning.losses.checks import check_fraction, check_map_widths, check_same_shape, upcast
 from kd_lightning.losses.connectors import connect
 
 
@@ -70,9 +70,7 @@ class MGDLoss(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
         """The loss of feature maps (N, C, H, W); `target` is not looked at."""
-        check_maps(student, teacher)
-        check_width(student, self.student_channels, "student")
-        check_width(teacher, self.teacher_channels, "teacher")
+        check_map_widths(student, teacher, self.student_channels, self.teacher_channels)
         if student.shape[2:] != teacher.shape[2:]:
             raise ValueError(
                 f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} must have the "

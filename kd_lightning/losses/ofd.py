@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.losses.checks import check_maps, check_same_shape, check_width, upcast
-from kd_lightning.losses.connectors import Features, connect, layer_pairs
+from kd_lightning.losses.checks import check_same_shape, upcast
+from kd_lightning.losses.connectors import Features, check_channel_lists, connect, layer_pairs, pairs_of_maps
 from kd_lightning.losses.maps import of_one_size
 
 
@@ -59,26 +59,17 @@ class OFDLoss(nn.Module):
 
     def __init__(self, student_channels: list[int], teacher_channels: list[int]) -> None:
         super().__init__()
-        if not student_channels or len(student_channels) != len(teacher_channels):
-            raise ValueError(
-                f"student_channels={student_channels} and teacher_channels={teacher_channels} must name as many "
-                "widths, one a layer"
-            )
+        check_channel_lists(student_channels, teacher_channels)
         self.student_channels = student_channels
         self.teacher_channels = teacher_channels
         self.connectors = nn.ModuleList(map(_connector, student_channels, teacher_channels))
 
     def forward(self, student: Features, teacher: Features, target: Tensor | None = None) -> Tensor:
         """The loss of pre-activations (N, C, H, W), a list on each side; `target` is not looked at."""
-        pairs = layer_pairs(student, teacher)
-        if len(pairs) != len(self.connectors):
-            raise ValueError(f"{len(pairs)} layers, and the loss was built for {len(self.connectors)}: list as many")
+        pairs = pairs_of_maps(student, teacher, self.student_channels, self.teacher_channels)
         students: list[Tensor] = []
         teachers: list[Tensor] = []
         for i, (s, t) in enumerate(pairs):
-            check_maps(s, t)
-            check_width(s, self.student_channels[i], "student", i)
-            check_width(t, self.teacher_channels[i], "teacher", i)
             s, t = of_one_size(s, t)
             students.append(connect(self.connectors[i], s))
             teachers.append(t)

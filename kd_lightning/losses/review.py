@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kd_lightning.losses.checks import check_maps, check_same_shape, check_width, upcast
-from kd_lightning.losses.connectors import Features, connect, layer_pairs
+from kd_lightning.losses.checks import check_maps, check_same_shape, upcast
+from kd_lightning.losses.connectors import Features, check_channel_lists, connect, layer_pairs, pairs_of_maps
 
 _LEVELS = (4, 2, 1)
 
@@ -59,11 +59,7 @@ class ReviewKDLoss(nn.Module):
 
     def __init__(self, student_channels: list[int], teacher_channels: list[int], channels: int | None = None) -> None:
         super().__init__()
-        if not student_channels or len(student_channels) != len(teacher_channels):
-            raise ValueError(
-                f"student_channels={student_channels} and teacher_channels={teacher_channels} must name as many "
-                "widths, one a layer"
-            )
+        check_channel_lists(student_channels, teacher_channels)
         self.student_channels = student_channels
         self.teacher_channels = teacher_channels
         channels = channels or min(512, student_channels[-1])
@@ -75,13 +71,7 @@ class ReviewKDLoss(nn.Module):
 
     def forward(self, student: Features, teacher: Features, target: Tensor | None = None) -> Tensor:
         """The loss of feature maps (N, C, H, W), a list on each side; `target` is not looked at."""
-        pairs = layer_pairs(student, teacher)
-        if len(pairs) != len(self.fusions):
-            raise ValueError(f"{len(pairs)} layers, and the loss was built for {len(self.fusions)}: list as many")
-        for i, (s, t) in enumerate(pairs):
-            check_maps(s, t)
-            check_width(s, self.student_channels[i], "student", i)
-            check_width(t, self.teacher_channels[i], "teacher", i)
+        pairs = pairs_of_maps(student, teacher, self.student_channels, self.teacher_channels)
         reviewed: list[Tensor] = []
         deeper: Tensor | None = None
         for fusion, (s, t) in zip(reversed(self.fusions), reversed(pairs), strict=True):

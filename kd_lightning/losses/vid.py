@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kd_lightning.losses.checks import check_maps, check_same_shape, check_width, upcast
+from kd_lightning.losses.checks import check_map_widths, check_same_shape, upcast
 from kd_lightning.losses.connectors import connect
 from kd_lightning.losses.maps import of_one_size
 
@@ -86,8 +86,6 @@ class VIDLoss(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
         """The loss of feature maps (N, C, H, W); `target` is not looked at."""
-        check_maps(student, teacher)
-        check_width(student, self.student_channels, "student")
-        check_width(teacher, self.teacher_channels, "teacher")
+        check_map_widths(student, teacher, self.student_channels, self.teacher_channels)
         student, teacher = of_one_size(student, teacher)
         return vid_loss(connect(self.regressor, student), teacher, self.variance)
