@@ -245,9 +245,9 @@ def _with_our_names(value: Any) -> Any:
         return [_with_our_names(item) for item in value]
     if not isinstance(value, dict):
         return value
-    content = {key: _with_our_names(item) for key, item in value.items()}
-    name = content.get("class_path")
-    for package in PACKAGES if isinstance(name, str) else ():
+    content = {key: _with_our_names(item) for key, item in cast("dict[str, Any]", value).items()}
+    name = str(content.get("class_path"))
+    for package in PACKAGES:
         if package.startswith("kd_lightning.") and isinstance(vars(sys.modules[package]).get(name), type):
             content["class_path"] = f"{package}.{name}"
     return content
