@@ -29,7 +29,9 @@ def results(variant: Variant, runs: Path) -> list[dict[str, Any]]:
 
 
 def difference(ours: list[float], theirs: list[float]) -> str:
-    """In points, with its 95 % interval, in bold where that is above 0."""
+    """In points, with its 95 % interval, in bold where that is above 0; nothing where the others are not run."""
+    if len(ours) != len(theirs):
+        return ""
     found = paired_difference(ours, theirs)
     text = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
     return f"**{text}**" if found.low > 0 else text
