@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from kd_lightning.losses.checks import check_map_widths, check_temperature
 from kd_lightning.losses.connectors import connect
+from kd_lightning.losses.divergence import divergences
 from kd_lightning.losses.maps import of_one_size
 
 
@@ -42,7 +43,7 @@ def cwd_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tens
     log_student, log_teacher = (
         functional.log_softmax(side.flatten(0, 1).flatten(1) / temperature, dim=1) for side in (student, teacher)
     )
-    return functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
+    return divergences(log_student, log_teacher, temperature).mean() * temperature**2
 
 
 class CWDLoss(nn.Module):
