@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from kd_lightning.losses.checks import upcast
 from kd_lightning.losses.connectors import Features, check_channel_lists, connect, lists_of_maps
-from kd_lightning.losses.maps import unit
+from kd_lightning.losses.vectors import unit
 
 
 def afd_loss(student: list[Tensor], teacher: list[Tensor], attention: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.losses.maps import unit
-from kd_lightning.losses.relations import as_rows, products
+from kd_lightning.losses.relations import as_rows
+from kd_lightning.losses.vectors import products, unit
 
 
 def cc_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:

@@ -43,6 +43,13 @@ def check_fraction(value: float, name: str) -> float:
     return value
 
 
+def check_not_negative(value: float, name: str) -> float:
+    """Returns `value`; a ValueError unless it is finite and at least zero."""
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name}={value} must be a finite number, at least 0")
+    return value
+
+
 def check_logits(student: Tensor, teacher: Tensor) -> None:
     """A ValueError with both shapes unless both are (N, C), N >= 1 and C >= 2: a comparison never broadcasts."""
     if student.shape != teacher.shape or student.dim() != 2 or student.shape[0] < 1 or student.shape[1] < 2:

@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from kd_lightning.losses.checks import check_fraction, check_samples, check_temperature, check_width, upcast
 from kd_lightning.losses.connectors import connect
-from kd_lightning.losses.maps import unit
-from kd_lightning.losses.relations import products
+from kd_lightning.losses.vectors import products, unit
 
 
 def crd_loss(positive: Tensor, negative: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from kd_lightning.losses.checks import check_samples, check_temperature
 from kd_lightning.losses.crd import embed
-from kd_lightning.losses.relations import as_rows, products
+from kd_lightning.losses.relations import as_rows
+from kd_lightning.losses.vectors import products
 
 
 def in_batch_crd_loss(student: Tensor, teacher: Tensor, target: Tensor, temperature: float = 0.07) -> Tensor:

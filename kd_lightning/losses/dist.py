@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.losses.checks import check_logits, check_samples, check_temperature, upcast
+from kd_lightning.losses.checks import check_logits, check_not_negative, check_samples, check_temperature, upcast
 
 
 def dist_loss(
@@ -67,11 +65,8 @@ class DISTLoss(nn.Module):
     def __init__(self, temperature: float = 4.0, beta: float = 1.0, gamma: float = 1.0) -> None:
         super().__init__()
         self.temperature = check_temperature(temperature)
-        for name, value in (("beta", beta), ("gamma", gamma)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name}={value} must be a finite number, at least 0")
-        self.beta = beta
-        self.gamma = gamma
+        self.beta = check_not_negative(beta, "beta")
+        self.gamma = check_not_negative(gamma, "gamma")
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
         """The loss of logits (N, C); `target` is not looked at."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kd_lightning.losses.checks import check_logits, check_temperature, upcast
+from kd_lightning.losses.checks import check_logits, check_not_negative, check_temperature, upcast
 from kd_lightning.losses.classes import check_classes, split_off
 from kd_lightning.losses.divergence import divergences
 
@@ -74,11 +72,8 @@ class DKDLoss(nn.Module):
     def __init__(self, temperature: float = 4.0, alpha: float = 1.0, beta: float = 8.0) -> None:
         super().__init__()
         self.temperature = check_temperature(temperature)
-        for name, value in (("alpha", alpha), ("beta", beta)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name}={value} must be a finite number, at least 0")
-        self.alpha = alpha
-        self.beta = beta
+        self.alpha = check_not_negative(alpha, "alpha")
+        self.beta = check_not_negative(beta, "beta")
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         """The loss of logits (N, C) and class indices (N,)."""

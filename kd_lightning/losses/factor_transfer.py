@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from kd_lightning.losses.checks import check_maps, check_width
 from kd_lightning.losses.connectors import connect
-from kd_lightning.losses.maps import of_one_size, unit
+from kd_lightning.losses.maps import of_one_size
+from kd_lightning.losses.vectors import unit
 from kd_lightning.networks.paraphraser import convolutions
 
 

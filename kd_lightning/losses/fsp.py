@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from kd_lightning.losses.checks import check_maps, upcast
 from kd_lightning.losses.connectors import layer_pairs
-from kd_lightning.losses.maps import products
+from kd_lightning.losses.vectors import products
 
 
 def fsp_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:

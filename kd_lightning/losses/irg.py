@@ -12,6 +12,7 @@ from torch.nn import functional
 from kd_lightning.losses.checks import check_same_shape, upcast
 from kd_lightning.losses.connectors import layer_pairs
 from kd_lightning.losses.relations import as_rows, squared_distances
+from kd_lightning.losses.vectors import pooled
 
 
 def irg_loss(
@@ -48,8 +49,7 @@ def irg_loss(
         >>> irg_loss([layer, logits], [layer.square(), logits + 1])
         tensor(0.2436)
     """
-    if not all(0 <= weight < math.inf for weight in (nodes, edges, transformations)):
-        raise ValueError(f"nodes={nodes}, edges={edges} and transformations={transformations} must not be negative")
+    _check_weights(nodes, edges, transformations)
     *layers, last = layer_pairs(student, teacher)
     if not layers:
         raise ValueError(
@@ -60,8 +60,9 @@ def irg_loss(
     loss = nodes * functional.mse_loss(upcast(last[0]), upcast(last[1]))
     loss = loss + edges * _mean([functional.mse_loss(_edges(s), _edges(t)) for s, t in rows])
     if len(layers) > 1 and transformations:
+        means = [(pooled(s), pooled(t)) for s, t in layers]
         moved = [
-            functional.mse_loss(_moved(s, s_next), _moved(t, t_next)) for (s, t), (s_next, t_next) in pairwise(layers)
+            functional.mse_loss(_moved(s, s_next), _moved(t, t_next)) for (s, t), (s_next, t_next) in pairwise(means)
         ]
         loss = loss + transformations * _mean(moved)
     return loss
@@ -80,12 +81,10 @@ class IRGLoss(nn.Module):
 
     def __init__(self, nodes: float = 0.1, edges: float = 5.0, transformations: float = 5.0) -> None:
         super().__init__()
+        _check_weights(nodes, edges, transformations)
         self.nodes = nodes
         self.edges = edges
         self.transformations = transformations
-        irg_loss(
-            [torch.zeros(2, 1)] * 2, [torch.zeros(2, 1)] * 2, nodes, edges, transformations
-        )  # refuses wrong weights
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], target: Tensor | None = None) -> Tensor:
         """The loss of lists of features (N, C, ...), the logits last; `target` is not looked at."""
@@ -102,9 +101,6 @@ def _moved(before: Tensor, after: Tensor) -> Tensor:
             f"a transformation leads from {before.shape[1]} to {after.shape[1]} channels: list layers of one width "
             "before the logits, or set transformations=0"
         )
-    before, after = (
-        upcast(side).flatten(2).mean(dim=2) if side.dim() > 2 else upcast(side) for side in (before, after)
-    )
     return _of_largest((before - after).square().sum(dim=1))
 
 
@@ -115,3 +111,8 @@ def _of_largest(values: Tensor) -> Tensor:
 
 def _mean(losses: list[Tensor]) -> Tensor:
     return torch.stack(losses).mean()
+
+
+def _check_weights(nodes: float, edges: float, transformations: float) -> None:
+    if not all(0 <= weight < math.inf for weight in (nodes, edges, transformations)):
+        raise ValueError(f"nodes={nodes}, edges={edges} and transformations={transformations} must not be negative")

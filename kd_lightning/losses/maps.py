@@ -1,8 +1,6 @@
-"""What losses on feature maps share: one size for both sides, inner products, and vectors of length one."""
+"""What losses on feature maps share: one size for both sides."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -26,26 +24,3 @@ def of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         for side in (student.to(dtype), teacher.to(dtype))
     )
     return student, teacher
-
-
-def products(one: Tensor, other: Tensor) -> Tensor:
-    """Inner products of all vectors in (N, C, P) and (N, C', P), as (N, C, C'); autocast does not make them rougher.
-
-    Example:
-        >>> products(torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]))
-        tensor([[[3., 4.]]])
-    """
-    with torch.autocast(one.device.type, enabled=False):
-        return one @ other.transpose(1, 2)
-
-
-def unit(vectors: Tensor, shortest: float = 1e-6) -> Tensor:
-    """Vectors along the last dimension, divided by their length; what is too short for that is zero, as its gradient.
-
-    Example:
-        >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
-        tensor([[0.6000, 0.8000],
-                [0.0000, 0.0000]])
-    """
-    lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors / lengths.masked_fill(lengths <= shortest, math.inf)

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from kd_lightning.losses.checks import check_same_shape, check_samples, check_width, upcast
 from kd_lightning.losses.connectors import connect, layer_pairs
-from kd_lightning.losses.maps import unit
+from kd_lightning.losses.vectors import pooled, unit
 
 
 def multi_head_graph_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -93,8 +93,8 @@ class MultiHeadGraphLoss(nn.Module):
             check_width(pair[0], self.student_channels[layer], "student", layer)
             check_width(pair[1], self.teacher_channels[layer], "teacher", layer)
         with torch.autocast(pairs[0][0].device.type, enabled=False):
-            students = [unit(connect(to, _pooled(s))) for to, (s, _) in zip(self.connectors, pairs, strict=True)]
-            teachers = [unit(_pooled(t)) for _, t in pairs]
+            students = [unit(connect(to, pooled(s))) for to, (s, _) in zip(self.connectors, pairs, strict=True)]
+            teachers = [unit(pooled(t)) for _, t in pairs]
             seen = [_standardised(s, like=t) for s, t in zip(students, teachers, strict=True)]
             shown = [_standardised(t, like=t) for t in teachers]
             losses: list[Tensor] = []
@@ -127,10 +127,6 @@ class _Graph(nn.Module):
             return graph
         picked = graph.softmax(dim=-1) @ connect(self.value, layer).relu()  # (H, N, D)
         return unit(connect(self.join, picked.transpose(0, 1).flatten(1)))
-
-
-def _pooled(features: Tensor) -> Tensor:
-    return upcast(features).flatten(2).mean(dim=2) if features.dim() > 2 else upcast(features)
 
 
 def _standardised(rows: Tensor, like: Tensor) -> Tensor:

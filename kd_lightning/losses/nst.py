@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.losses.connectors import Features, layer_pairs
-from kd_lightning.losses.maps import of_one_size, products, unit
+from kd_lightning.losses.maps import of_one_size
+from kd_lightning.losses.vectors import products, unit
 
 
 def nst_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from kd_lightning.losses.checks import upcast
 from kd_lightning.losses.connectors import Features, layer_pairs
-from kd_lightning.losses.maps import unit
+from kd_lightning.losses.vectors import unit
 
 
 def parameter_distribution_loss(student: Features, teacher: Features) -> Tensor:

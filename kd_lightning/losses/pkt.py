@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from kd_lightning.losses.maps import unit
-from kd_lightning.losses.relations import as_rows, products
+from kd_lightning.losses.relations import as_rows
+from kd_lightning.losses.vectors import products, unit
 
 
 def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:

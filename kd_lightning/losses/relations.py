@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from kd_lightning.losses.checks import check_samples, upcast
+from kd_lightning.losses.vectors import products
 
 
 def as_rows(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -14,21 +14,11 @@ def as_rows(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return upcast(student).flatten(1), upcast(teacher).flatten(1)
 
 
-def products(one: Tensor, other: Tensor) -> Tensor:
-    """What a row of (N, D) has to do with one of (M, D), as (N, M); autocast does not make it less precise.
-
-    Example:
-        >>> products(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
-        tensor([[3., 4.]])
-    """
-    with torch.autocast(one.device.type, enabled=False):
-        return one @ other.T
-
-
 def squared_distances(rows: Tensor) -> Tensor:
     """Of each pair of rows, (N, N), by their products: precise to the last bits of the largest of them.
 
     Example:
+        >>> import torch
         >>> squared_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
         tensor([[ 0., 25.],
                 [25.,  0.]])

@@ -42,9 +42,7 @@ def rkd_loss(student: Tensor, teacher: Tensor, distance: float = 25.0, angle: fl
         >>> rkd_loss(corner, line), rkd_loss(corner, 2 * corner)
         (tensor(8.2740), tensor(0.))
     """
-    weights = {"distance": distance, "angle": angle}
-    if not any(weights.values()) or not all(0 <= weight < math.inf for weight in weights.values()):
-        raise ValueError(f"distance={distance} and angle={angle} must be finite, not negative and not both 0")
+    _check_weights(distance, angle)
     student, teacher = (_lengths(rows) for rows in as_rows(student, teacher))
     loss = student.new_zeros(())
     if distance:
@@ -66,9 +64,9 @@ class RKDLoss(nn.Module):
 
     def __init__(self, distance: float = 25.0, angle: float = 50.0) -> None:
         super().__init__()
+        _check_weights(distance, angle)
         self.distance = distance
         self.angle = angle
-        rkd_loss(torch.zeros(2, 1), torch.zeros(2, 1), distance, angle)  # refuses weights that are none
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
         """The loss of features (N, ...); `target` is not looked at."""
@@ -90,3 +88,9 @@ def _cosines(lengths: Tensor) -> Tensor:
     squares, inverse = lengths.square(), 1 / lengths.masked_fill(lengths == 0, math.inf)
     less_opposite = squares.unsqueeze(2) + squares.unsqueeze(1) - squares  # (j, i, k)
     return less_opposite * (inverse / 2).unsqueeze(2) * inverse.unsqueeze(1)
+
+
+def _check_weights(distance: float, angle: float) -> None:
+    weights = (distance, angle)
+    if not any(weights) or not all(0 <= weight < math.inf for weight in weights):
+        raise ValueError(f"distance={distance} and angle={angle} must be finite, not negative and not both 0")

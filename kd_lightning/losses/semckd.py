@@ -8,8 +8,8 @@ from torch.nn import functional
 
 from kd_lightning.losses.checks import check_same_shape, upcast
 from kd_lightning.losses.connectors import Features, check_channel_lists, connect, lists_of_maps
-from kd_lightning.losses.maps import of_one_size, unit
-from kd_lightning.losses.relations import products
+from kd_lightning.losses.maps import of_one_size
+from kd_lightning.losses.vectors import products, unit
 
 
 def semckd_loss(student: list[list[Tensor]], teacher: list[list[Tensor]], attention: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.losses.connectors import Features, layer_pairs
-from kd_lightning.losses.maps import unit
-from kd_lightning.losses.relations import as_rows, products
+from kd_lightning.losses.relations import as_rows
+from kd_lightning.losses.vectors import products, unit
 
 
 def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:

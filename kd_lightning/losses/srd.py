@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from kd_lightning.losses.checks import check_same_shape, check_samples, check_width, upcast
 from kd_lightning.losses.connectors import connect
+from kd_lightning.losses.vectors import pooled
 
 
 def srd_loss(student: Tensor, teacher: Tensor, exponent: float = 4.0) -> Tensor:
@@ -70,10 +71,7 @@ class SRDLoss(nn.Module):
         check_width(student, self.student_channels, "student")
         check_width(teacher, self.teacher_channels, "teacher")
         # What all samples share is taken away behind the projector anyway: before it, nothing is lost to rounding.
-        student, teacher = (
-            side.flatten(2).mean(dim=2) if side.dim() > 2 else side
-            for side in (_centred(upcast(student)), _centred(upcast(teacher)))
-        )
+        student, teacher = (pooled(_centred(upcast(side))) for side in (student, teacher))
         return srd_loss(connect(self.connector, student), teacher, self.exponent)
 
 

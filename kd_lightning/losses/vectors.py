@@ -1,0 +1,44 @@
+"""What losses on features and on relations share: inner products, vectors of length one, and means over positions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from kd_lightning.losses.checks import upcast
+
+
+def products(one: Tensor, other: Tensor) -> Tensor:
+    """Inner products of all rows in (..., N, D) and (..., M, D), as (..., N, M); autocast does not make them rougher.
+
+    Example:
+        >>> products(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        tensor([[3., 4.]])
+    """
+    with torch.autocast(one.device.type, enabled=False):
+        return one @ other.mT
+
+
+def unit(vectors: Tensor, shortest: float = 1e-6) -> Tensor:
+    """Vectors along the last dimension, divided by their length; what is too short for that is zero, as its gradient.
+
+    Example:
+        >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / lengths.masked_fill(lengths <= shortest, math.inf)
+
+
+def pooled(features: Tensor) -> Tensor:
+    """Features (N, C, ...) averaged over their positions, (N, C), in at least single precision.
+
+    Example:
+        >>> pooled(torch.tensor([[[[1.0, 3.0]], [[5.0, 5.0]]]]))
+        tensor([[2., 5.]])
+    """
+    features = upcast(features)
+    return features.flatten(2).mean(dim=2) if features.dim() > 2 else features
