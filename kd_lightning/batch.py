@@ -41,16 +41,16 @@ def split_batch(batch: Any, label_names: Iterable[str] = ()) -> Batch:
         >>> split_batch({"image": torch.zeros(2, 3), "label": torch.tensor([0, 1])}).labels
         {'label': tensor([0, 1])}
     """
-    if isinstance(batch, Mapping):
+    if isinstance(batch, Tensor):
+        return Batch(batch, batch, {})
+    if not isinstance(batch, tuple | list) and isinstance(batch, Mapping):
         items = cast("Mapping[str, Any]", batch)
         known = {*LABELS, "index", *label_names}
         labels = {name: value for name, value in items.items() if name in known}
         inputs = {name: value for name, value in items.items() if name not in known}
         x = next(iter(inputs.values())) if len(inputs) == 1 else inputs
         return Batch(x, x, labels)
-    if isinstance(batch, Tensor):
-        return Batch(batch, batch, {})
-    x, *rest = cast("list[Any]", batch)
+    x, *rest = batch
     if len(rest) > 2:
         raise ValueError(f"a batch of {len(rest) + 1} parts is not (x, target, index): override split_batch")
     return Batch(x, x, dict(zip(("target", "index"), rest, strict=False)))

@@ -78,7 +78,7 @@ class Learner(LightningModule, ABC):
 
     def split_batch(self, batch: Any) -> Batch:
         """Tells inputs from labels; what a term addresses as its target is a label. See `kd_lightning.batch`."""
-        return split_batch(batch, [name for term in self._terms().values() for name in names(term.target)])
+        return split_batch(batch, (name for term in self._terms().values() for name in names(term.target)))
 
     def watch_student(self, batch: Batch) -> Activations:
         """What the student gives for its input, at every layer that a term addresses."""
@@ -88,16 +88,25 @@ class Learner(LightningModule, ABC):
         self, student: Activations, teacher: Activations | None, labels: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Every term's unweighted loss of the same activations."""
-        return {name: term(student, teacher, labels) for name, term in self.terms.items()}
+        return {name: term(student, teacher, labels) for name, term in self._terms().items()}
 
     def layers(self, side: Literal["student", "teacher"]) -> list[str]:
         """The layers that the terms address on one side."""
-        return list(dict.fromkeys(layer for term in self._terms().values() for layer in names(getattr(term, side))))
+        found: dict[str, None] = {}
+        for term in self._terms().values():
+            address = term.student if side == "student" else term.teacher
+            found.update(dict.fromkeys(names(address)))
+        return list(found)
 
     def weighted_sum(self, losses: dict[str, Tensor]) -> Tensor:
         """The sum of the losses under the terms' weights."""
         terms = self._terms()
-        return torch.stack([terms[name].weight * loss for name, loss in losses.items()]).sum()
+        total: Tensor | None = None
+        for name, loss in losses.items():
+            weighted = terms[name].weight * loss
+            total = weighted if total is None else total + weighted
+        assert total is not None
+        return total
 
     # ---- what Lightning calls
 
@@ -156,7 +165,8 @@ class Learner(LightningModule, ABC):
     # ---- inside
 
     def _terms(self) -> dict[str, Term]:
-        return cast("dict[str, Term]", dict(self.terms.items()))
+        terms: Any = vars(self.terms)["_modules"]  # the dictionary itself, for this is asked several times a step
+        return terms
 
     def _log_training(self, losses: dict[str, Tensor], total: Tensor) -> None:
         if not torch.isfinite(total):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from lightning.pytorch import Trainer
 
 
@@ -39,9 +37,9 @@ def optimizer_step(trainer: Trainer) -> int:
 
 def log_is_due(trainer: Trainer) -> bool:
     """True in the steps whose metrics the loggers will keep: logging in any other is work thrown away."""
-    accumulating = trainer.fit_loop._should_accumulate()  # pyright: ignore[reportPrivateUsage]
-    log_every_n_steps = cast("int", trainer.log_every_n_steps)  # pyright: ignore[reportAttributeAccessIssue]
+    every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
     # the loggers' own count, which Lightning goes by, and which is one too high after some resumes
     logged = trainer.fit_loop.epoch_loop._batches_that_stepped  # pyright: ignore[reportPrivateUsage]
-    # 0 means never: Trainer(barebones=True)
-    return log_every_n_steps > 0 and not accumulating and (logged + 1) % log_every_n_steps == 0
+    if every == 0 or (logged + 1) % every:  # 0 means never: Trainer(barebones=True)
+        return False
+    return not trainer.fit_loop._should_accumulate()  # pyright: ignore[reportPrivateUsage]

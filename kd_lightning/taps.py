@@ -92,6 +92,9 @@ def tap(network: nn.Module, inputs: Any, layers: Iterable[str] = ()) -> Activati
         >>> sorted(tap(nn.Sequential(nn.Linear(4, 2)), torch.zeros(5, 4), ["0", "input"]))
         ['0', 'input', 'logits']
     """
+    layers = list(layers)
+    if layers in ([], ["logits"]):  # what the network returns is seen without hooks
+        return {"logits": _only("logits", [logits_of(run(network, inputs))])}
     with watch(network, layers) as seen:
         run(network, inputs)
     return seen
@@ -99,11 +102,15 @@ def tap(network: nn.Module, inputs: Any, layers: Iterable[str] = ()) -> Activati
 
 def run(network: nn.Module, inputs: Any) -> Any:
     """The output of `network` on `inputs`: a mapping becomes keyword arguments."""
-    return network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+    if isinstance(inputs, Tensor) or not isinstance(inputs, Mapping):
+        return network(inputs)
+    return network(**inputs)
 
 
 def logits_of(output: object) -> object:
     """The logits in what a network returned: itself, its ``.logits``, or its item ``"logits"``."""
+    if isinstance(output, Tensor):
+        return output
     if isinstance(output, Mapping):
         return cast("Mapping[str, object]", output).get("logits")
     return getattr(output, "logits", output)

@@ -13,6 +13,8 @@ from kd_lightning.taps import Activations
 
 Address = str | list[str]
 """One name, or several, whose tensors reach the loss as a list."""
+Picked = Tensor | list[Tensor | None] | None
+"""What an address finds; a label that the batch lacks is None."""
 
 
 class Term(nn.Module):
@@ -62,54 +64,75 @@ class Term(nn.Module):
 
     def forward(self, student: Activations, teacher: Activations | None, labels: dict[str, Tensor]) -> Tensor:
         """The loss, unweighted, of the activations and labels that this term addresses."""
+        loss, address = self.loss, self.student
         if teacher is None and self.teacher is not None:
-            raise ValueError(
-                f"a {type(self.loss).__name__} term compares with a teacher and there is none: teacher=None"
-            )
-        for side, seen, address in (("student", student, self.student), ("teacher", teacher or {}, self.teacher)):
-            for layer in names(address):
-                if layer not in seen:
-                    raise ValueError(
-                        f"a {type(self.loss).__name__} term compares the {side}'s {layer!r}, "
-                        f"and only {', '.join(seen)} was seen: set the term's {side}"
-                    )
-        missing = [name for name in names(self.target) or [None] if name not in labels]
-        if missing and getattr(self.loss, "needs_target", False):
-            raise ValueError(
-                f"{type(self.loss).__name__} needs the label {missing[0]!r}; "
-                f"this batch has {', '.join(labels) or 'no labels'}: set the term's target"
-            )
-        seen = self._pick(student, self.student)
-        shown = self._pick(teacher or {}, self.teacher)
-        label = self._pick(labels, self.target)
-        if self.student != "logits" or not isinstance(seen, Tensor) or seen.dim() < 3:
+            raise ValueError(f"a {type(loss).__name__} term compares with a teacher and there is none: teacher=None")
+        try:
+            seen = _pick(student, address)
+            shown = _pick(teacher or {}, self.teacher)
+        except KeyError:
+            raise self._not_seen(student, teacher or {}) from None
+        label = self._label(loss, labels)
+        if compares_samples := getattr(loss, "compares_samples", False):
+            seen, shown, label = _whole(seen), _whole(shown), _whole(label)
+        if address != "logits" or not isinstance(seen, Tensor) or seen.dim() < 3:
             try:
-                return self.loss(seen, shown, label)
+                return loss(seen, shown, label)
             except WidthError as error:
-                layer = names(self.student if error.side == "student" else self.teacher)[error.layer]
-                raise ValueError(
-                    f"the {error.side}'s {layer} gives {error.channels} channels, {type(self.loss).__name__} was built "
-                    f"for {error.expected}: change its {error.side}_channels, or the layer (kd-lightning layers "
-                    "--config FILE shows them all)"
-                ) from error
+                raise self._width(error) from error
         rows = to_rows(
             seen,
             shown if isinstance(shown, Tensor) else None,
             label if isinstance(label, Tensor) else None,
             self.ignore_index,
         )
-        loss: Tensor = self.loss(*rows)
-        return loss if getattr(self.loss, "compares_samples", False) else loss * share(len(rows.student))
+        value: Tensor = loss(*rows)
+        return value if compares_samples else value * share(len(rows.student))
 
-    def _pick(self, values: dict[str, Tensor], address: Address | None) -> Tensor | list[Tensor | None] | None:
-        if address is None:
-            return None
-        if isinstance(address, list):
-            return [self._whole(values.get(name)) for name in address]
-        return self._whole(values.get(address))
+    def _label(self, loss: nn.Module, labels: dict[str, Tensor]) -> Picked:
+        """What the batch has of the labels; an error if the loss needs one that it lacks."""
+        address = self.target
+        if isinstance(address, str) and address in labels:
+            return labels[address]
+        if getattr(loss, "needs_target", False):
+            missing = [name for name in names(address) or [None] if name not in labels]
+            if missing:
+                raise ValueError(
+                    f"{type(loss).__name__} needs the label {missing[0]!r}; "
+                    f"this batch has {', '.join(labels) or 'no labels'}: set the term's target"
+                )
+        return [labels.get(name) for name in address] if isinstance(address, list) else None
 
-    def _whole(self, value: Tensor | None) -> Tensor | None:
-        return gather(value) if value is not None and getattr(self.loss, "compares_samples", False) else value
+    def _not_seen(self, student: Activations, teacher: Activations) -> ValueError:
+        for side, seen, address in (("student", student, self.student), ("teacher", teacher, self.teacher)):
+            for layer in names(address):
+                if layer not in seen:
+                    return ValueError(
+                        f"a {type(self.loss).__name__} term compares the {side}'s {layer!r}, "
+                        f"and only {', '.join(seen)} was seen: set the term's {side}"
+                    )
+        raise AssertionError("every layer was seen")
+
+    def _width(self, error: WidthError) -> ValueError:
+        layer = names(self.student if error.side == "student" else self.teacher)[error.layer]
+        return ValueError(
+            f"the {error.side}'s {layer} gives {error.channels} channels, {type(self.loss).__name__} was built "
+            f"for {error.expected}: change its {error.side}_channels, or the layer (kd-lightning layers "
+            "--config FILE shows them all)"
+        )
+
+
+def _pick(seen: Activations, address: Address | None) -> Picked:
+    if isinstance(address, str):
+        return seen[address]
+    return None if address is None else [seen[layer] for layer in address]
+
+
+def _whole(value: Picked) -> Picked:
+    """Of all ranks."""
+    if isinstance(value, list):
+        return [None if part is None else gather(part) for part in value]
+    return None if value is None else gather(value)
 
 
 def names(address: Address | None) -> list[str]:

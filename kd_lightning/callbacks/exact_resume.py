@@ -36,6 +36,8 @@ class ExactResume(Callback):
     def __init__(self, seed: int | None = None) -> None:
         self.seed = seed
         self._seed = seed or 0
+        self._rank = 0
+        self._device: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Chooses the seed; a checkpoint's, if there is one, replaces it next."""
@@ -49,25 +51,28 @@ class ExactResume(Callback):
         """Goes on with the seed that the run was started with."""
         self._seed = state_dict["seed"]
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remembers what stays the same."""
+        self._rank = trainer.global_rank
+        device = pl_module.device
+        self._device = None if device.type == "cpu" else torch.get_device_module(device)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seeds everything."""
-        self._count_the_epoch(trainer)
+        loop: Any = trainer.fit_loop
+        # Resumed where an epoch had just ended, Lightning does not count the next one as started; a second resume in
+        # that epoch would then take it for a new one and train an epoch too many.
+        if loop.epoch_progress.total.started == loop.epoch_progress.total.processed:
+            loop.epoch_progress.increment_ready()
+            loop.epoch_progress.increment_started()
         # by the batch and not the optimizer step, for the batches of one accumulated group must differ
-        seed = self._seed_of(batches_done(trainer), trainer.global_rank)
+        seed = self._seed_of(batches_done(trainer), self._rank)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         # torch.manual_seed would visit every backend, and format a stack trace for each that has not started yet
         torch.default_generator.manual_seed(seed)
-        if pl_module.device.type != "cpu":
-            torch.get_device_module(pl_module.device).manual_seed(seed)
-
-    def _count_the_epoch(self, trainer: Trainer) -> None:
-        # Resumed where an epoch had just ended, Lightning does not count the next one as started; a second resume in
-        # that epoch would then take it for a new one and train an epoch too many.
-        progress: Any = trainer.fit_loop.epoch_progress
-        if progress.total.started == progress.total.processed:
-            progress.increment_ready()
-            progress.increment_started()
+        if self._device is not None:
+            self._device.manual_seed(seed)
 
     def _seed_of(self, batch: int, rank: int) -> int:
         # hashed, so that neighbouring seeds, batches and ranks share nothing
