@@ -11,13 +11,23 @@ from torch import Tensor
 
 from kd_lightning.data.idx import LabelledImages, read_labelled_images
 from kd_lightning.data.split import check_sizes, split_rows
-from kd_lightning.data.tensors import Augmentation, EvaluationLoader, TrainLoader
+from kd_lightning.data.tensors import Augmentation, EvaluationLoader, TrainLoader, view_seeds
 from kd_lightning.steps import batches_done
 
 NUM_CLASSES = 10
 TRAIN_ROWS = 60_000
 # what a checkpoint remembers: an augmentation is no plain value, and would need pickled code to load
-REMEMBERED = ("batch_size", "train_size", "val_size", "seed", "drop_last", "epoch_steps", "eval_batch_size", "channels")
+REMEMBERED = (
+    "batch_size",
+    "train_size",
+    "val_size",
+    "seed",
+    "drop_last",
+    "epoch_steps",
+    "eval_batch_size",
+    "channels",
+    "views",
+)
 PACKAGED = Path(__file__).parent / "files" / "mnist"
 PUBLISHED_MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -50,6 +60,9 @@ class MNISTDataModule(LightningDataModule):
             is one pass.
         eval_batch_size: At most this many images a batch outside training, on each process.
         channels: How often the one channel is shown: as 3 to networks for colour images.
+        views: In how many ways the augmentation shows an image: epoch ``e`` shows all of them in view ``e % views``,
+            which depends on the seed, the view and the image alone, so that a `TeacherCache` can hold them. Without it
+            each time is another; without an augmentation it is of no effect.
 
     Raises:
         ValueError: An argument is out of its range, or a file of the package is damaged.
@@ -72,6 +85,7 @@ class MNISTDataModule(LightningDataModule):
         epoch_steps: int | None = None,
         eval_batch_size: int = 1000,
         channels: int = 3,
+        views: int | None = None,
     ) -> None:
         super().__init__()
         _check_whole("batch_size", batch_size, least=1)
@@ -81,6 +95,7 @@ class MNISTDataModule(LightningDataModule):
         _check_whole("epoch_steps", epoch_steps, least=1, optional=True)
         _check_whole("eval_batch_size", eval_batch_size, least=1)
         _check_whole("channels", channels, least=1)
+        _check_whole("views", views, least=1, optional=True)
         check_sizes(train_size, val_size, TRAIN_ROWS)
         if augmentation is not None and not callable(augmentation):
             raise ValueError(f"augmentation={augmentation!r} is not callable: give a function of one image, or null")
@@ -94,7 +109,10 @@ class MNISTDataModule(LightningDataModule):
         self.epoch_steps = epoch_steps
         self.eval_batch_size = eval_batch_size
         self.channels = channels
+        self._views = views
+        self._epoch_length = 0
         self._limit_val_batches: int | float | None = None
+        self._on_device: dict[int, LabelledImages] = {}
 
     def __str__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.hparams.items())
@@ -105,7 +123,17 @@ class MNISTDataModule(LightningDataModule):
     @property
     def training_is_random(self) -> bool:
         """Whether a training image looks different each time, so that nothing about it may be kept by its index."""
-        return self.augmentation is not None
+        return self.augmentation is not None and self.views is None
+
+    @property
+    def views(self) -> int | None:
+        """In how many ways the augmentation shows an image; None where there is none, or no end of ways."""
+        return None if self.augmentation is None else self._views
+
+    def view_of_batch(self) -> int:
+        """The view that the batch which is trained on shows its images in, right after every resume."""
+        # by the loader's epochs: Lightning's own are cut elsewhere under a limit on the batches, and after some resumes
+        return self._batches_done() // self._epoch_length % (self.views or 1)
 
     @property
     def num_rows(self) -> int:
@@ -117,9 +145,27 @@ class MNISTDataModule(LightningDataModule):
         """One black image."""
         return torch.zeros(1, self.channels, 28, 28)
 
-    def train_rows(self, rank: int = 0, world_size: int = 1) -> EvaluationLoader:
-        """Every training image once, in the order of its index, as it is before augmentation; or one share of them."""
-        return self._evaluation_loader(self.train_set, self.split[0], rank, world_size)
+    def train_rows(
+        self, rank: int = 0, world_size: int = 1, batch_size: int | None = None, view: int | None = None
+    ) -> EvaluationLoader:
+        """Every training image once, in the order of its index, or one share of them.
+
+        Args:
+            rank: Which share is given.
+            world_size: How many shares there are.
+            batch_size: At most this many images a batch, and never more than `eval_batch_size`.
+            view: Shows them as they are trained on in this view; without it, as they are before augmentation.
+        """
+        return EvaluationLoader(
+            self._resident(self.train_set),
+            self.split[0],
+            min(batch_size or self.eval_batch_size, self.eval_batch_size),
+            self.channels,
+            rank,
+            world_size,
+            augmentation=self.augmentation,
+            seeds=None if view is None else view_seeds(self.seed, view, self.num_rows),
+        )
 
     # ---- what Lightning calls
 
@@ -134,7 +180,8 @@ class MNISTDataModule(LightningDataModule):
         _ = self.split if stage in ("fit", "validate") else self.test_set
 
     def teardown(self, stage: str) -> None:
-        """Gives back a trainer that validates."""
+        """Gives back a trainer that validates, and the device's memory."""
+        self._on_device.clear()
         if self._limit_val_batches is not None and self.trainer is not None:
             self.trainer.limit_val_batches = self._limit_val_batches
             self._limit_val_batches = None
@@ -150,8 +197,8 @@ class MNISTDataModule(LightningDataModule):
                 f"overfit_batches={overfit_batches} would see other images in each epoch: set train_size instead"
             )
         rank, world_size = self._rank_and_world_size()
-        return TrainLoader(
-            self.train_set,
+        loader = TrainLoader(
+            self._resident(self.train_set),
             self.split[0],
             self.batch_size,
             self.seed,
@@ -162,7 +209,10 @@ class MNISTDataModule(LightningDataModule):
             rank=rank,
             world_size=world_size,
             batches_done=self._batches_done if self.trainer is not None else None,
+            views=self.views,
         )
+        self._epoch_length = len(loader)
+        return loader
 
     def val_dataloader(self) -> EvaluationLoader | list[EvaluationLoader]:
         """The images that were held out; an empty list if none were."""
@@ -200,7 +250,17 @@ class MNISTDataModule(LightningDataModule):
         return read_published(PACKAGED, split)
 
     def _evaluation_loader(self, data: LabelledImages, rows: Tensor, rank: int, world_size: int) -> EvaluationLoader:
-        return EvaluationLoader(data, rows, self.eval_batch_size, self.channels, rank, world_size)
+        return EvaluationLoader(self._resident(data), rows, self.eval_batch_size, self.channels, rank, world_size)
+
+    def _resident(self, data: LabelledImages) -> LabelledImages:
+        """The images where they are trained on, once, so that no batch is copied there; an augmentation is drawn for on
+        the CPU."""
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        if device.type == "cpu" or self.augmentation is not None:
+            return data
+        if id(data) not in self._on_device:
+            self._on_device[id(data)] = LabelledImages(*(tensor.to(device) for tensor in data))
+        return self._on_device[id(data)]
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
@@ -228,6 +288,7 @@ class FashionMNISTDataModule(MNISTDataModule):
         epoch_steps: Full batches in an epoch; without it, an epoch is one pass.
         eval_batch_size: At most this many images a batch outside training, on each process.
         channels: How often the one channel is shown.
+        views: In how many ways the augmentation shows an image.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -246,9 +307,19 @@ class FashionMNISTDataModule(MNISTDataModule):
         epoch_steps: int | None = None,
         eval_batch_size: int = 1000,
         channels: int = 3,
+        views: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size, train_size, val_size, seed, augmentation, drop_last, epoch_steps, eval_batch_size, channels
+            batch_size,
+            train_size,
+            val_size,
+            seed,
+            augmentation,
+            drop_last,
+            epoch_steps,
+            eval_batch_size,
+            channels,
+            views,
         )
         self.data_dir = data_dir
         self.hparams["data_dir"] = str(data_dir)  # a Path in a checkpoint would need pickled code to load

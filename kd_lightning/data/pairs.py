@@ -28,11 +28,13 @@ class PairLoader(TrainLoader):
 
     def _draw(self, epoch: int) -> tuple[list[Tensor], list[Tensor]]:
         batches, seeds = super()._draw(epoch)
-        labels = self.data.labels[self.rows]
-        by_class, counts = self.rows[labels.argsort(stable=True)], labels.bincount()
+        rows = self.rows.to(self.data.labels.device)
+        labels = self.data.labels[rows]
+        by_class, counts = rows[labels.argsort(stable=True)], labels.bincount()
         classes = self.data.labels[torch.cat(batches)]
         first = counts.cumsum(dim=0) - counts  # where a class begins in by_class
-        partners = by_class[first[classes] + torch.cat(seeds) % counts[classes]].split([len(rows) for rows in batches])
+        drawn = torch.cat(seeds).to(rows.device) % counts[classes]
+        partners = by_class[first[classes] + drawn].split([len(batch) for batch in batches])
         pairs = [torch.cat(pair) for pair in zip(batches, partners, strict=True)]
         return pairs, [torch.cat((numbers, numbers + 1)) for numbers in seeds]
 
@@ -65,4 +67,5 @@ class SameClassPairs(MNISTDataModule):
             rank=plain.rank,
             world_size=plain.world_size,
             batches_done=self._batches_done if self.trainer is not None else None,
+            views=self.views,
         )

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from kd_lightning.data.idx import LabelledImages
+from kd_lightning.fingerprints import vouch
 
 Batch = tuple[Tensor, Tensor, Tensor]
-"""x float32 (N, C, H, W) in [0, 1]; y int64 (N,); index int64 (N,), the rows of the resident tensors."""
+"""x float32 (N, C, H, W) in [0, 1]; y int64 (N,); index int64 (N,), the rows of the resident tensors; on their device."""
 Augmentation = Callable[[Tensor], Any]
 """An image to an image; typed Any because the command line takes a class there for what the function must be."""
 
@@ -31,6 +32,8 @@ class EvaluationLoader:
         channels: Channels of a batch's images; the one stored channel is expanded, not copied.
         rank: Which share is given.
         world_size: How many shares there are.
+        augmentation: Applied to each image, float32 (1, H, W), under the row's own number of `seeds`.
+        seeds: A number for each row of the resident tensors, int64; see `view_seeds`.
 
     Raises:
         ValueError: There are too few rows for every rank to get equally many batches.
@@ -49,6 +52,8 @@ class EvaluationLoader:
         channels: int = 3,
         rank: int = 0,
         world_size: int = 1,
+        augmentation: Augmentation | None = None,
+        seeds: Tensor | None = None,
     ) -> None:
         chunks = math.ceil(len(rows) / (batch_size * world_size)) * world_size
         if chunks > len(rows):
@@ -58,7 +63,14 @@ class EvaluationLoader:
             )
         self.data = data
         self.channels = channels
-        self.indices = rows.tensor_split(chunks)[rank::world_size]
+        self.indices = rows.to(data.labels.device).tensor_split(chunks)[rank::world_size]
+        self.augmentation = augmentation
+        self.seeds = seeds
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows this share has."""
+        return sum(len(index) for index in self.indices)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -66,6 +78,8 @@ class EvaluationLoader:
     def __iter__(self) -> Iterator[Batch]:
         for index in self.indices:
             x, y = _images_and_labels(self.data, index)
+            if self.augmentation is not None and self.seeds is not None:
+                x = _augmented(x, self.seeds[index].tolist(), self.augmentation)
             yield x.expand(-1, self.channels, -1, -1), y, index
 
 
@@ -90,6 +104,8 @@ class TrainLoader:
         rank: Which part of each global batch is given.
         world_size: How many parts there are.
         batches_done: Says how many batches were trained on. Without it the loader counts those it gave.
+        views: In how many ways each image is augmented: epoch ``e`` shows all images in view ``e % views``, and what is
+            drawn for an image depends on the seed, the view and its row alone. Without it there is no end of ways.
 
     Raises:
         ValueError: The rows are fewer than one global batch, or the last batch would differ among the ranks.
@@ -114,6 +130,7 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         batches_done: Callable[[], int] | None = None,
+        views: int | None = None,
     ) -> None:
         self.data = data
         self.rows = rows
@@ -137,8 +154,10 @@ class TrainLoader:
             )
         self.length = math.ceil(self.epoch_rows / self.global_batch)
         self._batches_done = batches_done
+        self.views = views
         self._given = 0
         self._plan: tuple[int, list[Tensor], list[Tensor]] = (-1, [], [])
+        self._view: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def __len__(self) -> int:
         return self.length
@@ -166,8 +185,17 @@ class TrainLoader:
         index = self._plan[1][place]
         x, y = _images_and_labels(self.data, index)
         if self.augmentation is not None:
-            x = _augmented(x, self._plan[2][place].tolist(), self.augmentation)
-        return x.expand(-1, self.channels, -1, -1), y, index
+            seeds = self._plan[2][place] if self.views is None else self._of_view(epoch % self.views)[index]
+            x = _augmented(x, seeds.tolist(), self.augmentation)
+        x = x.expand(-1, self.channels, -1, -1)
+        if self.augmentation is None:
+            vouch(x, index)
+        return x, y, index
+
+    def _of_view(self, view: int) -> Tensor:
+        if self._view[0] != view:
+            self._view = (view, view_seeds(self.seed, view, len(self.data.labels)))
+        return self._view[1]
 
     def _draw(self, epoch: int) -> tuple[list[Tensor], list[Tensor]]:
         """This rank's rows, and a seed for each of them, batch by batch."""
@@ -176,10 +204,22 @@ class TrainLoader:
         passes = math.ceil(self.epoch_rows / len(self.rows))
         order = torch.cat([torch.randperm(len(self.rows), generator=generator) for _ in range(passes)])
         seeds = torch.randint(2**62, (self.epoch_rows,), generator=generator)
-        return self._share(self.rows[order[: self.epoch_rows]]), self._share(seeds)
+        rows = self.rows[order[: self.epoch_rows]].to(self.data.labels.device)  # once, for each copy waits
+        return self._share(rows), self._share(seeds)
 
     def _share(self, drawn: Tensor) -> list[Tensor]:
         return [whole.tensor_split(self.world_size)[self.rank] for whole in drawn.split(self.global_batch)]
+
+
+def view_seeds(seed: int, view: int, rows: int) -> Tensor:
+    """What the augmentation of each row draws from in a view: a number that depends on seed, view and row alone.
+
+    Example:
+        >>> torch.equal(view_seeds(0, 1, rows=5)[:3], view_seeds(0, 1, rows=3))
+        True
+    """
+    generator = torch.Generator().manual_seed(random.Random(f"{seed} view {view}").getrandbits(63))
+    return torch.randint(2**62, (rows,), generator=generator)
 
 
 def _images_and_labels(data: LabelledImages, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -155,6 +155,111 @@ def test_what_a_teacher_cache_needs():
     assert sorted(itertools.chain(*shares)) == data.split[0].tolist()
 
 
+def test_training_rows_are_given_in_batches_of_what_is_asked_for_at_most():
+    data = MNISTDataModule(train_size=100, eval_batch_size=30)
+    for asked, most in ((None, 25), (7, 7), (30, 25), (1000, 25)):
+        loader = data.train_rows(batch_size=asked)
+        assert max(len(rows) for rows in indices(loader)) == most
+        assert loader.num_rows == 100
+    assert [data.train_rows(rank, 3, batch_size=7).num_rows for rank in range(3)] == [34, 33, 33]
+
+
+# ---- views
+
+
+def noise(image: Tensor) -> Tensor:
+    return image + torch.rand(1)
+
+
+def test_a_stated_number_of_views_is_not_random():
+    for views, augmentation, stated, random_ in (
+        (None, noise, None, True),
+        (3, noise, 3, False),
+        (3, None, None, False),
+        (None, None, None, False),
+    ):
+        data = MNISTDataModule(train_size=20, augmentation=augmentation, views=views)
+        assert (data.views, data.training_is_random) == (stated, random_)
+        assert data.hparams["views"] == views
+
+
+def test_training_rows_can_be_seen_as_a_view_shows_them():
+    data = MNISTDataModule(batch_size=10, train_size=20, val_size=0, augmentation=noise, views=2, seed=4)
+    loader = data.train_dataloader()
+    plain = dict(zip(data.split[0].tolist(), next(iter(data.train_rows()))[0], strict=True))
+    epochs = []
+    for epoch in range(4):
+        (x, y, index) = next(iter(data.train_rows(view=epoch % 2)))
+        rows = dict(zip(index.tolist(), x, strict=True))
+        assert torch.equal(y, data.train_set.labels[index])
+        for images, _, trained in loader:
+            assert all(torch.equal(image, rows[row]) for image, row in zip(images, trained.tolist(), strict=True))
+        assert not any(torch.equal(rows[row], plain[row]) for row in rows)
+        epochs.append(rows)
+    assert not any(torch.equal(epochs[0][row], epochs[1][row]) for row in plain)
+    bare = MNISTDataModule(train_size=20, val_size=0, views=2, seed=4)
+    assert all(map(torch.equal, next(iter(bare.train_rows(view=1)))[0], plain.values()))
+
+
+class Viewing(LightningModule):
+    """Holds what the data module says of each batch against its pixels."""
+
+    def __init__(self, folder=None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.folder = folder
+        self.seen: list[int] = []
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.view = self.trainer.datamodule.view_of_batch()
+
+    def training_step(self, batch, batch_idx):
+        x, _, index = batch
+        data = self.trainer.datamodule
+        assert data.view_of_batch() == self.view
+        (images, _, rows) = next(iter(data.train_rows(view=self.view)))
+        assert torch.equal(x, images[torch.searchsorted(rows, index)])
+        self.seen.append(self.view)
+        return self.weight * x.mean()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def on_train_batch_end(self, *_):
+        if self.folder:
+            self.trainer.save_checkpoint(self.folder / f"{len(self.seen)}.ckpt")
+
+    def on_train_epoch_end(self):
+        if self.folder:
+            self.trainer.save_checkpoint(self.folder / f"{len(self.seen)}-end.ckpt")
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "views"),
+    [
+        ({"max_epochs": 4}, [0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0]),
+        ({"max_epochs": -1, "max_steps": 11}, [0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0]),
+        ({"max_epochs": 4, "limit_train_batches": 2}, [0, 0, 0, 1, 1, 1, 2, 2]),  # by the loader's epochs of three
+        ({"max_epochs": 2, "accumulate_grad_batches": 2}, [0, 0, 0, 1, 1, 1]),
+    ],
+    ids=str,
+)
+def test_the_view_of_a_batch_is_known_after_every_resume(arguments, views, tmp_path):
+    def data():
+        return MNISTDataModule(batch_size=6, train_size=20, val_size=0, augmentation=noise, views=3)
+
+    module = Viewing(tmp_path)
+    trainer(**arguments).fit(module, data())
+    assert module.seen == views
+    for saved in tmp_path.glob("*.ckpt"):
+        again, done = Viewing(), int(saved.stem.partition("-")[0])
+        trainer(**arguments).fit(again, data(), ckpt_path=saved, weights_only=True)
+        assert again.seen == views[done:], saved.name
+
+
 def test_fashion_mnist_is_the_same_code(fashion):
     data = FashionMNISTDataModule(fashion, batch_size=8, val_size=20, train_size=100)
     data.setup("fit")
@@ -163,6 +268,7 @@ def test_fashion_mnist_is_the_same_code(fashion):
     assert next(iter(data.train_dataloader()))[0].shape == (8, 3, 28, 28)
     assert torch.equal(torch.cat([index for _, _, index in data.test_dataloader()]), torch.arange(30))
     assert data.hparams["data_dir"] == str(fashion)
+    assert FashionMNISTDataModule(fashion, val_size=20, augmentation=noise, views=4).views == 4
 
 
 # ---- with Lightning
@@ -312,6 +418,8 @@ def test_the_command_line_builds_it_and_its_checkpoint_is_plain(tmp_path, monkey
         ({"seed": -1}, "seed=-1 is not a whole number of at least 0"),
         ({"val_size": -1}, "val_size=-1"),
         ({"channels": 0}, "channels=0"),
+        ({"views": 0}, "views=0 is not a whole number of at least 1 or null"),
+        ({"views": 2.0}, r"views=2\.0"),
         ({"train_size": 9}, "train_size=9 is not a whole number of at least 10 or null"),
         ({"train_size": 0.1}, r"train_size=0\.1"),
         ({"train_size": 55_001}, "train_size=55001 and val_size=5000 are more than the 60000 images"),

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 import torch
 from torch import Tensor
 
 from kd_lightning.data.idx import LabelledImages
-from kd_lightning.data.tensors import EvaluationLoader, TrainLoader
+from kd_lightning.data.tensors import EvaluationLoader, TrainLoader, view_seeds
+from kd_lightning.fingerprints import is_vouched
 
 GENERATOR = torch.Generator().manual_seed(0)
 DATA = LabelledImages(
@@ -92,7 +94,7 @@ def test_fifteen_hundred_steps_on_a_hundred_images_are_one_epoch():
     assert set(torch.tensor(batches).flatten().bincount().tolist()) == {960}
 
 
-@pytest.mark.parametrize("arguments", [{}, {"drop_last": False}, {"epoch_steps": 9}])
+@pytest.mark.parametrize("arguments", [{}, {"drop_last": False}, {"epoch_steps": 9}, {"views": 2}])
 @pytest.mark.parametrize("start", range(0, 20, 3))
 def test_the_stream_goes_on_from_anywhere(start, arguments):
     """With a fresh loader, whose past is another: the order is a function of the position alone."""
@@ -135,10 +137,96 @@ def test_augmentation_may_change_size_and_channels():
     assert x.shape == (4, 3, 3, 4)
 
 
+def test_what_is_drawn_is_the_seeds_epochs_and_places():
+    """Written out: published runs are repeated by these numbers."""
+    for seed, epoch in ((0, 0), (0, 3), (5, 1)):
+        generator = torch.Generator().manual_seed(random.Random(f"{seed} {epoch}").getrandbits(63))
+        order = torch.randperm(23, generator=generator)
+        seeds = torch.randint(2**62, (20,), generator=generator).tolist()
+        loader = train_loader(seed=seed, augmentation=noise, batches_done=lambda epoch=epoch: epoch * 5)
+        for place, (x, _, index) in enumerate(loader):
+            assert torch.equal(index, rows(23)[order[4 * place : 4 * place + 4]])
+            for image, row, number in zip(x, index, seeds[4 * place : 4 * place + 4], strict=True):
+                drawn = torch.rand(1, generator=torch.Generator().manual_seed(number))
+                assert torch.equal(image[:1], DATA.images[row] / 255 + drawn)
+
+
+def test_a_batch_is_vouched_for_where_it_is_a_function_of_its_rows_and_cannot_be_written_into():
+    for arguments, vouched in (({}, True), ({"channels": 1}, False), ({"augmentation": noise}, False)):
+        for x, _, index in train_loader(**arguments):
+            assert is_vouched(x, index) == vouched
+
+
+# ---- views
+
+
+def pixels(loader) -> dict[int, Tensor]:
+    """Each row's image, of which there must be one."""
+    found: dict[int, Tensor] = {}
+    for x, _, index in loader:
+        for row, image in zip(index.tolist(), x, strict=True):
+            assert torch.equal(found.setdefault(row, image), image)
+    return found
+
+
+def alike(first: dict[int, Tensor], second: dict[int, Tensor]) -> set[bool]:
+    assert first.keys() & second.keys()
+    return {torch.equal(first[row], second[row]) for row in first.keys() & second.keys()}
+
+
+@pytest.mark.parametrize("views", [1, 2, 3])
+def test_an_epoch_shows_one_view_of_each_row_and_the_views_take_turns(views):
+    loader = train_loader(augmentation=noise, views=views)
+    epochs = [pixels(loader) for _ in range(2 * views + 1)]
+    for (i, first), (j, second) in itertools.combinations(enumerate(epochs), 2):
+        assert alike(first, second) == {i % views == j % views}
+    shifts = [float(image.mean() - DATA.images[row].float().mean() / 255) for row, image in epochs[0].items()]
+    assert len({round(shift, 5) for shift in shifts}) == len(shifts)
+
+
+def test_a_view_depends_on_the_seed_and_the_row_alone():
+    """Neither on the batches, the order, the epoch's length, the processes, nor on which other rows there are."""
+    truth = pixels(train_loader(augmentation=noise, views=2))
+    others = [
+        train_loader(augmentation=noise, views=2, batch_size=7),
+        train_loader(augmentation=noise, views=2, epoch_steps=17),
+        train_loader(augmentation=noise, views=2, drop_last=False),
+        train_loader(augmentation=noise, views=2, count=60),
+        train_loader(augmentation=noise, views=5),
+        train_loader(augmentation=noise, views=2, rank=1, world_size=2),
+    ]
+    for other in others:
+        assert alike(truth, pixels(other)) == {True}
+    assert alike(truth, pixels(train_loader(augmentation=noise, views=2, seed=1))) == {False}
+    assert alike(truth, pixels(train_loader(augmentation=noise))) == {False}
+
+
+def test_views_change_neither_the_order_nor_what_is_shown_without_an_augmentation():
+    loader = train_loader()
+    plain = [batch for _ in range(3) for batch in loader]
+    for arguments in ({"views": 2}, {"views": 2, "augmentation": noise}):
+        loader = train_loader(**arguments)
+        for (x, _, index), (original, _, expected) in zip([b for _ in range(3) for b in loader], plain, strict=True):
+            assert torch.equal(index, expected)
+            assert torch.equal(x, original) == ("augmentation" not in arguments)
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 3)])
+def test_all_rows_can_be_seen_in_a_view(rank, world_size):
+    shown = train_loader(augmentation=noise, views=3, drop_last=False)
+    for view in range(3):
+        truth = pixels(shown)
+        loader = EvaluationLoader(DATA, rows(23), 4, 3, rank, world_size, noise, view_seeds(0, view, len(DATA.labels)))
+        found = pixels(loader)
+        assert alike(truth, found) == {True}
+        assert len(found) == loader.num_rows == sum(len(index) for index in loader.indices)
+        assert len(found) == 23 if world_size == 1 else 7 <= len(found) <= 8
+
+
 # ---- several processes
 
 
-@pytest.mark.parametrize("arguments", [{}, {"epoch_steps": 7}])
+@pytest.mark.parametrize("arguments", [{}, {"epoch_steps": 7}, {"views": 2}])
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_ranks_share_the_batches_that_one_process_would_see(world_size, arguments):
     """Augmented pixels included; equally many batches of one size, nothing twice, nothing missing."""

@@ -1,0 +1,115 @@
+"""A teacher, asked about every training row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import nullcontext
+from hashlib import sha256
+from itertools import chain
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+from kd_lightning.callbacks.cache_file import Kind
+from kd_lightning.callbacks.cache_walk import Inputs, Walk, index_of, merged
+from kd_lightning.learner import Batch
+from kd_lightning.networks import digest, is_frozen
+from kd_lightning.schemes import OfflineDistiller
+from kd_lightning.taps import Activations
+
+Put = Callable[[str, int, Tensor], None]
+"""Keeps what was shown at a layer of rows, from the given one on."""
+
+
+class Asking:
+    """What a scheme's teacher shows of the rows of a walk.
+
+    Args:
+        walk: Over the rows.
+        learner: The scheme, `servable`.
+        halves: Computes in bfloat16, and rounds to it what is then kept as float32.
+    """
+
+    def __init__(self, walk: Walk, learner: OfflineDistiller, halves: bool) -> None:
+        self.walk = walk
+        self.learner = learner
+        self.halves = halves
+        self.kinds: dict[str, Kind] = {}
+        self._asked = self._ask()
+        self._first: list[tuple[int, Activations]] = []
+
+    def live(self, batch: Batch) -> Activations:
+        """What the teacher shows of a batch as it does in a training step."""
+        half = torch.autocast(self.learner.device.type, torch.bfloat16) if self.halves else nullcontext()
+        with self.walk.trainer.precision_plugin.train_step_context(), half:
+            # the class's: the instance's is the look-up
+            shown = type(self.learner).watch_teacher(self.learner, batch)
+        if not self.halves:
+            return shown
+        return {layer: values.float() if values.is_floating_point() else values for layer, values in shown.items()}
+
+    def begin(self) -> dict[str, Kind]:
+        """Asks about the first rows: what tables it takes for all, with a place that is of no row."""
+        start, answers = next(self._asked)
+        self._first = [(start, answers)]
+        size = self.walk.num_rows * (self.walk.views or 1) + 1
+        self.kinds = {layer: Kind(values.dtype, (size, *values.shape[1:])) for layer, values in answers.items()}
+        return self.kinds
+
+    def finish(self, put: Put) -> Inputs:
+        """Asks about the others, and hands all answers over; what the rows looked like."""
+        for start, answers in chain(self._first, self._asked):
+            for layer, values in answers.items():
+                if (shape := tuple(values.shape[1:])) != (first := self.kinds[layer].shape[1:]):
+                    raise ValueError(
+                        f"the teacher's {layer} is {first} for some rows and {shape} for others: bring all inputs to "
+                        "one size, or train without TeacherCache"
+                    )
+                put(layer, start, values)
+        self._first = []
+        return self.walk.inputs()
+
+    def depends_on(self) -> dict[str, Any]:
+        """What the answers depend on besides what the teacher is shown: plain values."""
+        learner = self.learner
+        return {
+            "teacher": digest(learner.teacher),
+            "network": sha256(repr(learner.teacher).encode()).hexdigest(),  # a stride is no weight
+            "asked by": type(learner).watch_teacher.__qualname__,
+            "layers": sorted({*learner.layers("teacher"), "logits"}),
+            "precision": [self.walk.trainer.precision, self.halves, torch.get_float32_matmul_precision()],
+            "device": learner.device.type,
+            "views": self.walk.views,
+            "torch": torch.__version__,  # another release may round otherwise
+        }
+
+    def _ask(self) -> Generator[tuple[int, Activations]]:
+        for start, batch in self.walk:
+            own, answers = len(index_of(batch)), self.live(batch)
+            for layer, values in answers.items():
+                if values.shape[:1] != (own,):
+                    raise ValueError(
+                        f"the teacher's {layer} is {tuple(values.shape)} for {own} rows, and has none for each: "
+                        "address another layer, or train without TeacherCache"
+                    )
+            yield start, {layer: merged(values) for layer, values in answers.items()}
+
+
+def servable(module: LightningModule) -> OfflineDistiller:
+    """A scheme whose teacher's answers are fixed by its input.
+
+    Raises:
+        ValueError: They are not, or it has no teacher whose place could be taken.
+    """
+    if not isinstance(module, OfflineDistiller):
+        raise ValueError(f"{type(module).__name__} has no watch_teacher to stand in for: train without TeacherCache")
+    if parameters := set(module.layers("teacher")) & {name for name, _ in module.teacher.named_parameters()}:
+        raise ValueError(f"terms look at the teacher's {', '.join(parameters)}, which no row has: drop TeacherCache")
+    if any(isinstance(layer, _BatchNorm) and layer.running_mean is None for layer in module.teacher.modules()):
+        raise ValueError("the teacher's BatchNorm looks at the whole batch, which differs: train without TeacherCache")
+    if not is_frozen(module.teacher):
+        raise ValueError("the teacher is not frozen, and what it said would not hold: train without TeacherCache")
+    return module
