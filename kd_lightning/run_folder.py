@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from typing_extensions import override
 
-from kd_lightning.callbacks import ExactResume, MovingTeacher, TeacherFreezing
+from kd_lightning.callbacks import ExactResume, LeanLoop, MovingTeacher, TeacherFreezing
 from kd_lightning.complaints import Complaint, nearest
 from kd_lightning.learner import Learner
 from kd_lightning.networks import is_frozen
@@ -121,7 +121,7 @@ def callbacks(
     stays = is_frozen(getattr(learner, "teacher", learner)) and not _any(given, MovingTeacher)
     if stays and not _any(given, TeacherFreezing):
         first.append(TeacherFreezing())
-    last: list[Callback] = []
+    last: list[Callback] = [] if _any(given, LeanLoop) else [LeanLoop()]
     if progress_bar and not _any(given, ProgressBar):
         last.append(RichProgressBar(refresh_rate=BAR_REFRESH))
     if checkpoints and not _any(given, Checkpoint):

@@ -432,7 +432,14 @@ def kinds(args: list[str]) -> list[str]:
 
 def test_what_a_run_does_not_bring_itself_is_added(config):
     bar = ["--trainer.enable_progress_bar=true"]
-    assert kinds([config]) == ["ExactResume", "TeacherFreezing", "RunFolder", "ModelCheckpoint", "ModelCheckpoint"]
+    assert kinds([config]) == [
+        "ExactResume",
+        "TeacherFreezing",
+        "LeanLoop",
+        "RunFolder",
+        "ModelCheckpoint",
+        "ModelCheckpoint",
+    ]
     assert [name for name in kinds([config, *bar]) if "Bar" in name] == ["RichProgressBar"]
 
     own = {"callbacks": [{"class_path": "TQDMProgressBar"}, {"class_path": "ExactResume", "init_args": {"seed": 7}}]}
@@ -440,7 +447,7 @@ def test_what_a_run_does_not_bring_itself_is_added(config):
     Path("own.yaml").write_text(yaml.safe_dump({"trainer": own | {"logger": False}}))
     run = build([config, "--config=own.yaml", *bar])
     assert sorted(type(callback).__name__ for callback in run.trainer.callbacks) == [
-        *("ExactResume", "ModelCheckpoint", "RunFolder", "TQDMProgressBar", "TeacherFreezing")
+        *("ExactResume", "LeanLoop", "ModelCheckpoint", "RunFolder", "TQDMProgressBar", "TeacherFreezing")
     ]
     assert [callback.seed for callback in run.trainer.callbacks if isinstance(callback, ExactResume)] == [7]
     assert not run.trainer.loggers
@@ -451,7 +458,7 @@ def test_only_a_teacher_that_is_frozen_is_held(config):
     assert "TeacherFreezing" not in kinds(["--config=configs/mnist/student.yaml"])
     learning = "{class_path: tests.test_cli.WithLearningTeacher}"
     Path("mine.yaml").write_text(f"model: {learning}\n" + CONFIG[CONFIG.index("data:") :])
-    assert kinds([config]) == ["ExactResume", "RunFolder", "ModelCheckpoint"]
+    assert kinds([config]) == ["ExactResume", "LeanLoop", "RunFolder", "ModelCheckpoint"]
 
 
 class WithLearningTeacher(LightningModule):

@@ -4,6 +4,7 @@ from kd_lightning.callbacks.born_again import BornAgain
 from kd_lightning.callbacks.channels_last import ChannelsLast
 from kd_lightning.callbacks.distillation import Distillation
 from kd_lightning.callbacks.exact_resume import ExactResume
+from kd_lightning.callbacks.lean_loop import LeanLoop
 from kd_lightning.callbacks.loss_schedule import LossSchedule
 from kd_lightning.callbacks.momentum_teacher import MomentumTeacher
 from kd_lightning.callbacks.moving_teacher import MovingTeacher
@@ -22,6 +23,7 @@ __all__ = [
     "Distillation",
     "ExactResume",
     "Exponential",
+    "LeanLoop",
     "Linear",
     "LossSchedule",
     "MomentumTeacher",
