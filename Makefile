@@ -1,6 +1,6 @@
 # Every target makes the environment first: with uv where it can be had, with plain pip where not.
 .DEFAULT_GOAL := help
-.PHONY: help compare zoo bench origin test test-all lint
+.PHONY: help compare zoo bench origin test test-all test-gpu lint
 export OMP_NUM_THREADS := 1
 
 comma := ,
@@ -30,6 +30,11 @@ test: .venv/ready  ## run the quick tests on two cores
 
 test-all: .venv/foreign  ## run every test, minutes longer, those in other people's libraries included
 	$(BIN)/pytest -n 2 --dist loadgroup
+
+GPU_TESTS := tests/test_gpu.py tests/test_waiting.py tests/test_every_scheme.py tests/test_resume.py tests/callbacks/test_lean_loop.py
+
+test-gpu: .venv/ready  ## run on a GPU what holds for every scheme and callback
+	KD_TEST_ACCELERATOR=gpu $(BIN)/pytest -n 8 --dist loadgroup $(GPU_TESTS)
 
 lint: .venv/ready  ## check format, style and types
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,13 @@ import torch
 from torch import nn
 
 from kd_lightning.networks import ConvNet, Paraphrased, Paraphraser
+from tests import toys
 
 torch.set_num_threads(1)  # two threads on a shared core are slower than one, and by much
+
+if toys.ACCELERATOR == "gpu":  # else the same run gives other bits each time
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True)
 
 
 TEACHERS: dict[str, Callable[[], nn.Module]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,9 @@ from kd_lightning import Classifier, OfflineDistiller, Term
 from kd_lightning.callbacks import ExactResume
 from kd_lightning.data import MNISTDataModule
 from kd_lightning.losses import KDLoss, TaskLoss
+
+ACCELERATOR = os.environ.get("KD_TEST_ACCELERATOR", "cpu")
+"""What the runs of the tests are made on: `make test-gpu` says gpu."""
 
 
 class Case(NamedTuple):
@@ -80,7 +84,7 @@ class Loader:
 def trainer(folder: Any, *callbacks: Callback, **changes: Any) -> Trainer:
     defaults: dict[str, Any] = {
         "max_epochs": 3,
-        "accelerator": "cpu",
+        "accelerator": ACCELERATOR,
         "logger": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,

@@ -1,0 +1,107 @@
+"""What is to be seen on a GPU alone: `make test-gpu` runs this, and the tests of every scheme and callback there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from kd_lightning import Classifier, OfflineDistiller
+from kd_lightning.callbacks import ChannelsLast, LeanLoop, TeacherCache
+from kd_lightning.data import MNISTDataModule, SameClassPairs
+from kd_lightning.networks import ConvNet, freeze, load_student
+from tests import toys
+
+pytestmark = pytest.mark.skipif(toys.ACCELERATOR != "gpu", reason="no GPU was asked for: KD_TEST_ACCELERATOR=gpu")
+
+
+class Batches(Callback):
+    """What was trained on."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[torch.Tensor, ...]] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append(tuple(batch))
+
+
+def fit(folder, learner, *callbacks, data=None, **changes):
+    trainer = toys.trainer(folder, *callbacks, **{"max_epochs": 2, "log_every_n_steps": 4} | changes)
+    trainer.fit(learner, data or toys.data(augmentation=None, train_size=192))
+    return trainer
+
+
+def seen_on(accelerator, folder, data):
+    batches = Batches()
+    fit(folder, Classifier(ConvNet(4)), batches, data=data, accelerator=accelerator)
+    return batches.seen
+
+
+@pytest.mark.parametrize("kind", [MNISTDataModule, SameClassPairs])
+def test_batches_are_made_on_the_gpu_and_are_those_of_a_cpu(kind, tmp_path):
+    arguments = {"batch_size": 16, "train_size": 192, "val_size": 0}
+    there = seen_on("gpu", tmp_path, kind(**arguments))
+    here = seen_on("cpu", tmp_path, kind(**arguments))
+    assert len(there) == len(here) == 24
+    for first, second in zip(there, here, strict=True):
+        assert all(part.is_cuda for part in first)
+        assert all(torch.equal(part.cpu(), other) for part, other in zip(first, second, strict=True))
+
+
+def test_the_gpu_is_given_back(tmp_path):
+    data = toys.data(augmentation=None, train_size=192)
+    trainer = fit(tmp_path, Classifier(ConvNet(4)), data=data)
+    assert data.train_set.images.device.type == "cpu"
+    assert not data._on_device
+    trainer.test(Classifier(ConvNet(4)), data, verbose=False)
+    assert not data._on_device
+
+
+def distiller() -> OfflineDistiller:
+    torch.manual_seed(0)
+    return OfflineDistiller(ConvNet(4), freeze(ConvNet(8)), toys.terms())
+
+
+def test_a_gpu_learns_what_a_cpu_does(tmp_path):
+    """In float64, where another order of sums is all that differs."""
+    learned = {}
+    for accelerator in ("cpu", "gpu"):
+        learner = distiller()
+        fit(tmp_path, learner, TeacherCache(), LeanLoop(), accelerator=accelerator, precision="64-true")
+        learned[accelerator] = {name: value.cpu() for name, value in learner.student.state_dict().items()}
+    for name, value in learned["cpu"].items():
+        torch.testing.assert_close(learned["gpu"][name], value, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_half_precision_learns(precision, tmp_path):
+    learner = distiller()
+    before = toys.weights(learner)
+    trainer = fit(tmp_path, learner, LeanLoop(), ChannelsLast(), TeacherCache(), precision=precision)
+    assert trainer.global_step == 24
+    after = toys.weights(learner)
+    assert all(value.isfinite().all() for value in after.values())
+    assert not toys.same(before, {name: value.cpu() for name, value in after.items()})
+
+
+class Hides(OfflineDistiller):
+    """Has an augmentation of its own in one step."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        x, *labels = batch
+        return (x * 0.5 if self.trainer.training and self.global_step == 14 else x, *labels)
+
+
+def test_a_row_that_changed_is_found_at_the_next_log(tmp_path):
+    learner = Hides(ConvNet(4), freeze(ConvNet(8)), toys.terms())
+    with pytest.raises(RuntimeError, match="is not what the teacher was shown"):
+        fit(tmp_path, learner, TeacherCache())
+    assert learner.global_step in range(15, 20)
+
+
+def test_a_checkpoint_of_a_gpu_is_loaded_where_there_is_none(tmp_path):
+    learner = distiller()
+    trainer = fit(tmp_path, learner)
+    trainer.save_checkpoint(tmp_path / "gpu.ckpt")
+    loaded = load_student(tmp_path / "gpu.ckpt", ConvNet(4))
+    assert all(not value.is_cuda for value in loaded.state_dict().values())
