@@ -1,6 +1,6 @@
 # Every target makes the environment first: with uv where it can be had, with plain pip where not.
 .DEFAULT_GOAL := help
-.PHONY: help compare zoo bench origin test test-all test-gpu lint
+.PHONY: help compare zoo bench bench-gpu origin test test-all test-gpu lint
 export OMP_NUM_THREADS := 1
 
 comma := ,
@@ -21,6 +21,9 @@ zoo: .venv/ready  ## train with every loss on 1,000 digits, and show what each w
 
 bench: .venv/ready  ## measure each loss against its best form in plain torch
 	$(BIN)/python -m benchmarks.losses
+
+bench-gpu: .venv/ready  ## measure, on a GPU, a distilled epoch beside a bare loop's
+	$(BIN)/python -m benchmarks.gpu
 
 origin: .venv/ready  ## reproduce the notebook that this project comes from, as it was, and explain its numbers
 	$(BIN)/python -m benchmarks.origin --report

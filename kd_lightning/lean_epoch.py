@@ -33,6 +33,8 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 from typing_extensions import override
 
+from kd_lightning.step_graph import StepGraph
+
 TESTED = ("2.6.6",)
 """The versions of Lightning with which this was found equal to Lightning's own loop."""
 
@@ -51,6 +53,9 @@ class LeanEpoch(_TrainingEpochLoop):
     checkpoint. Of the others, at most steps no logger and no bar looks at what was logged. Counters, hooks and their
     arguments, logs, schedulers and gradients are those of Lightning's own step, in its order.
     """
+
+    graph: StepGraph | None
+    """Replays those steps at which nobody looks, if that was asked for."""
 
     @override
     def run(self, data_fetcher: Any) -> None:
@@ -203,7 +208,7 @@ class _Step:
         else:
             total.started += 1
             current.started += 1
-            self._optimize()
+            self._optimize(quiet)
             total.processed += 1
             current.processed += 1
             if self.schedulers and not self.accumulates:
@@ -285,7 +290,9 @@ class _Step:
 
     # ---- the optimization
 
-    def _optimize(self) -> None:
+    def _optimize(self, quiet: bool) -> None:
+        if quiet and self.loop.graph is not None and self._replayed(self.loop.graph):
+            return
         if self.accumulates:
             with cast("DDPStrategy", self.strategy).block_backward_sync() if self.several else nullcontext():
                 self._forward_backward()
@@ -296,6 +303,40 @@ class _Step:
         self.optimizer.step(closure=self._closure)  # pyright: ignore[reportCallIssue, reportArgumentType]
         step.total.completed += 1
         step.current.completed += 1
+
+    def _replayed(self, graph: StepGraph) -> bool:
+        loss = graph.replay(self.batch, self.optimizer, self._recorded)
+        if loss is None:
+            return False
+        for counted in (self.progress.zero_grad, self.progress.step):
+            for counts in (counted.total, counted.current):
+                counts.ready += 1
+                counts.completed += 1
+        self.progress.zero_grad.total.started += 1
+        self.progress.zero_grad.current.started += 1
+        self.result = ClosureResult(loss if self.quiet_end else None)
+        self.result.closure_loss = None
+        return True
+
+    def _recorded(self, batch: Any) -> Tensor:
+        """What is recorded of a step."""
+        noticed = self.results.noticed
+        with torch.enable_grad():
+            before, self.state["_current_fx_name"] = self.state["_current_fx_name"], "training_step"
+            arguments = (batch, self.batch_idx) if self.takes_index else (batch,)
+            try:
+                output = self.strategy.training_step(*arguments)
+            finally:
+                self.state["_current_fx_name"] = before
+            if not isinstance(output, Tensor) or self.results.noticed != noticed:
+                raise TypeError("training_step logs at a step that is not logged, or gives more than a loss")
+            self.optimizer.zero_grad()
+            output.backward()
+        if clip := self.trainer.gradient_clip_val:
+            norm = GradClipAlgorithmType.NORM
+            self.precision.clip_gradients(self.optimizer, clip, self.trainer.gradient_clip_algorithm or norm)
+        self.optimizer.step()
+        return output.detach()
 
     def _closure(self) -> Tensor | None:
         loss = self._forward_backward()
@@ -415,10 +456,11 @@ def refusal(trainer: Trainer) -> str | None:
     return None
 
 
-def lean(trainer: Trainer) -> None:
-    """Makes the trainer's epochs lean ones."""
+def lean(trainer: Trainer, graph: StepGraph | None = None) -> None:
+    """Makes the trainer's epochs lean ones, with steps that are replayed if there is something to do it."""
     loop: Any = trainer.fit_loop.epoch_loop
     loop.__class__, loop._results.__class__ = LeanEpoch, _Results
+    loop.graph = graph
 
 
 def stock(trainer: Trainer) -> None:
@@ -426,6 +468,7 @@ def stock(trainer: Trainer) -> None:
     loop: Any = trainer.fit_loop.epoch_loop
     if type(loop) is LeanEpoch:
         loop.__class__, loop._results.__class__ = _TrainingEpochLoop, _ResultCollection
+        del loop.graph
 
 
 def _overrides(of: Any, names: tuple[str, ...]) -> str:

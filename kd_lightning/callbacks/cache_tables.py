@@ -99,7 +99,8 @@ class Tables:
             at = (at + view * self.rows).clamp(max=self.none)
         if inputs is not None:
             known = self.fingerprints.index_select(0, at)
-            self.changed = torch.maximum(self.changed, index.where(known != inputs, -1).amax())
+            changed = index.where(known != inputs, -1).amax()
+            torch.maximum(self.changed, changed, out=self.changed)  # in place, for a step may be replayed
         return at
 
     def _error(self, index: Tensor, wrong: Tensor, known: bool) -> ChangedError:

@@ -61,6 +61,11 @@ class TeacherFreezing(Callback):
         """One state a network, so that several can be held."""
         return self._generate_state_key(network=self.network)
 
+    @property
+    def always_stays(self) -> bool:
+        """Whether the network is to stay as it is in every epoch."""
+        return self.freeze_at == 0 and self.unfreeze_at is None
+
     def stays_in(self, epoch: int) -> bool:
         """Whether the network is to stay as it is in an epoch."""
         return self.freeze_at <= epoch and (self.unfreeze_at is None or epoch < self.unfreeze_at)
@@ -81,7 +86,7 @@ class TeacherFreezing(Callback):
         self._held = self._find(pl_module) if stage == "fit" else None
         if self._held is None:
             return
-        if self._always_stays:
+        if self.always_stays:
             self._to_unfreeze = not is_frozen(self._held)
             freeze(self._held)
         else:
@@ -106,7 +111,7 @@ class TeacherFreezing(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Moves the network between learning and staying, in whatever epoch this is."""
-        if self._held is None or (self.unfreeze_at is None and not self.freeze_at):
+        if self._held is None or (self.unfreeze_at is None and not self.freeze_at):  # always_stays, in one call less
             return
         self._stays = self.stays_in(epoch(trainer))
         if self._stays:
@@ -147,15 +152,11 @@ class TeacherFreezing(Callback):
 
     # ---- inside
 
-    @property
-    def _always_stays(self) -> bool:
-        return self.freeze_at == 0 and self.unfreeze_at is None
-
     def _find(self, module: nn.Module) -> nn.Module | None:
         names = [name for name, _ in module.named_modules(remove_duplicate=False) if name]
         if self.network in names:
             return module.get_submodule(self.network)
-        if self.network == "teacher" and self._always_stays:
+        if self.network == "teacher" and self.always_stays:
             return None
         nearest = get_close_matches(self.network, names, n=3, cutoff=0.3) or names[:8]
         raise ValueError(

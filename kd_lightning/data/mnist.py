@@ -253,8 +253,7 @@ class MNISTDataModule(LightningDataModule):
         return EvaluationLoader(self._resident(data), rows, self.eval_batch_size, self.channels, rank, world_size)
 
     def _resident(self, data: LabelledImages) -> LabelledImages:
-        """The images where they are trained on, once, so that no batch is copied there; an augmentation is drawn for on
-        the CPU."""
+        """The images on the device that learns, so that no batch is copied; an augmentation takes them on the CPU."""
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         if device.type == "cpu" or self.augmentation is not None:
             return data

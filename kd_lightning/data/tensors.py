@@ -14,7 +14,7 @@ from kd_lightning.data.idx import LabelledImages
 from kd_lightning.fingerprints import vouch
 
 Batch = tuple[Tensor, Tensor, Tensor]
-"""x float32 (N, C, H, W) in [0, 1]; y int64 (N,); index int64 (N,), the rows of the resident tensors; on their device."""
+"""x float32 (N, C, H, W) in [0, 1]; y int64 (N,); index int64 (N,), the rows of the resident tensors. All are there."""
 Augmentation = Callable[[Tensor], Any]
 """An image to an image; typed Any because the command line takes a class there for what the function must be."""
 
