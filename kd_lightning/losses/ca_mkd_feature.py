@@ -46,7 +46,10 @@ def ca_mkd_feature_loss(student: list[Tensor], teacher: list[Tensor], logits: Te
             f"student features {[tuple(part.shape) for part in student]} and teacher features "
             f"{[tuple(part.shape) for part in teacher]} must be the same shapes, one for each teacher"
         )
-    errors = [(upcast(s) - upcast(t)).square().flatten(1).mean(dim=1) for s, t in zip(student, teacher, strict=True)]
+    errors = [
+        functional.mse_loss(upcast(s), upcast(t), reduction="none").flatten(1).mean(dim=1)
+        for s, t in zip(student, teacher, strict=True)
+    ]
     return (confidences(logits, target) * torch.stack(errors, dim=1)).sum(dim=1).mean()
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kd_lightning.losses.relations import as_rows
 from kd_lightning.losses.vectors import products, unit
@@ -36,12 +36,14 @@ def cc_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2
         ValueError: Not the same N >= 2 samples, or there is no such kernel.
 
     Example:
+        >>> import torch
         >>> cc_loss(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
         tensor(0.1266)
     """
     _check_kernel(gamma, order)
     student, teacher = as_rows(student, teacher)
-    return (_correlations(student, gamma, order) - _correlations(teacher, gamma, order)).square().mean()
+    student, teacher = _series(student, gamma, order), _series(teacher, gamma, order)
+    return functional.mse_loss(student, teacher) * math.exp(-4 * gamma)
 
 
 class CCLoss(nn.Module):
@@ -65,13 +67,14 @@ class CCLoss(nn.Module):
         return cc_loss(student, teacher, self.gamma, self.order)
 
 
-def _correlations(rows: Tensor, gamma: float, order: int) -> Tensor:
+def _series(rows: Tensor, gamma: float, order: int) -> Tensor:
+    """The correlations, but for the factor exp(-2 gamma)."""
     rows = unit(rows)
     exponents = 2 * gamma * products(rows, rows)
-    series = torch.ones_like(exponents)
-    for p in range(order, 0, -1):
+    series = 1 + exponents / order
+    for p in range(order - 1, 0, -1):
         series = 1 + series * exponents / p
-    return math.exp(-2 * gamma) * series
+    return series
 
 
 def _check_kernel(gamma: float, order: int) -> None:

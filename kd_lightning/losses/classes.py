@@ -16,14 +16,17 @@ def check_classes(student: Tensor, target: Tensor) -> None:
         )
 
 
+NO_CLASS = -1e30
+"""A logit whose probability is 0, and finite, so that differences of two are 0 as well."""
+
+
 def split_off(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The labelled class's logit (N,) and those of the others (N, C - 1)."""
+    """The labelled class's logit (N, 1), and the logits (N, C) with `NO_CLASS` in its place."""
     index = target.long().unsqueeze(1)
-    others = torch.arange(logits.shape[1] - 1, device=logits.device)
-    return logits.gather(1, index).squeeze(1), logits.gather(1, others + (others >= index))
+    return logits.gather(1, index), logits.scatter(1, index, NO_CLASS)
 
 
 def log_odds(logits: Tensor, target: Tensor) -> Tensor:
     """The labelled class's log p / (1 - p) (N,), whose sigmoid p keeps its digits near 0 and near 1."""
     own, others = split_off(logits, target)
-    return own - others.logsumexp(dim=1)
+    return own.squeeze(1) - others.logsumexp(dim=1)

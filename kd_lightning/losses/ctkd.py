@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.losses.checks import check_fraction, check_logits, check_temperature, upcast
-from kd_lightning.losses.divergence import divergences
+from kd_lightning.losses.divergence import divergence
 
 
 def ctkd_loss(
@@ -49,10 +47,10 @@ def ctkd_loss(
     check_fraction(reversal, "reversal")
     check_temperature(lowest, "lowest")
     check_temperature(width, "width")
-    temperature = lowest + width * cast("Tensor", _Reversed.apply(theta, reversal)).sigmoid()
+    temperature = lowest + width * _reversed(theta, reversal).sigmoid()
     log_student = functional.log_softmax(upcast(student) / temperature, dim=1)
     log_teacher = functional.log_softmax(upcast(teacher) / temperature, dim=1)
-    return divergences(log_student, log_teacher, lowest + width).mean() * temperature**2
+    return divergence(log_student, log_teacher, lowest + width) * temperature**2
 
 
 class CTKDLoss(nn.Module):
@@ -87,14 +85,6 @@ class CTKDLoss(nn.Module):
         return ctkd_loss(student, teacher, self.theta, self.reversal, self.lowest, self.width)
 
 
-class _Reversed(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by -strength."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, strength: float) -> Tensor:
-        ctx.strength = strength
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return -ctx.strength * gradients[0], None
+def _reversed(values: Tensor, strength: float) -> Tensor:
+    """The values, whose gradient is minus `strength` times what it would be."""
+    return (1 + strength) * values.detach() - strength * values

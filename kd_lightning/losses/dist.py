@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kd_lightning.losses.checks import check_logits, check_not_negative, check_samples, check_temperature, upcast
 
@@ -43,8 +44,8 @@ def dist_loss(
     check_samples(student, teacher)
     check_temperature(temperature)
     student, teacher = _less_their_mean(student, temperature), _less_their_mean(teacher, temperature)
-    of_classes = _distances(student, teacher, dim=1).mean()
-    of_samples = _distances(student - student.mean(dim=0), teacher - teacher.mean(dim=0), dim=0).mean()
+    of_classes = _distance(student, teacher, dim=1) / len(student)
+    of_samples = _distance(student - student.mean(dim=0), teacher - teacher.mean(dim=0), dim=0) / student.shape[1]
     return (beta * of_classes + gamma * of_samples) * temperature**2
 
 
@@ -76,11 +77,13 @@ class DISTLoss(nn.Module):
 def _less_their_mean(logits: Tensor, temperature: float) -> Tensor:
     """softmax(z / T) - 1 / C, which keeps its digits where the probabilities are nearly equal."""
     logits = upcast(logits)
-    less_one = torch.expm1((logits - logits.amax(dim=1, keepdim=True)) / temperature)
-    return (less_one - less_one.mean(dim=1, keepdim=True)) / (1 + less_one).sum(dim=1, keepdim=True)
+    # what is taken from all logits of a row changes nothing, so it needs no gradient
+    less_one = torch.expm1((logits - logits.detach().amax(dim=1, keepdim=True)) / temperature)
+    mean = less_one.mean(dim=1, keepdim=True)
+    return (less_one - mean) / (logits.shape[1] * (1 + mean))
 
 
-def _distances(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
-    """1 - correlation along `dim`, of what has mean 0 there."""
-    units = [x / x.square().sum(dim=dim, keepdim=True).clamp_min(1e-6).sqrt() for x in (student, teacher)]
-    return (units[0] - units[1]).square().sum(dim=dim) / 2
+def _distance(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
+    """The sum of 1 - correlation, which for vectors of mean 0 and length 1 is half the square of their distance."""
+    student, teacher = (functional.normalize(x, dim=dim, eps=1e-3) for x in (student, teacher))
+    return functional.mse_loss(student, teacher, reduction="sum") / 2

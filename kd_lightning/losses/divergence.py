@@ -7,6 +7,13 @@ from torch import Tensor
 from torch.nn import functional
 
 
+def divergence(log_student: Tensor, log_teacher: Tensor, temperature: float) -> Tensor:
+    """The mean over all pairs of rows of `divergences`."""
+    if temperature <= 8:
+        return functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    return divergences(log_student, log_teacher, temperature).mean()
+
+
 def divergences(log_student: Tensor, log_teacher: Tensor, temperature: float) -> Tensor:
     """KL(teacher || student) of each pair of rows (N,), from log-probabilities log q and log p (N, C) at a temperature.
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from kd_lightning.losses.checks import check_logits, check_not_negative, check_temperature, upcast
 from kd_lightning.losses.classes import check_classes, split_off
-from kd_lightning.losses.divergence import divergences
+from kd_lightning.losses.divergence import divergence
 
 
 def dkd_loss(
@@ -50,9 +50,9 @@ def dkd_loss(
     check_temperature(temperature)
     student, teacher = upcast(student) / temperature, upcast(teacher) / temperature
     (student, student_others), (teacher, teacher_others) = _split(student, target), _split(teacher, target)
-    binary = divergences(student, teacher, temperature)
-    others = divergences(student_others, teacher_others, temperature)
-    return (alpha * binary + beta * others).mean() * temperature**2
+    binary = divergence(student, teacher, temperature)
+    others = divergence(student_others, teacher_others, temperature)
+    return (alpha * binary + beta * others) * temperature**2
 
 
 class DKDLoss(nn.Module):
@@ -84,5 +84,5 @@ def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the labelled class and of any other, (N, 2), and of the others among themselves."""
     own, others = split_off(logits, target)
     total = others.logsumexp(dim=1, keepdim=True)
-    odds = own.unsqueeze(1) - total
+    odds = own - total
     return functional.logsigmoid(torch.cat([odds, -odds], dim=1)), others - total

@@ -41,9 +41,9 @@ def arithmetic_mean(logits: Tensor, temperature: float, weights: Tensor) -> Tens
         tensor([[0.6269, 0.3731]])
     """
     check_temperature(temperature)
-    log_shares = _one_a_teacher(weights, logits).clamp(min=torch.finfo(weights.dtype).tiny).log()  # 0 stays finite
-    log_softened = functional.log_softmax(upcast(logits) / temperature, dim=2)
-    return temperature * (log_shares + log_softened).logsumexp(dim=1)
+    softened = functional.softmax(upcast(logits) / temperature, dim=2)
+    mixture = (_one_a_teacher(weights, logits) * softened).sum(dim=1)
+    return temperature * mixture.clamp(min=torch.finfo(mixture.dtype).tiny).log()  # 0 stays finite
 
 
 def geometric_mean(logits: Tensor, temperature: float, weights: Tensor) -> Tensor:
@@ -102,6 +102,7 @@ class EnsembleLoss(nn.Module):
         self.loss = loss
         self.combine = combine
         self.weights = check_weights(weights)
+        self._shares: Tensor | None = None
         self.needs_target: bool = getattr(loss, "needs_target", False)
         self.compares_samples: bool = getattr(loss, "compares_samples", False)
 
@@ -121,8 +122,15 @@ class EnsembleLoss(nn.Module):
         if temperature is None:
             temperature = getattr(self.loss, "temperature", 1.0)
         logits = upcast(teacher)
-        weights = logits.new_ones(logits.shape[1]) if self.weights is None else logits.new_tensor(self.weights)
-        return self.loss(student, self.combine(logits, temperature, weights / weights.sum()), target)
+        return self.loss(student, self.combine(logits, temperature, self._shares_for(logits)), target)
+
+    def _shares_for(self, logits: Tensor) -> Tensor:
+        """One a teacher, (K,), made once."""
+        kind, teachers = (logits.dtype, logits.device), logits.shape[1]
+        if self._shares is None or (self._shares.dtype, self._shares.device) != kind or len(self._shares) != teachers:
+            weights = logits.new_tensor([1.0] * teachers if self.weights is None else self.weights)
+            self._shares = weights / weights.sum()
+        return self._shares
 
 
 def check_stacked_logits(student: Tensor, teacher: Tensor) -> None:

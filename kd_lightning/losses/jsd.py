@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.losses.checks import check_fraction, check_logits, check_temperature, upcast
-from kd_lightning.losses.divergence import divergences
+from kd_lightning.losses.divergence import divergence
 
 
 def jsd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0, beta: float = 0.5) -> Tensor:
@@ -50,14 +50,14 @@ def jsd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0, beta: f
     log_student = functional.log_softmax(upcast(student) / temperature, dim=1)
     log_teacher = functional.log_softmax(upcast(teacher) / temperature, dim=1)
     if beta == 0:
-        divergence = divergences(log_student, log_teacher, temperature)
+        loss = divergence(log_student, log_teacher, temperature)
     elif beta == 1:
-        divergence = divergences(log_teacher, log_student, temperature)
+        loss = divergence(log_teacher, log_student, temperature)
     else:
         log_mixture = torch.logaddexp(log_teacher + math.log(beta), log_student + math.log1p(-beta))
-        of_teacher, of_student = (divergences(log_mixture, of, temperature) for of in (log_teacher, log_student))
-        divergence = beta * of_teacher + (1 - beta) * of_student
-    return divergence.mean() * temperature**2
+        of_teacher, of_student = (divergence(log_mixture, of, temperature) for of in (log_teacher, log_student))
+        loss = beta * of_teacher + (1 - beta) * of_student
+    return loss * temperature**2
 
 
 class JSDLoss(nn.Module):

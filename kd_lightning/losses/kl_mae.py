@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.losses.checks import check_fraction, check_logits, check_temperature, upcast
-from kd_lightning.losses.divergence import divergences
+from kd_lightning.losses.divergence import divergence
 
 
 def kl_mae_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0, alpha: float = 0.5) -> Tensor:
@@ -38,8 +38,8 @@ def kl_mae_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0, alph
     check_fraction(alpha, "alpha")
     log_student = functional.log_softmax(upcast(student) / temperature, dim=1)
     log_teacher = functional.log_softmax(upcast(teacher) / temperature, dim=1)
-    divergence = divergences(log_student, log_teacher, temperature).mean() * temperature**2
-    return alpha * divergence + (1 - alpha) * functional.l1_loss(log_student.exp(), log_teacher.exp())
+    kl = divergence(log_student, log_teacher, temperature) * temperature**2
+    return alpha * kl + (1 - alpha) * functional.l1_loss(log_student.exp(), log_teacher.exp())
 
 
 class KLMAELoss(nn.Module):

@@ -35,7 +35,8 @@ def logit_mse_loss(student: Tensor, teacher: Tensor, teacher_scale: float = 1.0)
         tensor(8.)
     """
     check_logits(student, teacher)
-    return functional.mse_loss(upcast(student), upcast(teacher) * _check_finite(teacher_scale))
+    teacher = upcast(teacher) if _check_finite(teacher_scale) == 1 else upcast(teacher) * teacher_scale
+    return functional.mse_loss(upcast(student), teacher)
 
 
 class LogitMSELoss(nn.Module):

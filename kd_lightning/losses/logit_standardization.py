@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kd_lightning.losses.checks import check_logits, check_temperature, upcast
 from kd_lightning.losses.kd import kd_loss
@@ -37,7 +38,7 @@ def logit_standardization_kd_loss(student: Tensor, teacher: Tensor, temperature:
         tensor(True)
     """
     check_logits(student, teacher)
-    return kd_loss(_standardized(student), _standardized(teacher), temperature)
+    return kd_loss(_standardized(student), _standardized(teacher), check_temperature(temperature))
 
 
 class LogitStandardizationKDLoss(nn.Module):
@@ -59,4 +60,5 @@ class LogitStandardizationKDLoss(nn.Module):
 def _standardized(logits: Tensor) -> Tensor:
     logits = upcast(logits)
     centred = logits - logits.mean(dim=1, keepdim=True)
-    return centred / centred.std(dim=1, keepdim=True).clamp_min(1e-3)
+    length = (logits.shape[1] - 1) ** 0.5  # of a deviation of 1
+    return functional.normalize(centred, dim=1, eps=1e-3 * length) * length

@@ -23,7 +23,8 @@ def squared_distances(rows: Tensor) -> Tensor:
         tensor([[ 0., 25.],
                 [25.,  0.]])
     """
-    rows = rows - rows.mean(dim=0)  # as near to zero as they can be, where their products round least
+    # as near to zero as they can be, where their products round least; no distance knows of it, so it has no gradient
+    rows = rows - rows.detach().mean(dim=0)
     gram = products(rows, rows)
     squares = gram.diagonal()
     return (squares.unsqueeze(0) + squares.unsqueeze(1) - 2 * gram).clamp(min=0)

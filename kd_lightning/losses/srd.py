@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kd_lightning.losses.checks import check_same_shape, check_samples, check_width, upcast
 from kd_lightning.losses.connectors import connect
@@ -36,7 +37,9 @@ def srd_loss(student: Tensor, teacher: Tensor, exponent: float = 4.0) -> Tensor:
     _check_exponent(exponent)
     check_same_shape(student, teacher)
     check_samples(student, teacher)
-    difference = (_normalised(upcast(student)) - _normalised(upcast(teacher))).abs()
+    difference = _normalised(student) - _normalised(teacher)
+    if exponent % 2:
+        difference = difference.abs()
     return (difference.pow(exponent).sum() + 1e-5).log()
 
 
@@ -71,17 +74,12 @@ class SRDLoss(nn.Module):
         check_width(student, self.student_channels, "student")
         check_width(teacher, self.teacher_channels, "teacher")
         # What all samples share is taken away behind the projector anyway: before it, nothing is lost to rounding.
-        student, teacher = (pooled(_centred(upcast(side))) for side in (student, teacher))
+        student, teacher = (side - side.detach().mean(dim=0) for side in (pooled(student), pooled(teacher)))
         return srd_loss(connect(self.connector, student), teacher, self.exponent)
 
 
-def _centred(features: Tensor) -> Tensor:
-    return features - features.mean(dim=0)
-
-
 def _normalised(features: Tensor) -> Tensor:
-    centred = _centred(features)
-    return centred / (centred.square().mean(dim=0) + 1e-4).sqrt()
+    return functional.batch_norm(upcast(features), None, None, training=True, eps=1e-4)
 
 
 def _check_exponent(exponent: float) -> float:

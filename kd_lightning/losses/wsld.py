@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.losses.checks import check_logits, check_temperature, upcast
-from kd_lightning.losses.classes import check_classes, log_odds
+from kd_lightning.losses.classes import check_classes
 from kd_lightning.losses.divergence import divergences
 
 
@@ -44,7 +44,8 @@ def wsld_loss(student: Tensor, teacher: Tensor, target: Tensor, temperature: flo
     check_temperature(temperature)
     student, teacher = upcast(student), upcast(teacher)
     with torch.no_grad():
-        behind, ahead = (functional.softplus(-log_odds(logits, target)) for logits in (student, teacher))
+        classes = target.long()
+        behind, ahead = (functional.cross_entropy(x, classes, reduction="none") for x in (student, teacher))
         weights = -torch.expm1(-behind / (ahead + 1e-7))
     log_student = functional.log_softmax(student / temperature, dim=1)
     log_teacher = functional.log_softmax(teacher / temperature, dim=1)
