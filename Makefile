@@ -15,7 +15,7 @@ help:  ## show this help
 compare: .venv/ready  ## train teacher, student alone and distilled student on MNIST, and show what the teacher was worth
 	$(BIN)/kd-lightning compare --config configs/compare/mnist.yaml
 
-zoo: .venv/ready  ## train with every loss on 1,000 digits, and show what each was worth (about an hour and a half)
+zoo: .venv/ready  ## train with every loss on 1,000 digits, and show what each was worth (about an hour)
 	$(BIN)/kd-lightning compare --config configs/compare/zoo.yaml
 	$(BIN)/python -m benchmarks.zoo
 
