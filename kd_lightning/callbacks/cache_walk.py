@@ -15,7 +15,7 @@ from kd_lightning.distributed import gather, is_distributed
 from kd_lightning.fingerprints import fingerprints
 from kd_lightning.learner import Learner
 
-ASKED_ON_CPU = 125
+ASKED_ON_CPU = 64
 """Rows that a network on a CPU is given at a time: of 1,000 its activations leave the cache, and take twice as long."""
 SEEN_ON_CPU = 500
 """Rows that are looked at at a time: more of them take more memory, fewer more time for the hooks around a batch."""

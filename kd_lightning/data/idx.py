@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+PIECE = 2**20
+
 
 class LabelledImages(NamedTuple):
     """Images and labels, resident as they are stored."""
@@ -63,11 +65,12 @@ def _find(directory: Path, name: str) -> Path:
 
 def _read(path: Path, dimensions: int, md5: Mapping[str, str]) -> Tensor:
     """The uint8 tensor of one file."""
-    content = path.read_bytes()
-    if path.suffix == ".gz":
+    content = bytearray()  # piece by piece: the tensor is made of it as it is, and nothing is held twice
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
+            while piece := file.read(PIECE):
+                content += piece
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(f"{path} is damaged ({str(error).rstrip('.')}): get it anew") from error
     published = md5.get(path.name.removesuffix(".gz"))
     if published and (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != published:
@@ -75,8 +78,9 @@ def _read(path: Path, dimensions: int, md5: Mapping[str, str]) -> Tensor:
     # two zero bytes, 8 for unsigned bytes, the number of dimensions; then each size, big-endian
     header = 4 + 4 * dimensions
     if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < header:
-        raise ValueError(f"{path} is no IDX file of bytes in {dimensions} dimensions (it starts with {content[:4]!r})")
+        start = bytes(content[:4])
+        raise ValueError(f"{path} is no IDX file of bytes in {dimensions} dimensions (it starts with {start!r})")
     sizes = [int.from_bytes(content[at : at + 4], "big") for at in range(4, header, 4)]
     if math.prod(sizes) != len(content) - header or not math.prod(sizes):
         raise ValueError(f"{path} announces {sizes} bytes but holds {len(content) - header}: get it anew")
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).view(sizes)  # writable: no warning
+    return torch.frombuffer(content, dtype=torch.uint8, offset=header).view(sizes)

@@ -83,7 +83,7 @@ class MNISTDataModule(LightningDataModule):
         augmentation: Augmentation | None = None,
         drop_last: bool = True,
         epoch_steps: int | None = None,
-        eval_batch_size: int = 1000,
+        eval_batch_size: int = 250,
         channels: int = 3,
         views: int | None = None,
     ) -> None:
@@ -304,7 +304,7 @@ class FashionMNISTDataModule(MNISTDataModule):
         augmentation: Augmentation | None = None,
         drop_last: bool = True,
         epoch_steps: int | None = None,
-        eval_batch_size: int = 1000,
+        eval_batch_size: int = 250,
         channels: int = 3,
         views: int | None = None,
     ) -> None:

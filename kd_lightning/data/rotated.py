@@ -34,7 +34,7 @@ class RotatedMNISTDataModule(MNISTDataModule):
     Example:
         >>> x, y, index = next(iter(RotatedMNISTDataModule(degrees=45.0).test_dataloader()))
         >>> x.shape, y[:3]
-        (torch.Size([1000, 3, 28, 28]), tensor([7, 2, 1]))
+        (torch.Size([250, 3, 28, 28]), tensor([7, 2, 1]))
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class RotatedMNISTDataModule(MNISTDataModule):
         augmentation: Augmentation | None = None,
         drop_last: bool = True,
         epoch_steps: int | None = None,
-        eval_batch_size: int = 1000,
+        eval_batch_size: int = 250,
         channels: int = 3,
     ) -> None:
         super().__init__(

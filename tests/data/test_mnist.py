@@ -133,7 +133,12 @@ def test_ranks_come_from_the_trainer():
     for rank in range(2):
         data = MNISTDataModule(train_size=100, val_size=77, batch_size=10)
         progress = SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(processed=0)))
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, fit_loop=SimpleNamespace(epoch_loop=progress))
+        data.trainer = SimpleNamespace(
+            global_rank=rank,
+            world_size=2,
+            fit_loop=SimpleNamespace(epoch_loop=progress),
+            strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        )
         parts.append([indices(loader) for loader in (data.train_dataloader(), data.val_dataloader())])
     assert [a + b for a, b in zip(parts[0][0], parts[1][0], strict=True)] == truth[0]
     assert sorted(itertools.chain(*parts[0][1], *parts[1][1])) == sorted(itertools.chain(*truth[1]))
