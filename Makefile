@@ -1,6 +1,6 @@
 # Every target makes the environment first: with uv where it can be had, with plain pip where not.
 .DEFAULT_GOAL := help
-.PHONY: help compare zoo bench bench-gpu origin test test-all test-gpu lint
+.PHONY: help compare zoo bench growth bench-gpu origin test test-all test-gpu lint
 export OMP_NUM_THREADS := 1
 
 comma := ,
@@ -19,8 +19,13 @@ zoo: .venv/ready  ## train with every loss on 1,000 digits, and show what each w
 	$(BIN)/kd-lightning compare --config configs/compare/zoo.yaml
 	$(BIN)/python -m benchmarks.zoo
 
-bench: .venv/ready  ## measure each loss against its best form in plain torch
+bench: .venv/ready  ## measure what a step costs beside a bare loop's, other libraries' and, loss by loss, plain torch's (a quarter of an hour)
+	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.losses
+
+growth: .venv/ready  ## measure how distillation's cost grows with images, classes and the teacher, and draw it
+	$(BIN)/python -m benchmarks.growth
 
 bench-gpu: .venv/ready  ## measure, on a GPU, a distilled epoch beside a bare loop's
 	$(BIN)/python -m benchmarks.gpu

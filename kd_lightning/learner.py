@@ -95,7 +95,10 @@ class Learner(LightningModule, ABC):
         found: dict[str, None] = {}
         for term in self._terms().values():
             address = term.student if side == "student" else term.teacher
-            found.update(dict.fromkeys(names(address)))
+            if isinstance(address, str):
+                found[address] = None
+            elif address is not None:
+                found.update(dict.fromkeys(address))
         return list(found)
 
     def weighted_sum(self, losses: dict[str, Tensor]) -> Tensor:
@@ -165,8 +168,8 @@ class Learner(LightningModule, ABC):
     # ---- inside
 
     def _terms(self) -> dict[str, Term]:
-        terms: Any = vars(self.terms)["_modules"]  # the dictionary itself, for this is asked several times a step
-        return terms
+        terms: Any = self._modules["terms"]  # with as few calls as can be, for this is asked several times a step
+        return terms._modules
 
     def _log_training(self, losses: dict[str, Tensor], total: Tensor) -> None:
         if not torch.isfinite(total):

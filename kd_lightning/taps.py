@@ -94,7 +94,8 @@ def tap(network: nn.Module, inputs: Any, layers: Iterable[str] = ()) -> Activati
     """
     layers = list(layers)
     if layers in ([], ["logits"]):  # what the network returns is seen without hooks
-        return {"logits": _only("logits", [logits_of(run(network, inputs))])}
+        output = run(network, inputs)
+        return {"logits": output if isinstance(output, Tensor) else _only("logits", [logits_of(output)])}
     with watch(network, layers) as seen:
         run(network, inputs)
     return seen

@@ -68,11 +68,12 @@ class Term(nn.Module):
         if teacher is None and self.teacher is not None:
             raise ValueError(f"a {type(loss).__name__} term compares with a teacher and there is none: teacher=None")
         try:
-            seen = _pick(student, address)
-            shown = _pick(teacher or {}, self.teacher)
+            seen = student[address] if isinstance(address, str) else _pick(student, address)
+            shown = None if self.teacher is None else _pick(teacher or {}, self.teacher)
         except KeyError:
             raise self._not_seen(student, teacher or {}) from None
-        label = self._label(loss, labels)
+        target = self.target
+        label = labels[target] if isinstance(target, str) and target in labels else self._label(loss, labels)
         if compares_samples := getattr(loss, "compares_samples", False):
             seen, shown, label = _whole(seen), _whole(shown), _whole(label)
         if address != "logits" or not isinstance(seen, Tensor) or seen.dim() < 3:
@@ -92,8 +93,6 @@ class Term(nn.Module):
     def _label(self, loss: nn.Module, labels: dict[str, Tensor]) -> Picked:
         """What the batch has of the labels; an error if the loss needs one that it lacks."""
         address = self.target
-        if isinstance(address, str) and address in labels:
-            return labels[address]
         if getattr(loss, "needs_target", False):
             missing = [name for name in names(address) or [None] if name not in labels]
             if missing:

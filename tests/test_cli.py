@@ -404,7 +404,7 @@ def test_evaluation_is_of_the_best_checkpoint_and_leaves_the_folder_as_it_is(con
     data = MNISTDataModule()
     images, labels, _ = zip(*data.test_dataloader(), strict=True)
     logits = load_file(predictions)["logits"]
-    torch.testing.assert_close(logits[:1000], learner.student(images[0]))
+    torch.testing.assert_close(logits[:250], learner.student(images[0]))
     assert reported is not None
     accuracy = (logits.argmax(dim=1) == torch.cat(labels)).double().mean().item()
     assert float(reported[1]) == pytest.approx(accuracy, abs=1e-6)

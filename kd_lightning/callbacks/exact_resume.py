@@ -27,10 +27,7 @@ class ExactResume(Callback):
             is resumed goes on with the seed in its checkpoint.
 
     Example:
-        >>> callback = ExactResume(seed=7)
-        >>> first, again, other = (callback._seed_of(n, rank=0) for n in (5, 5, 6))
-        >>> first == again, first == other
-        (True, False)
+        >>> trainer = Trainer(callbacks=[ExactResume(seed=7)], logger=False, enable_checkpointing=False)
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -65,15 +62,13 @@ class ExactResume(Callback):
         if loop.epoch_progress.total.started == loop.epoch_progress.total.processed:
             loop.epoch_progress.increment_ready()
             loop.epoch_progress.increment_started()
-        # by the batch and not the optimizer step, for the batches of one accumulated group must differ
-        seed = self._seed_of(batches_done(trainer), self._rank)
+        # By the batch and not the optimizer step, for the batches of one accumulated group must differ; hashed, so that
+        # neighbouring seeds, batches and ranks share nothing.
+        text = f"{self._seed} {batches_done(trainer)} {self._rank}"
+        seed = int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
         random.seed(seed)
         np.random.seed(seed % 2**32)
         # torch.manual_seed would visit every backend, and format a stack trace for each that has not started yet
         torch.default_generator.manual_seed(seed)
         if self._device is not None:
             self._device.manual_seed(seed)
-
-    def _seed_of(self, batch: int, rank: int) -> int:
-        # hashed, so that neighbouring seeds, batches and ranks share nothing
-        return int.from_bytes(blake2b(f"{self._seed} {batch} {rank}".encode(), digest_size=8).digest())

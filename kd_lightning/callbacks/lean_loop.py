@@ -6,9 +6,9 @@ import logging
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kd_lightning import step_graph
-from kd_lightning.lean_epoch import lean, refusal, stock
-from kd_lightning.step_graph import StepGraph
+from kd_lightning.callbacks import step_graph
+from kd_lightning.callbacks.lean_epoch import lean, refusal, stock
+from kd_lightning.callbacks.step_graph import StepGraph
 
 log = logging.getLogger(__name__)
 

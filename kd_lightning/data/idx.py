@@ -77,7 +77,7 @@ def _read(path: Path, dimensions: int, md5: Mapping[str, str]) -> Tensor:
         raise ValueError(f"{path} is not the published file (md5 {found}, published {published}): get it anew")
     # two zero bytes, 8 for unsigned bytes, the number of dimensions; then each size, big-endian
     header = 4 + 4 * dimensions
-    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < header:
+    if content[:4] != bytearray([0, 0, 8, dimensions]) or len(content) < header:
         start = bytes(content[:4])
         raise ValueError(f"{path} is no IDX file of bytes in {dimensions} dimensions (it starts with {start!r})")
     sizes = [int.from_bytes(content[at : at + 4], "big") for at in range(4, header, 4)]

@@ -24,9 +24,3 @@ def split_off(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The labelled class's logit (N, 1), and the logits (N, C) with `NO_CLASS` in its place."""
     index = target.long().unsqueeze(1)
     return logits.gather(1, index), logits.scatter(1, index, NO_CLASS)
-
-
-def log_odds(logits: Tensor, target: Tensor) -> Tensor:
-    """The labelled class's log p / (1 - p) (N,), whose sigmoid p keeps its digits near 0 and near 1."""
-    own, others = split_off(logits, target)
-    return own.squeeze(1) - others.logsumexp(dim=1)

@@ -44,8 +44,10 @@ def kd_loss(
     """
     check_logits(student, teacher)
     check_temperature(temperature)
-    teacher_temperature = temperature if teacher_temperature is None else teacher_temperature
-    check_temperature(teacher_temperature, "teacher_temperature")
+    if teacher_temperature is None:
+        teacher_temperature = temperature
+    else:
+        check_temperature(teacher_temperature, "teacher_temperature")
     log_student = functional.log_softmax(upcast(student) / temperature, dim=1)
     log_teacher = functional.log_softmax(upcast(teacher) / teacher_temperature, dim=1)
     if temperature <= 20:

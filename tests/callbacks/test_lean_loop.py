@@ -35,7 +35,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from kd_lightning import OfflineDistiller
 from kd_lightning.callbacks import LeanLoop, Linear, TeacherCache, TemperatureSchedule
-from kd_lightning.lean_epoch import LeanEpoch
+from kd_lightning.callbacks.lean_epoch import LeanEpoch
 from kd_lightning.run_folder import Events
 from tests import toys
 
@@ -285,7 +285,7 @@ def assert_same(lean: dict[str, Any], own: dict[str, Any]) -> None:
 def lean_steps(monkeypatch):
     """Counts the steps that are not Lightning's own, so that no case is equal because all are."""
     counted = []
-    from kd_lightning import lean_epoch
+    from kd_lightning.callbacks import lean_epoch
 
     run = lean_epoch._Step.run
     monkeypatch.setattr(lean_epoch._Step, "run", lambda self, *a, **k: (counted.append(1), run(self, *a, **k))[1])

@@ -31,9 +31,11 @@ from lightning.pytorch.trainer.connectors.logger_connector.result import _Result
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from typing_extensions import override
 
-from kd_lightning.step_graph import StepGraph
+from kd_lightning.callbacks.step_graph import StepGraph
+from kd_lightning.callbacks.teacher import TeacherFreezing
 
 TESTED = ("2.6.6",)
 """The versions of Lightning with which this was found equal to Lightning's own loop."""
@@ -201,7 +203,9 @@ class _Step:
         results.batch, results.batch_size, results.dataloader_idx, results.noticed = batch, None, None, False
         self.accumulates = current.ready % self.trainer.accumulate_grad_batches != 0
 
-        if batch is None or self._start(batch, quiet) == -1:
+        hooks = self.quiet_start if quiet else self.batch_start
+        before = "on_train_batch_start"
+        if batch is None or (hooks and self._call(hooks, before, batch, batch_idx) == -1):
             self._skip(batch)
             if batch is not None:
                 raise StopIteration
@@ -213,8 +217,8 @@ class _Step:
             current.processed += 1
             if self.schedulers and not self.accumulates:
                 self._move_schedulers()
-        outputs = None if batch is None else {} if self.result.loss is None else self.result.asdict()
         if hooks := self.quiet_end if quiet else self.batch_end:
+            outputs = None if batch is None else {} if self.result.loss is None else self.result.asdict()
             self._call(hooks, "on_train_batch_end", outputs, batch, batch_idx)
         quiet = quiet and not self.trainer.should_stop
         if quiet and not results.noticed:
@@ -232,6 +236,8 @@ class _Step:
         """Those that are overridden, in their order."""
         found: list[_Hook] = []
         for callback in self.trainer.callbacks:
+            if type(callback) is TeacherFreezing and callback.always_stays:
+                continue  # its hooks in a step find that there is nothing to do
             if getattr(type(callback), name) is not getattr(Callback, name) or name in vars(callback):
                 found.append(_Hook(getattr(callback, name), callback))
         if _overrides(self.module, (name,)):
@@ -249,10 +255,6 @@ class _Step:
                 hook(self.trainer, self.module, *args)
         state["_current_fx_name"] = before
         return answer
-
-    def _start(self, batch: Any, quiet: bool) -> Any:
-        hooks = self.quiet_start if quiet else self.batch_start
-        return self._call(hooks, "on_train_batch_start", batch, self.batch_idx) if hooks else None
 
     # ---- the batch
 
@@ -332,9 +334,8 @@ class _Step:
                 raise TypeError("training_step logs at a step that is not logged, or gives more than a loss")
             self.optimizer.zero_grad()
             output.backward()
-        if clip := self.trainer.gradient_clip_val:
-            norm = GradClipAlgorithmType.NORM
-            self.precision.clip_gradients(self.optimizer, clip, self.trainer.gradient_clip_algorithm or norm)
+        if self.trainer.gradient_clip_val:
+            self._clip(self.trainer.gradient_clip_val)
         self.optimizer.step()
         return output.detach()
 
@@ -342,10 +343,16 @@ class _Step:
         loss = self._forward_backward()
         if self.before_optimizer_step:
             self._call(self.before_optimizer_step, "on_before_optimizer_step", self.optimizer)
-        if clip := self.trainer.gradient_clip_val:
-            norm = GradClipAlgorithmType.NORM
-            self.precision.clip_gradients(self.optimizer, clip, self.trainer.gradient_clip_algorithm or norm)
+        if self.trainer.gradient_clip_val:
+            self._clip(self.trainer.gradient_clip_val)
         return loss
+
+    def _clip(self, clip: float) -> None:
+        algorithm = self.trainer.gradient_clip_algorithm
+        if type(self.precision) is MixedPrecision or algorithm not in (None, GradClipAlgorithmType.NORM) or clip < 0:
+            self.precision.clip_gradients(self.optimizer, clip, algorithm or GradClipAlgorithmType.NORM)
+            return
+        clip_grad_norm_([weight for group in self.optimizer.param_groups for weight in group["params"]], clip)
 
     def _forward_backward(self) -> Tensor | None:
         if not torch.is_grad_enabled():
@@ -393,9 +400,12 @@ class _Step:
     def _move_schedulers(self) -> None:
         for config in self.schedulers:
             if self.current.ready % config.frequency == 0:
-                self.loop.scheduler_progress.increment_ready()
-                cast("Any", config.scheduler).step()
-                self.loop.scheduler_progress.increment_completed()
+                progress, scheduler = self.loop.scheduler_progress, config.scheduler
+                progress.total.ready += 1
+                progress.current.ready += 1
+                scheduler.step()  # pyright: ignore[reportCallIssue]
+                progress.total.completed += 1
+                progress.current.completed += 1
 
 
 class _Results(_ResultCollection):

@@ -15,8 +15,8 @@ from kd_lightning.callbacks import (
     TeacherFreezing,
     TemperatureSchedule,
 )
+from kd_lightning.callbacks.step_graph import StepGraph, _once
 from kd_lightning.cli import build
-from kd_lightning.step_graph import StepGraph, _once
 from tests import toys
 
 ON_A_CPU = "the run is not on one GPU"

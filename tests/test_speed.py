@@ -1,0 +1,43 @@
+"""What no load of the machine moves: Python calls a step, and peak memory. Times are for `make bench`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.calls import calls_a_step, peak_memory
+from benchmarks.speed import BUSY, CACHED, FUSED, STOCK
+from kd_lightning.callbacks.lean_epoch import TESTED
+
+pytestmark = pytest.mark.skipif(
+    sys.version_info[:2] != (3, 11) or not torch.__version__.startswith("2.15."),
+    reason="another Python or torch makes other calls: the limits are for those of requirements.lock on Python 3.11",
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "more", "limit"),
+    [
+        ("student", [], 300),
+        ("student", [FUSED], 275),
+        ("distilled", [CACHED, FUSED], 300),
+        ("distilled", [CACHED, FUSED, *BUSY], 400),
+    ],
+    ids=["student", "fused", "distilled", "busy"],
+)
+def test_a_step_makes_few_python_calls(config, more, limit, teacher_checkpoint: Path):
+    assert TESTED  # with another Lightning the loop is stock
+    few = "--data.init_args.train_size=16000"  # for the teacher to be asked about; the steps are those of more
+    assert calls_a_step(config, teacher_checkpoint, *more, few) <= limit
+
+
+def test_lightnings_own_loop_is_seen_to_make_more(teacher_checkpoint: Path):
+    assert calls_a_step("student", teacher_checkpoint, STOCK) > 1000
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says what a process's peak was")
+def test_a_distilled_run_takes_little_memory_with_data_and_cache_resident(teacher_checkpoint: Path):
+    assert peak_memory(teacher_checkpoint) <= 140
