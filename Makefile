@@ -1,6 +1,6 @@
 # Every target makes the environment first: with uv where it can be had, with plain pip where not.
 .DEFAULT_GOAL := help
-.PHONY: help compare zoo bench growth bench-gpu origin test test-all test-gpu lint
+.PHONY: help compare zoo bench growth seeds bench-gpu origin test test-all test-gpu lint
 export OMP_NUM_THREADS := 1
 
 comma := ,
@@ -26,6 +26,9 @@ bench: .venv/ready  ## measure what a step costs beside a bare loop's, other lib
 
 growth: .venv/ready  ## measure how distillation's cost grows with images, classes and the teacher, and draw it
 	$(BIN)/python -m benchmarks.growth
+
+seeds: .venv/ready  ## train with a hundred seeds, and count what overflowed and which classes died (an hour)
+	$(BIN)/python -m benchmarks.seeds
 
 bench-gpu: .venv/ready  ## measure, on a GPU, a distilled epoch beside a bare loop's
 	$(BIN)/python -m benchmarks.gpu
