@@ -162,7 +162,6 @@ def main() -> None:
 
     with TemporaryDirectory() as place:
         bench = Bench(Path(place))
-        # first, for torch.compile puts calls of its own around every step of a process
         row("P3 Python calls a step, alone", calls_a_step("student", bench.teacher), 300)
         row("P3 Python calls a step, distilled", calls_a_step("distilled", bench.teacher, CACHED, FUSED), 300)
         row(

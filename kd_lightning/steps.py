@@ -30,9 +30,10 @@ def optimizer_step(trainer: Trainer) -> int:
     ``trainer.global_step`` counts each optimizer's step, so that with two optimizers it runs twice as fast: in manual
     optimization every batch is a step. Gradient accumulation counts once for each accumulated group.
     """
-    if trainer.lightning_module.automatic_optimization:
-        # trainer.global_step, in a tenth of its calls
-        return trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer_steps
+    # trainer.global_step, in a tenth of its calls; 0 in manual optimization
+    steps = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer_steps
+    if steps or trainer.lightning_module.automatic_optimization:
+        return steps
     return batches_done(trainer)
 
 
