@@ -1,6 +1,7 @@
 """The networks, what keeps a teacher as it is, and how weights come from files."""
 
 from kd_lightning.networks.average import update_ema
+from kd_lightning.networks.bfloat16 import InBFloat16
 from kd_lightning.networks.branches import BranchedEnsemble, branch
 from kd_lightning.networks.convnet import ConvNet, StudentConvNet, TeacherConvNet
 from kd_lightning.networks.digest import digest
@@ -26,6 +27,7 @@ __all__ = [
     "ExitHead",
     "Exits",
     "FeatureFusion",
+    "InBFloat16",
     "MarginTeacher",
     "Paraphrased",
     "Paraphraser",
