@@ -2,6 +2,7 @@
 
 from kd_lightning.callbacks.born_again import BornAgain
 from kd_lightning.callbacks.channels_last import ChannelsLast
+from kd_lightning.callbacks.compiled import Compiled
 from kd_lightning.callbacks.distillation import Distillation
 from kd_lightning.callbacks.exact_resume import ExactResume
 from kd_lightning.callbacks.lean_loop import LeanLoop
@@ -18,6 +19,7 @@ from kd_lightning.callbacks.term_weight import TermWeightSchedule
 __all__ = [
     "BornAgain",
     "ChannelsLast",
+    "Compiled",
     "Constant",
     "Cosine",
     "Distillation",
