@@ -111,7 +111,7 @@ class TeacherFreezing(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Moves the network between learning and staying, in whatever epoch this is."""
-        if self._held is None or (self.unfreeze_at is None and not self.freeze_at):  # always_stays, in one call less
+        if self._held is None or self.always_stays:
             return
         self._stays = self.stays_in(epoch(trainer))
         if self._stays:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from kd_lightning.callbacks.distillation import Distillation
 from kd_lightning.losses import KDLoss
 from kd_lightning.networks import digest
 from tests import toys
+from tests.ranks import run_two
 
 
 class Hint(nn.Module):
@@ -89,22 +88,7 @@ def fit(folder: Path, ranks: int, ckpt_path: Path | None = None, hint_seed: int 
 def ranks(tmp_path_factory):
     """What each of two ranks computed: a whole run, and those resumed after its steps 1 and 2."""
     out = tmp_path_factory.mktemp("two_processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.callbacks.test_distillation_processes", str(out)],
-            env=os.environ | shared | {"LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output.decode()
+    run_two("tests.callbacks.test_distillation_processes", out)
     return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
 
 

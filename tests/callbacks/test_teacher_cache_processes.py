@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from kd_lightning.callbacks import TeacherCache
 from kd_lightning.losses import EnsembleLoss, KDLoss
 from kd_lightning.networks import Ensemble
 from tests import toys
+from tests.ranks import run_two
 
 pytestmark = pytest.mark.xdist_group("teacher cache on two processes")  # whose runs are made once
 RUNS: dict[str, dict[str, Any]] = {
@@ -93,22 +92,7 @@ def runs(folder: Path, ranks: int) -> dict[str, Any]:
 def out(tmp_path_factory):
     """The folder in which two ranks have left what they computed."""
     out = tmp_path_factory.mktemp("two_processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.callbacks.test_teacher_cache_processes", str(out)],
-            env=os.environ | shared | {"LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output.decode()
+    run_two("tests.callbacks.test_teacher_cache_processes", out)
     return out
 
 
