@@ -48,7 +48,10 @@ def dkd_loss(
     check_logits(student, teacher)
     check_classes(student, target)
     check_temperature(temperature)
-    student, teacher = upcast(student) / temperature, upcast(teacher) / temperature
+    # from the largest one on, which changes no probability, so that a low temperature has no large numbers to round
+    student, teacher = (
+        (z - z.detach().amax(dim=1, keepdim=True)) / temperature for z in map(upcast, (student, teacher))
+    )
     (student, student_others), (teacher, teacher_others) = _split(student, target), _split(teacher, target)
     binary = divergence(student, teacher, temperature)
     others = divergence(student_others, teacher_others, temperature)

@@ -39,7 +39,8 @@ def locality_preserving_loss(student: Tensor, teacher: Tensor, neighbours: int =
     _check_neighbourhood(neighbours, width)
     student, teacher = as_rows(student, teacher)
     apart = squared_distances(teacher)
-    others = apart.detach().clone().fill_diagonal_(math.inf)
+    # in double precision, for which of equally near ones is nearest is a matter of rounding
+    others = squared_distances(teacher.detach().double()).fill_diagonal_(math.inf)
     nearest = others.topk(min(neighbours, len(others) - 1), dim=1, largest=False).indices  # (N, neighbours)
     weights = (-apart.gather(1, nearest) / width**2).exp()
     return (weights * squared_distances(student).gather(1, nearest)).sum() / (2 * len(student))

@@ -18,6 +18,8 @@ CASES = {
         teacher=[(6, 5, 4, 4), (6, 4, 3, 3)],
         minimum="elsewhere",
         kinked=True,
+        # all there is of a large constant map behind BatchNorm is the rounding of its mean
+        limits=dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), 100.0),
         wrong=[
             ([(6, 3, 4, 4), (6, 2, 3, 3)], [(6, 5, 4, 4), (6, 4, 2, 2)]),
             ([(6, 3, 4, 4), (6, 2, 3, 3)], [(5, 5, 4, 4), (5, 4, 3, 3)]),
