@@ -19,6 +19,10 @@ zoo: .venv/ready  ## train with every loss on 1,000 digits, and show what each w
 	$(BIN)/kd-lightning compare --config configs/compare/zoo.yaml
 	$(BIN)/python -m benchmarks.zoo
 
+adversarial attention: .venv/ready  ## train with the methods of that family and their ablations, and show what each was worth (half an hour)
+	$(BIN)/kd-lightning compare --config configs/compare/$@.yaml
+	$(BIN)/python -m benchmarks.families $@
+
 bench: .venv/ready  ## measure what a step costs beside a bare loop's, other libraries' and, loss by loss, plain torch's (a quarter of an hour)
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.peers

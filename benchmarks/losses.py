@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from benchmarks import plain
 from kd_lightning import losses
+from kd_lightning.networks import ConvDiscriminator, Discriminator
 
 TARGET = 1.2
 """Of the quotient ours / plain: what checks and careful numerics may cost."""
@@ -130,6 +131,21 @@ ENTRIES = [
         STUDENT,
         TWO_TEACHERS,
         plain.hints,
+    ),
+    Entry(
+        lambda: losses.AttentiveEnsembleLoss(3, features=128),
+        [(N, 10), ROWS[0]],
+        (N, 3, 10),
+        plain.attentive_ensemble,
+    ),
+    Entry(
+        lambda: losses.AdversarialLoss(Discriminator(10, classes=10), classes=10), (N, 10), (N, 10), plain.adversarial
+    ),
+    Entry(
+        lambda: losses.LeastSquaresAdversarialLoss(ConvDiscriminator(128), nn.Conv2d(32, 128, 1)),
+        STUDENT,
+        TEACHER,
+        lambda m, s, t, y: (1 - m.discriminator(m.connector(s)).sigmoid()).square().mean(),
     ),
     Entry(losses.FeatureMSELoss, TEACHER, TEACHER, lambda m, s, t, y: F.mse_loss(s, t)),
     Entry(lambda: losses.HintLoss(32, 128), STUDENT, TEACHER, plain.hint),

@@ -15,6 +15,20 @@ from torch.nn import functional as F
 # ---- response
 
 
+def adversarial(m, s, t, y):
+    verdict = m.discriminator(s)
+    return F.softplus(-verdict[:, 0]).mean() + F.cross_entropy(verdict[:, 1:], y)
+
+
+def attentive_ensemble(m, s, t, y):
+    (z, features), k = s, t.shape[1]
+    pairs = torch.cat((features.unsqueeze(1).expand(-1, k, -1), m.embeddings.expand(len(z), k, -1)), 2)
+    a = m.score(torch.tanh(m.hidden(pairs))).softmax(1)
+    q = (a.detach() * (t / 4).softmax(2)).sum(1)
+    kl = F.kl_div(F.log_softmax(z / 4, 1), q, reduction="batchmean") * 16
+    return kl + F.nll_loss((a * t.softmax(2)).sum(1).log(), y)
+
+
 def kd(m, s, t, y, temperature=4.0):
     s, t = F.log_softmax(s / temperature, 1), F.log_softmax(t / temperature, 1)
     return F.kl_div(s, t, reduction="batchmean", log_target=True) * temperature**2

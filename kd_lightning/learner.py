@@ -18,7 +18,7 @@ from kd_lightning.batch import Batch, split_batch, target_of
 from kd_lightning.evaluation import Evaluation, Stage
 from kd_lightning.networks import freeze, is_frozen
 from kd_lightning.steps import log_is_due
-from kd_lightning.taps import Activations, logits_of, run, tap
+from kd_lightning.taps import Activations, differentiable, logits_of, run, tap
 from kd_lightning.terms import Term, check_terms, names
 
 OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -60,6 +60,7 @@ class Learner(LightningModule, ABC):
         self.build_lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
         self.evaluation = Evaluation()
+        self.differentiates = any(getattr(term.loss, "differentiates_input", False) for term in terms.values())
 
     # ---- what a scheme is made of
 
@@ -82,7 +83,8 @@ class Learner(LightningModule, ABC):
 
     def watch_student(self, batch: Batch) -> Activations:
         """What the student gives for its input, at every layer that a term addresses."""
-        return tap(self.student, batch.student, self.layers("student"))
+        inputs = differentiable(batch.student) if self.differentiates else batch.student
+        return tap(self.student, inputs, self.layers("student"))
 
     def compare(
         self, student: Activations, teacher: Activations | None, labels: dict[str, Tensor]
@@ -123,6 +125,12 @@ class Learner(LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """One optimizer over everything that learns, and its scheduler."""
+        for name, term in self._terms().items():
+            if hasattr(term.loss, "discriminate"):
+                raise ValueError(
+                    f"term {name!r} has a discriminator, which {type(self).__name__} would train to help the student: "
+                    "use AdversarialDistiller"
+                )
         optimizer = self.build_optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
         if self.build_lr_scheduler is None:
             return optimizer

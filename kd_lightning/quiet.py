@@ -10,6 +10,7 @@ from contextlib import contextmanager
 WARNINGS = (
     r"Checkpoint directory .* exists and is not empty",  # config.yaml lies there first, or the run is resumed
     r"Found \d+ module\(s\) in eval mode",  # the teacher
+    r"Using ModelCheckpoint with manual optimization",  # which holds what a step made of the networks, as elsewhere
     r"The number of training batches \(\d+\) is smaller than the logging interval",  # of a small training set
     r"You defined a `validation_step` but have no `val_dataloader`",  # data.val_size: 0
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 under torch 2.15, at every start

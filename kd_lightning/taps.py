@@ -101,6 +101,18 @@ def tap(network: nn.Module, inputs: Any, layers: Iterable[str] = ()) -> Activati
     return seen
 
 
+def differentiable(inputs: Any) -> Any:
+    """The same input, as one that derivatives can be taken by: for losses that ask how the logits depend on it.
+
+    Raises:
+        TypeError: It is no floating-point tensor.
+    """
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        found = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise TypeError(f"a term takes derivatives by the input, which is {found}: it must be a floating-point tensor")
+    return inputs if inputs.requires_grad else inputs.detach().requires_grad_()
+
+
 def run(network: nn.Module, inputs: Any) -> Any:
     """The output of `network` on `inputs`: a mapping becomes keyword arguments."""
     if isinstance(inputs, Tensor) or not isinstance(inputs, Mapping):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -62,8 +63,14 @@ class Term(nn.Module):
         self.target = target
         self.ignore_index = ignore_index
 
-    def forward(self, student: Activations, teacher: Activations | None, labels: dict[str, Tensor]) -> Tensor:
-        """The loss, unweighted, of the activations and labels that this term addresses."""
+    def forward(
+        self,
+        student: Activations,
+        teacher: Activations | None,
+        labels: dict[str, Tensor],
+        measure: Callable[..., Tensor] | None = None,
+    ) -> Tensor:
+        """The loss, unweighted, of the activations and labels that this term addresses; or `measure` of the same."""
         loss, address = self.loss, self.student
         if teacher is None and self.teacher is not None:
             raise ValueError(f"a {type(loss).__name__} term compares with a teacher and there is none: teacher=None")
@@ -78,7 +85,7 @@ class Term(nn.Module):
             seen, shown, label = _whole(seen), _whole(shown), _whole(label)
         if address != "logits" or not isinstance(seen, Tensor) or seen.dim() < 3:
             try:
-                return loss(seen, shown, label)
+                return loss(seen, shown, label) if measure is None else measure(seen, shown, label)
             except WidthError as error:
                 raise self._width(error) from error
         rows = to_rows(
@@ -87,7 +94,7 @@ class Term(nn.Module):
             label if isinstance(label, Tensor) else None,
             self.ignore_index,
         )
-        value: Tensor = loss(*rows)
+        value: Tensor = (measure or loss)(*rows)
         return value if compares_samples else value * share(len(rows.student))
 
     def _label(self, loss: nn.Module, labels: dict[str, Tensor]) -> Picked:

@@ -35,6 +35,7 @@ TEACHERS: dict[str, Callable[[], nn.Module]] = {
     "mnist/teacher-1": lambda: ConvNet(128),
     "mnist/teacher_batch_norm": lambda: ConvNet(128, batch_norm=True),
     "teachers/takd_assistant": lambda: ConvNet(64),
+    "adversarial/kdgan_teacher": lambda: ConvNet(128),
     "feature/paraphraser": lambda: Paraphrased(ConvNet(128), "conv.5", Paraphraser(128)),
 }
 """The runs whose checkpoints the shipped configurations learn from, and their networks."""

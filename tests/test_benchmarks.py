@@ -19,7 +19,8 @@ def the(name: str, shapes: str):
 
 
 def test_every_loss_has_a_plain_form():
-    assert {entry.name for entry in ENTRIES} == {name for name in losses.__all__ if name.endswith("Loss")}
+    by_the_input = {"GradientAttentionLoss", "JacobianLoss"}  # their time is that of the networks' second derivatives
+    assert {entry.name for entry in ENTRIES} == {n for n in losses.__all__ if n.endswith("Loss")} - by_the_input
 
 
 @by_name

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from kd_lightning import schemes
@@ -73,7 +74,8 @@ class Watch(Callback):
         self.learned: set[str] = set()
 
     def on_train_start(self, trainer, pl_module):
-        trainer.optimizers[0].register_step_post_hook(lambda *_: self.look(pl_module))
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_post_hook(lambda *_: self.look(pl_module))
 
     def look(self, pl_module):
         gradients = {n: p.grad for n, p in pl_module.named_parameters() if p.grad is not None}
@@ -84,11 +86,17 @@ class Watch(Callback):
 @every_case
 def test_runs_under_clipping_accumulation_and_bf16(name, tmp_path):
     case, watch = CASES[name](), Watch()
-    changes = {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2, "precision": "bf16-mixed"}
-    trainer = fit(case, tmp_path, watch, **changes)
-    assert trainer.global_step == 3 * 2
-    assert len(watch.norms) == 6
-    assert max(watch.norms) <= 0.05 * 1.001
+    changes = {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2}
+    if case.learner.automatic_optimization:
+        trainer = fit(case, tmp_path, watch, precision="bf16-mixed", **changes)
+        assert trainer.global_step == 3 * 2
+        assert len(watch.norms) == 6
+        assert max(watch.norms) <= 0.05 * 1.001
+    else:  # two players
+        for refused in changes:
+            with pytest.raises(MisconfigurationException, match="not supported for manual optimization"):
+                fit(CASES[name](), tmp_path, **{refused: changes[refused]})
+        assert fit(case, tmp_path, watch, precision="bf16-mixed").global_step == 3 * 4 * 2
     assert all(value.isfinite().all() for value in case.learner.state_dict().values())
     trained = {name for name, parameter in case.learner.named_parameters() if parameter.requires_grad}
     assert trained == watch.learned  # nothing is there in vain

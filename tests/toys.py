@@ -26,6 +26,8 @@ class Case(NamedTuple):
     callbacks: Sequence[Callback] = ()
     data: Callable[..., LightningDataModule] | None = None
     """`data` below unless given; takes the same changes."""
+    settle: Callable[[Any], object] = lambda _: None
+    """Takes what a scheme draws at random out of it: ranks draw each for itself, as dropout does."""
 
 
 class Noise(nn.Module):
@@ -93,6 +95,12 @@ def trainer(folder: Any, *callbacks: Callback, **changes: Any) -> Trainer:
         "log_every_n_steps": 1,
     }
     return Trainer(callbacks=[ExactResume(seed=0), *callbacks], **defaults | changes)
+
+
+def strategy(learner: LightningModule, ranks: int) -> dict[str, Any]:
+    """Of so many processes: players that move one at a time have gradients one at a time."""
+    turns = "ddp" if learner.automatic_optimization else "ddp_find_unused_parameters_true"
+    return {"strategy": turns, "devices": ranks} if ranks > 1 else {}
 
 
 def weights(learner: LightningModule) -> dict[str, Tensor]:

@@ -31,14 +31,15 @@ class SimilarityLoss(nn.Module):
 
 
 class Gradients(Callback):
-    """Keeps the gradient that the first step's optimizer sees."""
+    """Keeps the gradient that the first step's optimizer sees, or each of its optimizers."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, Tensor] = {}
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.first = (
-            {n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None}
-            if not trainer.global_step
-            else self.first
-        )
+        seen = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        moved = {n: p for n, p in pl_module.named_parameters() if id(p) in seen and p.grad is not None}
+        self.first |= {n: p.grad.clone() for n, p in moved.items() if n not in self.first}
 
 
 def plain_network(width: int, seed: int) -> nn.Module:
@@ -66,7 +67,10 @@ def gradients(folder: Path, ranks: int) -> dict[str, dict[str, Tensor]]:
 def gradient(folder: Path, ranks: int, case: toys.Case) -> dict[str, Tensor]:
     kept = Gradients()
     found.without_cross_sample_layers(case.learner)
-    run = toys.trainer(folder, *case.callbacks, kept, max_steps=1, **parallel(ranks))
+    case.settle(case.learner)
+    # what players have of each other is a small difference of large gradients
+    exact = {} if case.learner.automatic_optimization else {"precision": "64-true"}
+    run = toys.trainer(folder, *case.callbacks, kept, max_steps=1, **exact, **toys.strategy(case.learner, ranks))
     run.fit(case.learner, (case.data or toys.data)(batch_size=32 // ranks, augmentation=None))
     return kept.first
 
@@ -149,13 +153,14 @@ def again(folder: Path, ranks: int, build: Callable[[], toys.Case]) -> list[dict
     results = [toys.weights(whole.learner)]
     for step in (2, 3):
         case = build()
-        fit(case, folder / "again", ranks, ckpt_path=folder / f"step={step}.ckpt")
+        counted = step * len(whole.learner.trainer.optimizers)
+        fit(case, folder / "again", ranks, ckpt_path=folder / f"step={counted}.ckpt")
         results.append(toys.weights(case.learner))
     return results
 
 
 def fit(case: toys.Case, folder: Path, ranks: int, *callbacks: Callback, ckpt_path: Path | None = None) -> None:
-    run = toys.trainer(folder, *case.callbacks, *callbacks, max_epochs=2, **parallel(ranks))
+    run = toys.trainer(folder, *case.callbacks, *callbacks, max_epochs=2, **toys.strategy(case.learner, ranks))
     run.fit(case.learner, (case.data or toys.data)(), ckpt_path=ckpt_path)
 
 

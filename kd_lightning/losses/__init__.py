@@ -1,8 +1,10 @@
 """What is compared: tensors in, scalar out. Every loss is called as ``loss(student, teacher, target=None)``."""
 
 from kd_lightning.losses.ab import ABLoss, ab_loss
+from kd_lightning.losses.adversarial import AdversarialLoss, adversarial_loss, discrimination_loss
 from kd_lightning.losses.afd import AFDLoss, afd_loss
 from kd_lightning.losses.attention_transfer import AttentionTransferLoss, attention_transfer_loss
+from kd_lightning.losses.attentive_ensemble import AttentiveEnsembleLoss, attentive_ensemble_loss
 from kd_lightning.losses.ca_mkd import CAMKDLoss, ca_mkd_loss
 from kd_lightning.losses.ca_mkd_feature import CAMKDFeatureLoss, ca_mkd_feature_loss
 from kd_lightning.losses.cc import CCLoss, cc_loss
@@ -17,11 +19,18 @@ from kd_lightning.losses.factor_transfer import FactorTransferLoss, factor_trans
 from kd_lightning.losses.feature_ensemble import FeatureEnsembleLoss
 from kd_lightning.losses.feature_mse import FeatureMSELoss, feature_mse_loss
 from kd_lightning.losses.fsp import FSPLoss, fsp_loss
+from kd_lightning.losses.gradient_attention import GradientAttentionLoss, gradient_attention_loss
 from kd_lightning.losses.hint import HintLoss, hint_loss
 from kd_lightning.losses.irg import IRGLoss, irg_loss
+from kd_lightning.losses.jacobian import JacobianLoss, jacobian_loss
 from kd_lightning.losses.jsd import JSDLoss, jsd_loss
 from kd_lightning.losses.kd import KDLoss, kd_loss
 from kd_lightning.losses.kl_mae import KLMAELoss, kl_mae_loss
+from kd_lightning.losses.least_squares_adversarial import (
+    LeastSquaresAdversarialLoss,
+    least_squares_adversarial_loss,
+    least_squares_discrimination_loss,
+)
 from kd_lightning.losses.locality_preserving import LocalityPreservingLoss, locality_preserving_loss
 from kd_lightning.losses.logit_mse import LogitMSELoss, logit_mse_loss
 from kd_lightning.losses.logit_standardization import LogitStandardizationKDLoss, logit_standardization_kd_loss
@@ -47,7 +56,9 @@ from kd_lightning.losses.wsld import WSLDLoss, wsld_loss
 __all__ = [
     "ABLoss",
     "AFDLoss",
+    "AdversarialLoss",
     "AttentionTransferLoss",
+    "AttentiveEnsembleLoss",
     "CAMKDFeatureLoss",
     "CAMKDLoss",
     "CCLoss",
@@ -61,12 +72,15 @@ __all__ = [
     "FactorTransferLoss",
     "FeatureEnsembleLoss",
     "FeatureMSELoss",
+    "GradientAttentionLoss",
     "HintLoss",
     "IRGLoss",
     "InBatchCRDLoss",
     "JSDLoss",
+    "JacobianLoss",
     "KDLoss",
     "KLMAELoss",
+    "LeastSquaresAdversarialLoss",
     "LocalityPreservingLoss",
     "LogitMSELoss",
     "LogitStandardizationKDLoss",
@@ -89,27 +103,34 @@ __all__ = [
     "VIDLoss",
     "WSLDLoss",
     "ab_loss",
+    "adversarial_loss",
     "afd_loss",
     "arithmetic_mean",
     "attention_transfer_loss",
+    "attentive_ensemble_loss",
     "ca_mkd_feature_loss",
     "ca_mkd_loss",
     "cc_loss",
     "crd_loss",
     "ctkd_loss",
     "cwd_loss",
+    "discrimination_loss",
     "dist_loss",
     "dkd_loss",
     "factor_transfer_loss",
     "feature_mse_loss",
     "fsp_loss",
     "geometric_mean",
+    "gradient_attention_loss",
     "hint_loss",
     "in_batch_crd_loss",
     "irg_loss",
+    "jacobian_loss",
     "jsd_loss",
     "kd_loss",
     "kl_mae_loss",
+    "least_squares_adversarial_loss",
+    "least_squares_discrimination_loss",
     "locality_preserving_loss",
     "logit_mse_loss",
     "logit_standardization_kd_loss",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kd_lightning.learner import Batch, Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import freeze, leave_out
-from kd_lightning.taps import Activations, tap
+from kd_lightning.taps import Activations, differentiable, tap
 from kd_lightning.terms import Term
 
 
@@ -60,7 +60,8 @@ class OfflineDistiller(Learner):
 
     def watch_teacher(self, batch: Batch) -> Activations:
         """What the teacher gives for its input, at every layer that a term addresses."""
-        return tap(self.teacher, batch.teacher, self.layers("teacher"))
+        inputs = differentiable(batch.teacher) if self.differentiates else batch.teacher
+        return tap(self.teacher, inputs, self.layers("teacher"))
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
         """The terms of what student and teacher give for the same batch."""

@@ -1,0 +1,39 @@
+"""Rules: what is known of the classes without looking, as a network that an ensemble can hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class FixedDistribution(nn.Module):
+    """Says the same of every input: a rule, or a prior, beside teachers.
+
+    An attentive ensemble (`kd_lightning.losses.AttentiveEnsembleLoss`) learns for which samples to follow it.
+
+    Args:
+        probabilities: One for each class, above 0; they are made to sum to 1.
+
+    Shapes:
+        Input (N, ...); output: logits (N, C), the logarithms of the probabilities.
+
+    Raises:
+        ValueError: There are fewer than two, or one is not a finite number above 0.
+
+    Example:
+        >>> FixedDistribution([1, 1, 2])(torch.zeros(1, 5)).exp()
+        tensor([[0.2500, 0.2500, 0.5000]])
+    """
+
+    def __init__(self, probabilities: Sequence[float]) -> None:
+        super().__init__()
+        if len(probabilities) < 2 or not all(math.isfinite(p) and p > 0 for p in probabilities):
+            raise ValueError(f"probabilities={list(probabilities)} must be at least two finite numbers above 0")
+        self.register_buffer("logits", torch.tensor(probabilities, dtype=torch.float32).log().log_softmax(dim=0))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The logits, for each sample."""
+        return self.get_buffer("logits").expand(len(inputs), -1)

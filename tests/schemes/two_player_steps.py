@@ -1,0 +1,57 @@
+"""Three steps of two players, written out: what each test of a two-player scheme holds its learner to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests import toys
+from tests.schemes.test_mutual import batches
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+def follows(
+    learner: Any,
+    ours: dict[str, nn.Module],
+    theirs: dict[str, nn.Module],
+    moves: Callable[[Tensor, Tensor], tuple[Tensor, Callable[[], dict[str, Tensor]]]],
+    weights: dict[str, float],
+    folder: Any,
+) -> None:
+    """The learner's three steps are those of a plain loop over copies of its networks.
+
+    `moves` gives the discriminators' loss of a batch, and what computes the networks' losses once they have moved;
+    `ours` names the copies of networks that learn by the second, `theirs` the discriminators, by their names in the
+    learner.
+    """
+    logged: list[dict[str, float]] = []
+    told: list[float] = []
+    learner.log_dict = lambda values, **_: logged.append({k: float(v) for k, v in values.items()})
+    learner.log = lambda name, value, **_: told.append(float(value)) if name == "train/discriminator" else None
+    toys.trainer(folder, max_epochs=1).fit(learner, batches())
+    optimizers = [sgd([p for n in side.values() for p in n.parameters()]) for side in (ours, theirs)]
+    for step, (x, y) in enumerate(batches()):
+        torch.manual_seed(step)
+        discriminators, networks = moves(x, y)
+        optimizers[1].zero_grad()
+        discriminators.backward(retain_graph=True)
+        optimizers[1].step()
+        losses = networks()
+        optimizers[0].zero_grad()
+        torch.stack([weights[name] * loss for name, loss in losses.items()]).sum().backward()
+        optimizers[0].step()
+        seen = {name.removeprefix("train/"): value for name, value in logged[step].items() if "train/" in name}
+        assert seen == pytest.approx({name: loss.item() for name, loss in losses.items()}, rel=1e-4, abs=1e-6)
+        assert told[step] == pytest.approx(discriminators.item(), rel=1e-4)
+    for name, network in (ours | theirs).items():
+        truth = network.state_dict()
+        for key, value in learner.get_submodule(name).state_dict().items():
+            where = f"{name}.{key}: "
+            torch.testing.assert_close(value, truth[key], rtol=1e-4, atol=1e-6, msg=where.__add__)
