@@ -1,6 +1,6 @@
 # Every target makes the environment first: with uv where it can be had, with plain pip where not.
 .DEFAULT_GOAL := help
-.PHONY: help compare zoo bench growth seeds bench-gpu origin test test-all test-gpu lint
+.PHONY: help compare zoo families bench growth seeds bench-gpu origin test test-all test-gpu lint
 export OMP_NUM_THREADS := 1
 
 comma := ,
@@ -19,9 +19,8 @@ zoo: .venv/ready  ## train with every loss on 1,000 digits, and show what each w
 	$(BIN)/kd-lightning compare --config configs/compare/zoo.yaml
 	$(BIN)/python -m benchmarks.zoo
 
-adversarial attention: .venv/ready  ## train with the methods of that family and their ablations, and show what each was worth (half an hour)
-	$(BIN)/kd-lightning compare --config configs/compare/$@.yaml
-	$(BIN)/python -m benchmarks.families $@
+families: .venv/ready  ## train with the adversarial, cross-modal and attention methods and their ablations, and show what each was worth (two hours)
+	$(foreach name,adversarial cross_modal attention,$(BIN)/kd-lightning compare --config configs/compare/$(name).yaml && $(BIN)/python -m benchmarks.families $(name) &&) true
 
 bench: .venv/ready  ## measure what a step costs beside a bare loop's, other libraries' and, loss by loss, plain torch's (a quarter of an hour)
 	$(BIN)/python -m benchmarks.speed

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/<name>.md from the runs of configs/compare/<name>.yaml: `make adversarial`, for one.
+"""Writes the tables of docs/<name>.md from the runs of configs/compare/<name>.yaml: `make families`.
 
 python -m benchmarks.families NAME [--runs runs/compare/NAME]
 """

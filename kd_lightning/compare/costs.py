@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kd_lightning.data  # pyright: ignore[reportUnusedImport]  # what they hold is known by short names from here on
 import kd_lightning.networks  # pyright: ignore[reportUnusedImport]  # noqa: F401
+from kd_lightning.batch import split_batch
 from kd_lightning.compare.config import Config
 from kd_lightning.compare.survey import network_key
 
@@ -36,8 +37,10 @@ class Costs:
         data = _instantiate(config["data"], LightningDataModule)
         data.setup("fit")
         loader = data.train_dataloader()
-        images: Tensor = next(iter(loader))[0]
         arguments, key = config["model"]["init_args"], network_key(config)
+        batch, views = next(iter(loader)), arguments.get("views")
+        images: Tensor = batch[views["student"] if views else 0]
+        shown: Tensor = batch[views["teacher"] if views else 0]
         if key not in self.facts:
             network = _instantiate(arguments["student"], nn.Module)
             self.facts[key] = _facts(network, images[:1])
@@ -47,8 +50,9 @@ class Costs:
         if "teacher" in arguments:
             teacher = _instantiate(arguments["teacher"]["init_args"]["network"], nn.Module).requires_grad_(False)
             cached = any("TeacherCache" in str(callback) for callback in config["trainer"].get("callbacks", []))
-            batches = sum(len(x) for x, *_ in data.train_rows()) / len(images) if cached else steps
-            total += batches * _milliseconds(lambda: teacher(images))
+            rows = (split_batch(batch).labels["index"] for batch in data.train_rows()) if cached else ()
+            batches = sum(map(len, rows)) / len(images) if cached else steps
+            total += batches * _milliseconds(lambda: teacher(shown))
         return START_SECONDS + total / 1000
 
 

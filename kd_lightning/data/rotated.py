@@ -27,6 +27,7 @@ class RotatedMNISTDataModule(MNISTDataModule):
         epoch_steps: Full batches in an epoch; without it, an epoch is one pass.
         eval_batch_size: At most this many images a batch outside training, on each process.
         channels: How often the one channel is shown.
+        views: In how many ways the augmentation shows an image.
 
     Raises:
         ValueError: An argument is out of its range, or a file of the package is damaged.
@@ -49,9 +50,19 @@ class RotatedMNISTDataModule(MNISTDataModule):
         epoch_steps: int | None = None,
         eval_batch_size: int = 250,
         channels: int = 3,
+        views: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size, train_size, val_size, seed, augmentation, drop_last, epoch_steps, eval_batch_size, channels
+            batch_size,
+            train_size,
+            val_size,
+            seed,
+            augmentation,
+            drop_last,
+            epoch_steps,
+            eval_batch_size,
+            channels,
+            views,
         )
         if not math.isfinite(degrees):
             raise ValueError(f"degrees={degrees} is not a finite angle")

@@ -17,6 +17,7 @@ from kd_lightning.networks.inherit import inherit
 from kd_lightning.networks.margin import MarginTeacher
 from kd_lightning.networks.mlp import MLP
 from kd_lightning.networks.paraphraser import Paraphrased, Paraphraser
+from kd_lightning.networks.row_reader import RowReader
 from kd_lightning.networks.rules import FixedDistribution
 from kd_lightning.networks.simkd import SimKD
 from kd_lightning.networks.weights import load_student, load_teacher
@@ -38,6 +39,7 @@ __all__ = [
     "MarginTeacher",
     "Paraphrased",
     "Paraphraser",
+    "RowReader",
     "SimKD",
     "StudentConvNet",
     "TeacherConvNet",

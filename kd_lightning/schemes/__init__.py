@@ -3,6 +3,7 @@
 from kd_lightning.schemes.adversarial import AdversarialDistiller
 from kd_lightning.schemes.class_wise import CSKD
 from kd_lightning.schemes.classifier import Classifier
+from kd_lightning.schemes.cross_modal import CrossModalDistiller
 from kd_lightning.schemes.ffl import FFL
 from kd_lightning.schemes.kdcl import KDCL
 from kd_lightning.schemes.kdgan import KDGAN
@@ -24,6 +25,7 @@ __all__ = [
     "ONE",
     "AdversarialDistiller",
     "Classifier",
+    "CrossModalDistiller",
     "KnowledgeTransferGraph",
     "MutualLearning",
     "OKDDip",

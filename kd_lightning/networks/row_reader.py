@@ -1,0 +1,32 @@
+"""A recurrent network that reads an image row by row."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class RowReader(nn.Module):
+    """A gated recurrent unit (Cho et al. 2014, arXiv:1406.1078) over a sequence, and a classifier of its last state.
+
+    Args:
+        in_features: Values of an element: the width of an image, for its rows.
+        width: Of the state.
+        num_classes: Width of the logits.
+
+    Shapes:
+        Input (N, L, in_features); output: logits (N, num_classes). ``classifier`` is the last layer.
+
+    Example:
+        >>> import torch
+        >>> RowReader()(torch.zeros(2, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, in_features: int = 28, width: int = 64, num_classes: int = 10) -> None:
+        super().__init__()
+        self.recurrent = nn.GRU(in_features, width, batch_first=True)
+        self.classifier = nn.Linear(width, num_classes)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """The logits."""
+        return self.classifier(self.recurrent(rows)[0][:, -1])

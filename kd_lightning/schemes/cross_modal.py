@@ -1,0 +1,82 @@
+"""Cross-modal distillation: the teacher sees one view of a sample, the student another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from kd_lightning.batch import split_batch
+from kd_lightning.learner import Batch, LRSchedulerCallable, OptimizerCallable
+from kd_lightning.schemes.offline import OfflineDistiller
+from kd_lightning.terms import Term, names
+
+
+class CrossModalDistiller(OfflineDistiller):
+    """A student of one modality learns from a frozen teacher of another, by samples that are seen in both.
+
+    Saurabh Gupta, Judy Hoffman, Jitendra Malik: Cross Modal Distillation for Supervision Transfer. CVPR 2016
+    (arXiv:1507.00448). The pairs need no labels: a term whose target is null, as `KDLoss` and losses on features have
+    it, does not ask for any, and terms that do are free to stand beside them. Evaluation sees the student's view, and
+    needs labels.
+
+    A batch is a mapping of views and labels, as of `kd_lightning.data.PairedViewsDataModule`, or a user's own.
+
+    Args:
+        student: The network that learns and that is deployed; it sees its own view alone.
+        teacher: The network that teaches; it is frozen and left out of every checkpoint.
+        terms: The losses by name, each with its addresses and weight.
+        views: What each of the two sees: ``{teacher: <view>, student: <view>}``, names in the batch.
+        optimizer: Builds the optimizer from the parameters that learn.
+        lr_scheduler: Builds a learning-rate scheduler from the optimizer.
+        lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
+
+    Raises:
+        ValueError: `views` names other than teacher and student; at a batch: it is no mapping or lacks a view.
+
+    Example:
+        >>> from kd_lightning.losses import KDLoss
+        >>> from kd_lightning.networks import StudentConvNet, TeacherConvNet
+        >>> views = {"teacher": "image", "student": "depth"}
+        >>> learner = CrossModalDistiller(StudentConvNet(), TeacherConvNet(), {"kd": Term(KDLoss())}, views)
+        >>> batch = {"image": torch.zeros(2, 3, 28, 28), "depth": torch.ones(2, 3, 28, 28)}
+        >>> list(learner.compute_losses(batch))
+        ['kd']
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        terms: dict[str, Term],
+        views: dict[str, str],
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["step", "epoch"] = "epoch",
+    ) -> None:
+        super().__init__(student, teacher, terms, optimizer, lr_scheduler, lr_interval)
+        if set(views) != {"teacher", "student"}:
+            raise ValueError(
+                f"views={views} must say what the teacher and the student see: {{teacher: ..., student: ...}}"
+            )
+        self.views = views
+
+    def split_batch(self, batch: Any) -> Batch:
+        """Each network's view, and what in the batch is a label."""
+        if not isinstance(batch, Mapping):
+            raise ValueError(
+                f"a batch is {type(batch).__name__}, and views are picked by their names: let the data give a mapping, "
+                "e.g. PairedViewsDataModule"
+            )
+        labels = split_batch(batch, (label for term in self._terms().values() for label in names(term.target))).labels
+        for side, view in self.views.items():
+            if view not in batch:
+                there = [name for name in batch if name not in labels]
+                nearest = get_close_matches(view, there, n=3, cutoff=0.3) or there
+                raise ValueError(
+                    f"views.{side}: the batch has no {view!r}; the nearest of its views are {', '.join(nearest)}"
+                )
+        return Batch(batch[self.views["student"]], batch[self.views["teacher"]], labels)

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kd_lightning import Term
+from kd_lightning.data import EdgeMap, PairedViewsDataModule, Rows
+from kd_lightning.losses import FeatureMSELoss, KDLoss, TaskLoss
+from kd_lightning.networks import RowReader
+from kd_lightning.schemes import CrossModalDistiller
+from tests import toys
+from tests.schemes.test_mutual import kl, without_dropout
+
+VIEWS = {"teacher": "image", "student": "edges"}
+
+
+def data(**changes: Any) -> PairedViewsDataModule:
+    given = {"batch_size": 16, "train_size": 64, "val_size": 0, "augmentation": toys.Noise()}
+    return PairedViewsDataModule({"edges": EdgeMap(), "rows": Rows()}, **given | changes)
+
+
+def learner(**changes: Any) -> CrossModalDistiller:
+    terms = {"kd": Term(KDLoss(temperature=3.0), weight=0.5), "logits": Term(FeatureMSELoss(), weight=0.1)}
+    given = {"terms": terms, "views": VIEWS} | changes
+    return CrossModalDistiller(toys.network(8, seed=1), toys.network(16, seed=2), **given)
+
+
+def of_rows() -> CrossModalDistiller:
+    torch.manual_seed(1)
+    terms = {"kd": Term(KDLoss(temperature=3.0)), "task": Term(TaskLoss(), teacher=None)}
+    views = {"teacher": "image", "student": "rows"}
+    return CrossModalDistiller(RowReader(width=6), toys.network(16, seed=2), terms, views)
+
+
+CASES = {
+    "cross_modal": lambda: toys.Case(learner(), data=data),
+    "cross_modal_rows": lambda: toys.Case(of_rows(), data=data),
+}
+
+
+def test_three_steps_are_those_of_a_plain_loop():
+    ours, student, teacher = learner(), toys.network(8, seed=1), toys.network(16, seed=2)
+    without_dropout([ours, student])
+    teacher.eval()
+    optimizers = [torch.optim.SGD(network.parameters(), lr=0.1) for network in (ours.student, student)]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        image, edges = torch.rand(2, 16, 3, 28, 28, generator=generator)
+        losses = ours.compute_losses({"image": image, "edges": edges})
+        z, t = student(edges), teacher(image).detach()
+        expected = {"kd": kl(z, t, 3.0), "logits": (z - t).square().mean()}
+        for name, value in expected.items():
+            assert losses[name].item() == pytest.approx(value.item(), rel=1e-5)
+        for optimizer, loss in zip(
+            optimizers,
+            (ours.weighted_sum(losses), 0.5 * expected["kd"] + 0.1 * expected["logits"]),
+            strict=True,
+        ):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    for value, truth in zip(ours.student.parameters(), student.parameters(), strict=True):
+        torch.testing.assert_close(value, truth)
+
+
+class Unread(dict):
+    """A batch that does not give its labels away."""
+
+    def __getitem__(self, key: str) -> Tensor:
+        assert key in ("image", "edges"), f"{key} was read"
+        return super().__getitem__(key)
+
+
+def test_pairs_need_no_labels_and_none_is_looked_at(tmp_path):
+    def fitted(target: Tensor) -> dict[str, Tensor]:
+        ours = learner()
+
+        class Lies(PairedViewsDataModule):
+            def _all_views(self, batch):
+                return super()._all_views(batch) | {"target": target}
+
+        toys.trainer(tmp_path, max_epochs=1).fit(
+            ours, Lies({"edges": EdgeMap()}, batch_size=16, train_size=64, val_size=0)
+        )
+        return toys.weights(ours)
+
+    assert toys.same(fitted(torch.zeros(16, dtype=torch.int64)), fitted(torch.full((16,), 7)))
+    seen = Unread(image=torch.rand(4, 3, 28, 28), edges=torch.rand(4, 3, 28, 28))
+    assert set(learner().compute_losses(seen)) == {"kd", "logits"}
+
+
+def test_the_student_is_evaluated_on_its_own_view(tmp_path):
+    ours, module = learner(), data(val_size=50, augmentation=None)
+    (measured,) = toys.trainer(tmp_path).validate(ours, module, verbose=False)
+    seen = next(iter(module.val_dataloader()))
+    ours.eval()
+    logits = ours.student(EdgeMap()(seen["image"]))
+    assert measured["val/nll"] == pytest.approx(functional.cross_entropy(logits, seen["target"]).item(), rel=1e-5)
+
+
+def test_a_shuffled_modality_is_another_samples_in_training_alone(tmp_path):
+    module = data(shuffled="image", val_size=50, augmentation=None)
+    seen: list[dict[str, Tensor]] = []
+
+    class Keep(CrossModalDistiller):
+        def split_batch(self, batch):
+            seen.append(batch)
+            return super().split_batch(batch)
+
+    terms = {"kd": Term(KDLoss())}
+    keep = Keep(toys.network(8, seed=1), toys.network(16, seed=2), terms, VIEWS)
+    toys.trainer(tmp_path, max_epochs=1, num_sanity_val_steps=0).fit(keep, module)
+    training, validation = seen[0], seen[-1]
+    assert torch.equal(EdgeMap()(training["image"].roll(-1, dims=0)), training["edges"])
+    assert torch.equal(EdgeMap()(validation["image"]), validation["edges"])
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="must say what the teacher and the student see"):
+        learner(views={"teacher": "image"})
+    with pytest.raises(ValueError, match=r"views.student: the batch has no 'edges'; the nearest of its views are edge"):
+        learner().compute_losses({"image": torch.zeros(2, 3, 28, 28), "edge": torch.zeros(2, 3, 28, 28)})
+    with pytest.raises(ValueError, match="a batch is tuple, and views are picked by their names"):
+        learner().compute_losses((torch.zeros(2, 3, 28, 28), torch.zeros(2, dtype=torch.int64)))
