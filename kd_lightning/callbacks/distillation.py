@@ -66,7 +66,17 @@ class Distillation(Callback):
     def __init__(self, student: str, teacher: nn.Module, terms: dict[str, Term]) -> None:
         self.student = student
         self.teacher = freeze(teacher)
-        self.terms = nn.ModuleDict(check_terms(terms))
+        for name, term in check_terms(terms).items():
+            for needs, scheme in (
+                ("discriminate", "AdversarialDistiller"),
+                ("differentiates_input", "OfflineDistiller"),
+            ):
+                if hasattr(term.loss, needs):
+                    raise ValueError(
+                        f"term {name!r}: {type(term.loss).__name__} needs more of a step than the drop-in has: "
+                        f"learn by {scheme}"
+                    )
+        self.terms = nn.ModuleDict(terms)
         leave_out(self.terms)
         self._name: str | None = None  # of the terms, in their module
         self._digest: str | None = None

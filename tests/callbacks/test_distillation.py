@@ -26,8 +26,8 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from kd_lightning import Term
 from kd_lightning.callbacks import Constant, Distillation, TeacherFreezing, TemperatureSchedule, TermWeightSchedule
-from kd_lightning.losses import KDLoss, TaskLoss
-from kd_lightning.networks import StudentConvNet, digest
+from kd_lightning.losses import AdversarialLoss, JacobianLoss, KDLoss, TaskLoss
+from kd_lightning.networks import Discriminator, StudentConvNet, digest
 from tests import toys
 
 FEATURES, CLASSES, LR = 12, 5, 0.1
@@ -879,3 +879,12 @@ def test_terms_are_checked_at_construction():
         Distillation("backbone", teacher(), {})
     with pytest.raises(ValueError, match=r"cannot be called 'a\.b'"):
         Distillation("backbone", teacher(), {"a.b": Term(KDLoss())})
+
+
+@pytest.mark.parametrize(
+    ("loss", "scheme"),
+    [(AdversarialLoss(Discriminator(10)), "AdversarialDistiller"), (JacobianLoss(), "OfflineDistiller")],
+)
+def test_what_needs_a_step_of_its_own_is_refused(loss, scheme):
+    with pytest.raises(ValueError, match=rf"term 'it': {type(loss).__name__} needs more .* learn by {scheme}"):
+        Distillation(teacher=nn.Linear(2, 10), student="net", terms={"it": Term(loss)})
