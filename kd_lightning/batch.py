@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor
@@ -59,3 +60,33 @@ def split_batch(batch: Any, label_names: Iterable[str] = ()) -> Batch:
 def target_of(labels: dict[str, Tensor]) -> Tensor | None:
     """The labels that a network is evaluated against, if there are any."""
     return next((labels[name] for name in LABELS if name in labels), None)
+
+
+def pick_view(batch: Any, view: str | list[str], labels: Iterable[str], setting: str = "view") -> Any:
+    """One view of a batch that is a mapping, or several as a mapping of their own.
+
+    Args:
+        batch: The mapping.
+        view: The view's name, or the names of several.
+        labels: What in the batch is a label, and no view.
+        setting: What the views were named by, for a complaint.
+
+    Raises:
+        ValueError: The batch is no mapping, or has no such view (the nearest are given).
+
+    Example:
+        >>> pick_view({"image": 1, "edges": 2, "rows": 3}, ["edges", "rows"], labels=())
+        {'edges': 2, 'rows': 3}
+    """
+    if isinstance(batch, Tensor) or not isinstance(batch, Mapping):
+        raise ValueError(
+            f"a batch is {type(batch).__name__}, and views are picked by their names: let the data give a mapping, "
+            "e.g. PairedViewsDataModule"
+        )
+    items = cast("Mapping[str, Any]", batch)
+    for name in [view] if isinstance(view, str) else view:
+        if name not in items:
+            there = [other for other in items if other not in set(labels)]
+            nearest = get_close_matches(name, there, n=3, cutoff=0.3) or there
+            raise ValueError(f"{setting}: the batch has no {name!r}; the nearest of its views are {', '.join(nearest)}")
+    return items[view] if isinstance(view, str) else {name: items[name] for name in view}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from kd_lightning.networks import ConvNet, Paraphrased, Paraphraser
+from kd_lightning.networks import ConvNet, GraphNetwork, Paraphrased, Paraphraser, RowReader
 from tests import toys
 
 torch.set_num_threads(1)  # two threads on a shared core are slower than one, and by much
@@ -36,6 +36,9 @@ TEACHERS: dict[str, Callable[[], nn.Module]] = {
     "mnist/teacher_batch_norm": lambda: ConvNet(128, batch_norm=True),
     "teachers/takd_assistant": lambda: ConvNet(64),
     "adversarial/kdgan_teacher": lambda: ConvNet(128),
+    "graph/teacher": lambda: GraphNetwork(64, [128], convolution="gcn"),
+    "graph/teacher_mnist": lambda: GraphNetwork(784, [128], convolution="gcn"),
+    "graph/reader": lambda: RowReader(),
     "feature/paraphraser": lambda: Paraphrased(ConvNet(128), "conv.5", Paraphraser(128)),
 }
 """The runs whose checkpoints the shipped configurations learn from, and their networks."""

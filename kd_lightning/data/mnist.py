@@ -16,18 +16,6 @@ from kd_lightning.steps import batches_done
 
 NUM_CLASSES = 10
 TRAIN_ROWS = 60_000
-# what a checkpoint remembers: an augmentation is no plain value, and would need pickled code to load
-REMEMBERED = (
-    "batch_size",
-    "train_size",
-    "val_size",
-    "seed",
-    "drop_last",
-    "epoch_steps",
-    "eval_batch_size",
-    "channels",
-    "views",
-)
 PACKAGED = Path(__file__).parent / "files" / "mnist"
 PUBLISHED_MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -99,7 +87,19 @@ class MNISTDataModule(LightningDataModule):
         check_sizes(train_size, val_size, TRAIN_ROWS)
         if augmentation is not None and not callable(augmentation):
             raise ValueError(f"augmentation={augmentation!r} is not callable: give a function of one image, or null")
-        self.save_hyperparameters(*REMEMBERED, logger=False)
+        # what a checkpoint remembers: an augmentation is no plain value, and would need pickled code to load
+        remembered = {
+            "batch_size": batch_size,
+            "train_size": train_size,
+            "val_size": val_size,
+            "seed": seed,
+            "drop_last": drop_last,
+            "epoch_steps": epoch_steps,
+            "eval_batch_size": eval_batch_size,
+            "channels": channels,
+            "views": views,
+        }
+        self.save_hyperparameters(remembered, logger=False)
         self.batch_size = batch_size
         self.train_size = train_size
         self.val_size = val_size

@@ -34,7 +34,9 @@ from kd_lightning.losses.least_squares_adversarial import (
 from kd_lightning.losses.locality_preserving import LocalityPreservingLoss, locality_preserving_loss
 from kd_lightning.losses.logit_mse import LogitMSELoss, logit_mse_loss
 from kd_lightning.losses.logit_standardization import LogitStandardizationKDLoss, logit_standardization_kd_loss
+from kd_lightning.losses.lsp import LSPLoss, lsp_loss
 from kd_lightning.losses.mgd import MGDLoss, mgd_loss
+from kd_lightning.losses.modality_graph import ModalityGraphLoss
 from kd_lightning.losses.multi_head_graph import MultiHeadGraphLoss, multi_head_graph_loss
 from kd_lightning.losses.nst import NSTLoss, nst_loss
 from kd_lightning.losses.ofd import OFDLoss, ofd_loss
@@ -80,11 +82,13 @@ __all__ = [
     "JacobianLoss",
     "KDLoss",
     "KLMAELoss",
+    "LSPLoss",
     "LeastSquaresAdversarialLoss",
     "LocalityPreservingLoss",
     "LogitMSELoss",
     "LogitStandardizationKDLoss",
     "MGDLoss",
+    "ModalityGraphLoss",
     "MultiHeadGraphLoss",
     "NSTLoss",
     "OFDLoss",
@@ -134,6 +138,7 @@ __all__ = [
     "locality_preserving_loss",
     "logit_mse_loss",
     "logit_standardization_kd_loss",
+    "lsp_loss",
     "mgd_loss",
     "multi_head_graph_loss",
     "nst_loss",

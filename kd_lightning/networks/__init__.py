@@ -13,9 +13,11 @@ from kd_lightning.networks.files import WeightsError
 from kd_lightning.networks.freezing import freeze, is_frozen, is_left_out, leave_out, take_back, unfreeze
 from kd_lightning.networks.fusion import FeatureFusion
 from kd_lightning.networks.generator import Generator
+from kd_lightning.networks.graph import GCNConvolution, GraphNetwork, SAGEConvolution
 from kd_lightning.networks.inherit import inherit
 from kd_lightning.networks.margin import MarginTeacher
 from kd_lightning.networks.mlp import MLP
+from kd_lightning.networks.modality_ensemble import ModalityEnsemble
 from kd_lightning.networks.paraphraser import Paraphrased, Paraphraser
 from kd_lightning.networks.row_reader import RowReader
 from kd_lightning.networks.rules import FixedDistribution
@@ -34,12 +36,16 @@ __all__ = [
     "Exits",
     "FeatureFusion",
     "FixedDistribution",
+    "GCNConvolution",
     "Generator",
+    "GraphNetwork",
     "InBFloat16",
     "MarginTeacher",
+    "ModalityEnsemble",
     "Paraphrased",
     "Paraphraser",
     "RowReader",
+    "SAGEConvolution",
     "SimKD",
     "StudentConvNet",
     "TeacherConvNet",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -46,22 +47,32 @@ class Ensemble(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The stacked logits (N, K, ...) of an input, or of a mapping's items by their names."""
-        from kd_lightning.taps import logits_of  # here, for it brings in torch._dynamo, which takes seconds
+        return stack_logits(
+            {f"members.{i}": (member, member(*args, **kwargs)) for i, member in enumerate(self.members)}
+        )
 
-        logits: list[Tensor] = []
-        for i, member in enumerate(self.members):
-            output = logits_of(member(*args, **kwargs))
-            if not isinstance(output, Tensor):
-                raise TypeError(
-                    f"{self._name(i)} gave {type(output).__name__}, not a tensor: return one, or an object with .logits"
-                )
-            if logits and output.shape != logits[0].shape:
-                raise ValueError(
-                    f"{self._name(0)} gave logits {tuple(logits[0].shape)} and {self._name(i)} {tuple(output.shape)}: "
-                    "give all of them the same num_classes"
-                )
-            logits.append(output)
-        return torch.stack(logits, dim=1)
 
-    def _name(self, i: int) -> str:
-        return f"members.{i} ({type(self.members[i]).__name__})"
+def stack_logits(outputs: Mapping[str, tuple[nn.Module, Any]]) -> Tensor:
+    """What networks gave, by their names, as logits (N, K, ...).
+
+    Raises:
+        ValueError: Logits differ in shape.
+        TypeError: A network gave none.
+    """
+    from kd_lightning.taps import logits_of  # here, for it brings in torch._dynamo, which takes seconds
+
+    stacked: dict[str, Tensor] = {}
+    for name, (network, output) in outputs.items():
+        logits, called = logits_of(output), f"{name} ({type(network).__name__})"
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                f"{called} gave {type(logits).__name__}, not a tensor: return one, or an object with .logits"
+            )
+        first = next(iter(stacked), called)
+        if stacked and logits.shape != stacked[first].shape:
+            raise ValueError(
+                f"{first} gave logits {tuple(stacked[first].shape)} and {called} {tuple(logits.shape)}: "
+                "give all of them the same num_classes"
+            )
+        stacked[called] = logits
+    return torch.stack(list(stacked.values()), dim=1)

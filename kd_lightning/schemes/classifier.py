@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.batch import Batch, pick_view
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses import TaskLoss
 from kd_lightning.terms import Term
@@ -21,9 +23,11 @@ class Classifier(Learner):
         optimizer: Builds the optimizer from the parameters that learn.
         lr_scheduler: Builds a learning-rate scheduler from the optimizer.
         lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
+        view: What the network sees of a batch in several views, such as those of
+            `kd_lightning.data.PairedViewsDataModule`; needed with such data only.
 
     Raises:
-        ValueError: A term compares with a teacher.
+        ValueError: A term compares with a teacher; at a batch: it has no such view.
 
     Example:
         >>> from kd_lightning.networks import StudentConvNet
@@ -40,6 +44,7 @@ class Classifier(Learner):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        view: str | None = None,
     ) -> None:
         terms = {"task": Term(TaskLoss(), teacher=None)} if terms is None else terms
         for name, term in terms.items():
@@ -48,6 +53,15 @@ class Classifier(Learner):
                     f"term {name!r} compares with a teacher and a Classifier has none: set teacher to null"
                 )
         super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)
+        self.view = view
+
+    def split_batch(self, batch: Any) -> Batch:
+        """The input, or the view of it that the network sees, and the labels."""
+        if self.view is None:
+            return super().split_batch(batch)
+        labels = super().split_batch(batch).labels if isinstance(batch, Mapping) else {}
+        x = pick_view(batch, self.view, labels)
+        return Batch(x, x, labels)
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
         """The terms of the student's activations and the batch's labels."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from kd_lightning.batch import split_batch
+from kd_lightning.batch import pick_view
 from kd_lightning.learner import Batch, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.schemes.offline import OfflineDistiller
-from kd_lightning.terms import Term, names
+from kd_lightning.terms import Term
 
 
 class CrossModalDistiller(OfflineDistiller):
@@ -29,7 +28,8 @@ class CrossModalDistiller(OfflineDistiller):
         student: The network that learns and that is deployed; it sees its own view alone.
         teacher: The network that teaches; it is frozen and left out of every checkpoint.
         terms: The losses by name, each with its addresses and weight.
-        views: What each of the two sees: ``{teacher: <view>, student: <view>}``, names in the batch.
+        views: What each of the two sees: ``{teacher: <view>, student: <view>}``, names in the batch. A list of names
+            gives several, to a network that takes them by name, such as `kd_lightning.networks.ModalityEnsemble`.
         optimizer: Builds the optimizer from the parameters that learn.
         lr_scheduler: Builds a learning-rate scheduler from the optimizer.
         lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
@@ -52,7 +52,7 @@ class CrossModalDistiller(OfflineDistiller):
         student: nn.Module,
         teacher: nn.Module,
         terms: dict[str, Term],
-        views: dict[str, str],
+        views: dict[str, str | list[str]],
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
@@ -66,17 +66,8 @@ class CrossModalDistiller(OfflineDistiller):
 
     def split_batch(self, batch: Any) -> Batch:
         """Each network's view, and what in the batch is a label."""
-        if not isinstance(batch, Mapping):
-            raise ValueError(
-                f"a batch is {type(batch).__name__}, and views are picked by their names: let the data give a mapping, "
-                "e.g. PairedViewsDataModule"
-            )
-        labels = split_batch(batch, (label for term in self._terms().values() for label in names(term.target))).labels
-        for side, view in self.views.items():
-            if view not in batch:
-                there = [name for name in batch if name not in labels]
-                nearest = get_close_matches(view, there, n=3, cutoff=0.3) or there
-                raise ValueError(
-                    f"views.{side}: the batch has no {view!r}; the nearest of its views are {', '.join(nearest)}"
-                )
-        return Batch(batch[self.views["student"]], batch[self.views["teacher"]], labels)
+        labels = super().split_batch(batch).labels if isinstance(batch, Mapping) else {}
+        student, teacher = (
+            pick_view(batch, self.views[side], labels, f"views.{side}") for side in ("student", "teacher")
+        )
+        return Batch(student, teacher, labels)

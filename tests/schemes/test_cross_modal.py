@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from kd_lightning import Term
-from kd_lightning.data import EdgeMap, PairedViewsDataModule, Rows
-from kd_lightning.losses import FeatureMSELoss, KDLoss, TaskLoss
-from kd_lightning.networks import RowReader
-from kd_lightning.schemes import CrossModalDistiller
+from kd_lightning.data import DigitGraphDataModule, EdgeMap, PairedViewsDataModule, Rows
+from kd_lightning.losses import FeatureMSELoss, KDLoss, LSPLoss, ModalityGraphLoss, TaskLoss
+from kd_lightning.networks import MLP, GraphNetwork, ModalityEnsemble, RowReader
+from kd_lightning.schemes import Classifier, CrossModalDistiller
 from tests import toys
 from tests.schemes.test_mutual import kl, without_dropout
 
@@ -36,9 +36,45 @@ def of_rows() -> CrossModalDistiller:
     return CrossModalDistiller(RowReader(width=6), toys.network(16, seed=2), terms, views)
 
 
+def graph_data(augmentation: Any = None, **changes: Any) -> DigitGraphDataModule:
+    return DigitGraphDataModule(**{"labels": 64, "batch_size": 16, "val_size": 32, "neighbours": 3} | changes)
+
+
+def of_graphs() -> CrossModalDistiller:
+    torch.manual_seed(1)
+    networks = [GraphNetwork(64, [width], convolution="gcn") for width in (4, 6)]
+    layers = {"student": "convolutions.0", "teacher": "convolutions.0"}
+    terms = {"kd": Term(KDLoss(temperature=3.0)), "lsp": Term(LSPLoss(), target="edge_index", **layers)}
+    return CrossModalDistiller(*networks, terms, {"teacher": "graph", "student": "graph"})
+
+
+def of_features() -> CrossModalDistiller:
+    torch.manual_seed(1)
+    networks = MLP(64, [6], dropout=0.3), GraphNetwork(64, [6])
+    return CrossModalDistiller(*networks, {"kd": Term(KDLoss(1.0))}, {"teacher": "graph", "student": "features"})
+
+
+def of_several() -> CrossModalDistiller:
+    torch.manual_seed(1)
+    teacher = ModalityEnsemble({"image": toys.network(16, seed=2), "rows": RowReader(width=6)})
+    terms = {"task": Term(TaskLoss(), teacher=None), "graph": Term(ModalityGraphLoss(teachers=2))}
+    return CrossModalDistiller(
+        toys.network(8, seed=1), teacher, terms, {"teacher": ["image", "rows"], "student": "edges"}
+    )
+
+
+def with_labels() -> Classifier:
+    torch.manual_seed(1)
+    return Classifier(GraphNetwork(64, [6]), view="graph")
+
+
 CASES = {
     "cross_modal": lambda: toys.Case(learner(), data=data),
     "cross_modal_rows": lambda: toys.Case(of_rows(), data=data),
+    "cross_modal_graphs": lambda: toys.Case(of_graphs(), data=graph_data),
+    "cross_modal_features": lambda: toys.Case(of_features(), data=graph_data),
+    "cross_modal_several": lambda: toys.Case(of_several(), data=data),
+    "classifier_of_a_view": lambda: toys.Case(with_labels(), data=graph_data),
 }
 
 
@@ -126,3 +162,36 @@ def test_what_does_not_fit_is_refused():
         learner().compute_losses({"image": torch.zeros(2, 3, 28, 28), "edge": torch.zeros(2, 3, 28, 28)})
     with pytest.raises(ValueError, match="a batch is tuple, and views are picked by their names"):
         learner().compute_losses((torch.zeros(2, 3, 28, 28), torch.zeros(2, dtype=torch.int64)))
+
+
+def test_a_graph_network_teaches_one_without_a_graph_and_no_label_is_looked_at():
+    """GLNN: the student's loss is the divergence from what the teacher says of the same nodes in the graph."""
+    ours = of_features().eval()
+    batch = next(iter(graph_data(learn_from="all").train_dataloader()))
+    assert "target" not in batch
+    (loss,) = ours.compute_losses(batch).values()
+    shown = ours.teacher(**batch["graph"]).softmax(1)
+    expected = (shown * (shown.log() - ours.student(batch["features"]).log_softmax(1))).sum() / 16
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_several_teachers_see_each_its_own_view_and_the_student_alone_is_deployed():
+    ours = of_several().eval()
+    batch = next(iter(data().test_dataloader()))
+    losses = ours.compute_losses(batch)
+    shown = torch.stack([ours.teacher.members[view](batch[view]) for view in ("image", "rows")], dim=1)
+    expected = ours.terms["graph"].loss(ours.student(batch["edges"]), shown)
+    assert losses["graph"].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert torch.equal(
+        ours.predict_step({"edges": batch["edges"], "image": None, "rows": None}, 0), ours(batch["edges"])
+    )
+
+
+def test_a_classifier_sees_one_view():
+    ours = with_labels().eval()
+    batch = next(iter(graph_data().test_dataloader()))
+    (loss,) = ours.compute_losses(batch).values()
+    logits = ours.student(**batch["graph"])
+    assert loss.item() == pytest.approx(functional.cross_entropy(logits, batch["target"]).item(), rel=1e-6)
+    with pytest.raises(ValueError, match="view: the batch has no 'graph'; the nearest of its views are"):
+        ours.compute_losses({"image": torch.zeros(2, 64), "target": torch.zeros(2, dtype=torch.int64)})

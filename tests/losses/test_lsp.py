@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from kd_lightning.losses import LSPLoss, lsp_loss
+from tests.losses.case import Case
+
+
+def edges() -> Tensor:
+    """Of six nodes; none leads to the last."""
+    return torch.tensor([[0, 2, 3, 1, 4, 0, 5, 2], [1, 1, 1, 0, 0, 2, 3, 4]])
+
+
+CASES = {
+    "LSPLoss": Case(
+        student=(6, 4),
+        teacher=(6, 4),
+        target=edges,
+        samples=False,  # nodes, of which an edge joins two
+        wrong=[((6, 4), (5, 4)), ((6,), (6, 4)), ((6, 4), (6, 4, 1))],
+    )
+}
+
+
+def naive(student: Tensor, teacher: Tensor, edges: list[tuple[int, int]], sigma: float) -> float:
+    def structure(x: list[list[float]], i: int) -> list[float]:
+        kernels = [math.exp(-(math.dist(x[i], x[j]) ** 2) / (2 * sigma)) for j, k in edges if k == i]
+        return [math.exp(k) / sum(map(math.exp, kernels)) for k in kernels]
+
+    s, t = student.tolist(), teacher.tolist()
+    total = 0.0
+    for i in range(len(s)):
+        total += sum(p * math.log(p / q) for p, q in zip(structure(s, i), structure(t, i), strict=True))
+    return total / len(s)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 10.0, 100.0])
+@pytest.mark.parametrize("width", [4, 7])
+def test_value_is_that_of_naive_loops(sigma: float, width: int):
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    teacher = torch.randn(6, width, generator=generator, dtype=torch.float64)
+    expected = naive(student, teacher, [tuple(edge) for edge in edges().T.tolist()], sigma)
+    assert expected > 0
+    assert lsp_loss(student, teacher, edges(), sigma).item() == pytest.approx(expected, rel=1e-9)
+    assert LSPLoss(sigma)(student, teacher, edges()).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_where_a_node_lies_does_not_matter_and_whom_it_is_near_does():
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    rotation, _ = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64))
+    assert lsp_loss(teacher @ rotation + 3, teacher, edges()).item() == pytest.approx(0, abs=1e-12)
+    assert lsp_loss(2 * teacher, teacher, edges()) > 1e-3
+
+
+def test_what_does_not_fit_is_refused():
+    x = torch.zeros(6, 4)
+    for wrong in (torch.zeros(6, dtype=torch.int64), torch.zeros(3, 2, dtype=torch.int64), torch.zeros(2, 3)):
+        with pytest.raises(ValueError, match=r"must be int64 \(2, E\): set the term's target"):
+            lsp_loss(x, x, wrong)
+    with pytest.raises(ValueError, match="sigma=0 must be a finite number above 0"):
+        LSPLoss(0)

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from kd_lightning import Term
+from kd_lightning.losses import ModalityGraphLoss
+from tests.losses.case import Case
+
+
+def of_logits() -> ModalityGraphLoss:
+    torch.manual_seed(0)
+    return ModalityGraphLoss(teachers=2)
+
+
+def with_representations() -> ModalityGraphLoss:
+    torch.manual_seed(0)
+    return ModalityGraphLoss(2, 10, student_channels=5, teacher_channels=[6, 3], prior=[3.0, 1.0])
+
+
+CASES = {
+    "ModalityGraphLoss": Case(
+        of_logits,
+        teacher=(6, 2, 10),
+        minimum="elsewhere",  # the edges have a part of it
+        wrong=[((6, 10), (6, 3, 10)), ((6, 10), (5, 2, 10)), ((6, 10), (6, 2, 9)), ((6, 9), (6, 2, 9))],
+    ),
+    "ModalityGraphLoss of representations": Case(
+        with_representations,
+        student=[(6, 10), (6, 5)],
+        teacher=[(6, 2, 10), (6, 6), (6, 3)],
+        minimum="elsewhere",
+        wrong=[
+            ([(6, 10), (6, 4)], [(6, 2, 10), (6, 6), (6, 3)]),
+            ([(6, 10), (6, 5)], [(6, 2, 10), (6, 6), (6, 4)]),
+            ((6, 10), (6, 2, 10)),
+        ],
+    ),
+}
+
+
+def linear(layer: torch.nn.Linear, x: list[float]) -> list[float]:
+    rows = zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
+    return [sum(w * v for w, v in zip(row, x, strict=True)) + b for row, b in rows]
+
+
+def apart(a: list[float], b: list[float]) -> float:
+    return 1 - sum(p * q for p, q in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
+
+
+def rows(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_it_is_the_naive_formula():
+    loss = with_representations().double()
+    z, h, zs, hs = (
+        rows(4, 10, seed=1),
+        rows(4, 5, seed=2),
+        rows(4, 2, 10, seed=3),
+        [rows(4, 6, seed=4), rows(4, 3, seed=5)],
+    )
+    prior, imitation, edges = [0.75, 0.25], 0.0, []
+    for n in range(4):
+        scores = []
+        for k in range(2):
+            of_logits = sum(w * v for w, v in zip(loss.of_logits.weight[0].tolist(), zs[n, k].tolist(), strict=True))
+            scores.append((of_logits + linear(loss.of_representations[k], hs[k][n].tolist())[0]) / 8)
+        edges.append([math.exp(score) / sum(map(math.exp, scores)) for score in scores])
+        for k in range(2):
+            distance = 10 * apart(z[n].tolist(), zs[n, k].tolist())
+            distance += apart(linear(loss.connectors[k], h[n].tolist()), hs[k][n].tolist())
+            imitation += (edges[n][k] + prior[k]) * distance / 4
+    means = [sum(edge[k] for edge in edges) / 4 for k in range(2)]
+    expected = imitation + 10 * sum((mean - p) ** 2 for mean, p in zip(means, prior, strict=True))
+    assert loss([z, h], [zs, *hs]).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_without_alpha_all_edges_are_alike():
+    loss = ModalityGraphLoss(3, alpha=0.0).double()
+    assert torch.equal(loss.edges(rows(4, 3, 10, seed=2), []), torch.full((4, 3), 1 / 3, dtype=torch.float64))
+
+
+def test_the_edges_learn_whom_the_student_can_follow():
+    """One teacher says what the student says, the other something else; both say it in a way of their own."""
+    torch.manual_seed(0)
+    loss = ModalityGraphLoss(2, prior_weight=0.0)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=0.1)
+    z = torch.randn(32, 10) + 1
+    zs = torch.stack((z, torch.randn(32, 10) - 1), dim=1)
+    before = loss.edges(zs, []).mean(0)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss(z, zs).backward()
+        optimizer.step()
+    after = loss.edges(zs, []).mean(0)
+    assert abs(before[0].item() - 0.5) < 0.1
+    assert after[0].item() > 0.8
+
+
+def test_its_term_takes_the_logits_and_a_layer_of_each():
+    term = Term(with_representations(), student=["logits", "pool"], teacher=["logits", "members.a", "members.b"])
+    student = {"logits": torch.ones(6, 10), "pool": torch.ones(6, 5, 1, 1)}
+    teacher = {"logits": torch.ones(6, 2, 10), "members.a": torch.ones(6, 6), "members.b": torch.ones(6, 3)}
+    assert term(student, teacher, {}).isfinite()
+    with pytest.raises(ValueError, match=r"the teacher's members\.b gives 4 channels"):
+        term(student, teacher | {"members.b": torch.ones(6, 4)}, {})
+
+
+def test_what_is_no_graph_is_refused():
+    with pytest.raises(ValueError, match="teachers=1: a graph chooses among at least 2"):
+        ModalityGraphLoss(1)
+    with pytest.raises(ValueError, match=r"prior=\[1.0\] must be one number above 0 for each of the 2 teachers"):
+        ModalityGraphLoss(2, prior=[1.0])
+    with pytest.raises(ValueError, match="give both student_channels and teacher_channels"):
+        ModalityGraphLoss(2, student_channels=4)
+    with pytest.raises(ValueError, match="alpha=-1 must be a finite number, at least 0"):
+        ModalityGraphLoss(2, alpha=-1)
