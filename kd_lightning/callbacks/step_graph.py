@@ -44,7 +44,10 @@ class StepGraph:
         Returns:
             The loss, whose memory the next replay writes to, or None if nothing was done.
         """
-        if self.failure is not None or not _is_tensors(batch):
+        if self.failure is not None:
+            return None
+        if not _is_tensors(batch):
+            self.failure = f"a batch is a {type(batch).__name__}, not a tuple of tensors on the GPU"
             return None
         if self._warm < WARM_UP:
             self._warm += 1

@@ -13,7 +13,7 @@ from kd_lightning.data.idx import LabelledImages
 from kd_lightning.data.mnist import PACKAGED, MNISTDataModule, read_published
 from kd_lightning.data.split import split_rows
 from kd_lightning.data.tensors import Batch, EvaluationLoader
-from kd_lightning.data.views import InViews
+from kd_lightning.data.views import InViews, TrainingInViews
 
 
 class DigitGraphDataModule(MNISTDataModule):
@@ -139,9 +139,9 @@ class DigitGraphDataModule(MNISTDataModule):
         """Every node of training once, in the order of their numbers, or one share of them; its label is there."""
         return InViews(super().train_rows(rank, world_size, batch_size, view), self._validation)
 
-    def train_dataloader(self) -> InViews:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def train_dataloader(self) -> TrainingInViews:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Shuffled batches of nodes."""
-        return InViews(super().train_dataloader(), self._training)
+        return TrainingInViews(super().train_dataloader(), self._training)
 
     def val_dataloader(self) -> InViews | list[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The nodes to validate on, in the graph of training."""

@@ -67,7 +67,21 @@ class InViews:
         return map(self.show, self.loader)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(vars(self)["loader"], name)  # its state, its rows
+        return getattr(vars(self)["loader"], name)  # its rows, its data
+
+
+class TrainingInViews(InViews):
+    """The same of a loader that says where it stands; Lightning looks for the two by name, on the class."""
+
+    loader: TrainLoader
+
+    def state_dict(self) -> dict[str, int]:
+        """The loader's."""
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """The loader's."""
+        self.loader.load_state_dict(state_dict)
 
 
 class PairedViewsDataModule(MNISTDataModule):
@@ -149,9 +163,9 @@ class PairedViewsDataModule(MNISTDataModule):
         """As for MNIST, in all modalities."""
         return InViews(super().train_rows(rank, world_size, batch_size, view), self._all_views)
 
-    def train_dataloader(self) -> InViews:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def train_dataloader(self) -> TrainingInViews:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As for MNIST, in all modalities, of which one may be shuffled."""
-        return InViews(super().train_dataloader(), self._training_views)
+        return TrainingInViews(super().train_dataloader(), self._training_views)
 
     def val_dataloader(self) -> InViews | list[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As for MNIST, in all modalities."""

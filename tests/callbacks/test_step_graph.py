@@ -107,7 +107,9 @@ def test_what_is_repeated_in_memory_is_copied_once():
 
 
 @pytest.mark.parametrize("batch", [{"x": torch.zeros(1)}, torch.zeros(1), (torch.zeros(1), None), (torch.zeros(1),)])
-def test_other_batches_are_left_alone(batch):
+def test_other_batches_are_left_alone_and_it_says_why(batch):
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    graph = StepGraph()
     for _ in range(9):
-        assert StepGraph().replay(batch, optimizer, lambda _: pytest.fail("recorded")) is None
+        assert graph.replay(batch, optimizer, lambda _: pytest.fail("recorded")) is None
+    assert graph.failure == f"a batch is a {type(batch).__name__}, not a tuple of tensors on the GPU"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
@@ -45,6 +47,19 @@ def test_edges_are_those_of_naive_loops():
     ]
     found = EdgeMap()(image.expand(2, 3, 5, 6))
     torch.testing.assert_close(found[1, 2], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_the_training_loader_has_a_state_to_be_found_on_its_class_and_the_others_have_none():
+    """As Python 3.12 and later look for it, who do not ask the object."""
+    given = data()
+    for name in ("state_dict", "load_state_dict"):
+        assert inspect.getattr_static(given.train_dataloader(), name, None) is not None
+        assert inspect.getattr_static(given.test_dataloader(), name, None) is None
+    loader = given.train_dataloader()
+    next(iter(loader))
+    again = data().train_dataloader()
+    again.load_state_dict(loader.state_dict())
+    assert again.state_dict() == {"position": 1}
 
 
 def test_what_does_not_fit_is_refused():

@@ -36,8 +36,9 @@ def of_rows() -> CrossModalDistiller:
     return CrossModalDistiller(RowReader(width=6), toys.network(16, seed=2), terms, views)
 
 
-def graph_data(augmentation: Any = None, **changes: Any) -> DigitGraphDataModule:
-    return DigitGraphDataModule(**{"labels": 64, "batch_size": 16, "val_size": 32, "neighbours": 3} | changes)
+def graph_data(augmentation: Any = None, train_size: int = 64, **changes: Any) -> DigitGraphDataModule:
+    given = {"labels": train_size, "batch_size": 16, "val_size": 32, "neighbours": 3}
+    return DigitGraphDataModule(**given | changes)
 
 
 def of_graphs() -> CrossModalDistiller:
