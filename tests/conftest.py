@@ -11,7 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from kd_lightning.networks import ConvNet, GraphNetwork, Paraphrased, Paraphraser, RowReader
+from kd_lightning.networks import (
+    Answerer,
+    Captioner,
+    ConvNet,
+    DigitsEncoder,
+    GraphNetwork,
+    Paraphrased,
+    Paraphraser,
+    RowReader,
+)
 from tests import toys
 
 torch.set_num_threads(1)  # two threads on a shared core are slower than one, and by much
@@ -39,6 +48,11 @@ TEACHERS: dict[str, Callable[[], nn.Module]] = {
     "graph/teacher": lambda: GraphNetwork(64, [128], convolution="gcn"),
     "graph/teacher_mnist": lambda: GraphNetwork(784, [128], convolution="gcn"),
     "graph/reader": lambda: RowReader(),
+    "cross_modal/words_teacher": lambda: RowReader(in_features=27),
+    "cross_modal/frames_teacher": lambda: ConvNet(128),
+    "cross_modal/answers_teacher": lambda: Answerer(DigitsEncoder(), words=17),
+    "cross_modal/captions_teacher": lambda: Captioner(DigitsEncoder()),
+    "cross_modal/edges_features": lambda: ConvNet(32),
     "feature/paraphraser": lambda: Paraphrased(ConvNet(128), "conv.5", Paraphraser(128)),
 }
 """The runs whose checkpoints the shipped configurations learn from, and their networks."""

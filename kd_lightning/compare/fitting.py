@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from kd_lightning.batch import LABELS
 from kd_lightning.cli import build
 from kd_lightning.compare.evaluation import (
     accuracy,
@@ -28,6 +29,7 @@ from kd_lightning.compare.worker import Tell
 from kd_lightning.learner import Learner
 from kd_lightning.networks import digest
 from kd_lightning.quiet import quiet
+from kd_lightning.rows import to_rows
 from kd_lightning.steps import optimizer_step
 from kd_lightning.taps import logits_of
 
@@ -117,8 +119,10 @@ def predict(
         chosen = (
             list(found.values()) if network == "mean" else [found[network] if network else logits_of(model(inputs))]
         )
-        logits.append([cast("Tensor", values).float() for values in chosen])
-        targets.append(next(labels[name] for name in ("target", "label", "labels") if name in labels))
+        target = next(labels[name] for name in LABELS if name in labels)
+        rows = [to_rows(cast("Tensor", values).float(), None, target) for values in chosen]  # of tokens, one each
+        logits.append([each.student for each in rows])
+        targets.append(cast("Tensor", rows[0].target))
     return [torch.cat(batches)[:limit] for batches in zip(*logits, strict=True)], torch.cat(targets)[:limit]
 
 

@@ -2,21 +2,30 @@
 
 from kd_lightning.data.graph import DigitGraphDataModule
 from kd_lightning.data.mnist import FashionMNISTDataModule, MNISTDataModule
+from kd_lightning.data.motion import MovingDigit, OpticalFlow
 from kd_lightning.data.pairs import PairLoader, SameClassPairs
 from kd_lightning.data.rotated import RotatedMNISTDataModule
+from kd_lightning.data.scenes import DigitScenesDataModule
+from kd_lightning.data.speech import SpokenDigits
 from kd_lightning.data.tensors import EvaluationLoader, TrainLoader
 from kd_lightning.data.views import EdgeMap, PairedViewsDataModule, Rows
+from kd_lightning.data.words import NumberWords
 
 __all__ = [
     "DigitGraphDataModule",
+    "DigitScenesDataModule",
     "EdgeMap",
     "EvaluationLoader",
     "FashionMNISTDataModule",
     "MNISTDataModule",
+    "MovingDigit",
+    "NumberWords",
+    "OpticalFlow",
     "PairLoader",
     "PairedViewsDataModule",
     "RotatedMNISTDataModule",
     "Rows",
     "SameClassPairs",
+    "SpokenDigits",
     "TrainLoader",
 ]

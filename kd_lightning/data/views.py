@@ -13,9 +13,10 @@ from torch.nn import functional
 from kd_lightning.data.mnist import MNISTDataModule
 from kd_lightning.data.tensors import Augmentation, Batch, EvaluationLoader, TrainLoader
 
-View = Callable[[Tensor], Any]
-"""Images (N, C, H, W) in [0, 1] to what a network of another modality sees of them, (N, ...); typed Any because the
-command line takes a class there for what the function must be."""
+View = Callable[[Tensor], Any] | nn.Module
+"""Images (N, C, H, W) in [0, 1] to what a network of another modality sees of them, (N, ...). A module that has
+``of_samples`` is asked for that instead, with images, labels, index and whether it is for a test: what it shows is the
+sample's and not made of its image."""
 
 
 class EdgeMap(nn.Module):
@@ -88,7 +89,8 @@ class PairedViewsDataModule(MNISTDataModule):
     """MNIST, each digit in several modalities at once: what `kd_lightning.schemes.CrossModalDistiller` learns from.
 
     A batch is a mapping of the modalities, ``target`` and ``index``. Images, their order and the other arguments are
-    those of `MNISTDataModule`; a modality is a function of a batch's images.
+    those of `MNISTDataModule`; a modality is a function of a batch's images, such as `EdgeMap` and `Rows`, or something
+    that its samples have besides, such as `SpokenDigits` and `NumberWords`.
 
     Args:
         modalities: What there is beside ``image``, the digits themselves, by name.
@@ -174,14 +176,21 @@ class PairedViewsDataModule(MNISTDataModule):
 
     def test_dataloader(self) -> InViews:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As for MNIST, in all modalities."""
-        return InViews(super().test_dataloader(), self._all_views)
+        return InViews(super().test_dataloader(), lambda batch: self._all_views(batch, test=True))
 
-    def _all_views(self, batch: Batch) -> dict[str, Tensor]:
+    def _all_views(self, batch: Batch, test: bool = False) -> dict[str, Tensor]:
         x, y, index = batch
-        return {"image": x} | {name: view(x) for name, view in self.modalities.items()} | {"target": y, "index": index}
+        views = {name: _shown(view, batch, test) for name, view in self.modalities.items()}
+        return {"image": x} | views | {"target": y, "index": index}
 
     def _training_views(self, batch: Batch) -> dict[str, Tensor]:
         views = self._all_views(batch)
         if self.shuffled is not None:
             views[self.shuffled] = views[self.shuffled].roll(1, dims=0)
         return views
+
+
+def _shown(view: View, batch: Batch, test: bool) -> Tensor:
+    x, y, index = batch
+    of_samples = getattr(view, "of_samples", None)
+    return view(x) if of_samples is None else of_samples(x, y, index, test)

@@ -21,14 +21,18 @@ from kd_lightning.networks.modality_ensemble import ModalityEnsemble
 from kd_lightning.networks.paraphraser import Paraphrased, Paraphraser
 from kd_lightning.networks.row_reader import RowReader
 from kd_lightning.networks.rules import FixedDistribution
+from kd_lightning.networks.scene_reader import Answerer, Captioner, DigitsEncoder, SceneEncoder
 from kd_lightning.networks.simkd import SimKD
 from kd_lightning.networks.weights import load_student, load_teacher
 
 __all__ = [
     "MLP",
+    "Answerer",
     "BranchedEnsemble",
+    "Captioner",
     "ConvDiscriminator",
     "ConvNet",
+    "DigitsEncoder",
     "Discriminator",
     "EarlyExit",
     "Ensemble",
@@ -46,6 +50,7 @@ __all__ = [
     "Paraphraser",
     "RowReader",
     "SAGEConvolution",
+    "SceneEncoder",
     "SimKD",
     "StudentConvNet",
     "TeacherConvNet",

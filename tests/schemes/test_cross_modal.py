@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from kd_lightning import Term
-from kd_lightning.data import DigitGraphDataModule, EdgeMap, PairedViewsDataModule, Rows
+from kd_lightning.data import DigitGraphDataModule, DigitScenesDataModule, EdgeMap, PairedViewsDataModule, Rows
 from kd_lightning.losses import FeatureMSELoss, KDLoss, LSPLoss, ModalityGraphLoss, TaskLoss
-from kd_lightning.networks import MLP, GraphNetwork, ModalityEnsemble, RowReader
+from kd_lightning.networks import MLP, Captioner, DigitsEncoder, GraphNetwork, ModalityEnsemble, RowReader, SceneEncoder
 from kd_lightning.schemes import Classifier, CrossModalDistiller
 from tests import toys
 from tests.schemes.test_mutual import kl, without_dropout
@@ -64,6 +64,17 @@ def of_several() -> CrossModalDistiller:
     )
 
 
+def scenes(augmentation: Any = None, **changes: Any) -> DigitScenesDataModule:
+    given = {"batch_size": 16, "train_size": 64, "val_size": 0}
+    return DigitScenesDataModule("captions", **given | changes)
+
+
+def of_captions() -> CrossModalDistiller:
+    torch.manual_seed(1)
+    networks = Captioner(SceneEncoder(2), width=6), Captioner(DigitsEncoder(), width=6)
+    return CrossModalDistiller(*networks, {"kd": Term(KDLoss(2.0))}, {"teacher": "told", "student": "seen"})
+
+
 def with_labels() -> Classifier:
     torch.manual_seed(1)
     return Classifier(GraphNetwork(64, [6]), view="graph")
@@ -75,6 +86,7 @@ CASES = {
     "cross_modal_graphs": lambda: toys.Case(of_graphs(), data=graph_data),
     "cross_modal_features": lambda: toys.Case(of_features(), data=graph_data),
     "cross_modal_several": lambda: toys.Case(of_several(), data=data),
+    "cross_modal_captions": lambda: toys.Case(of_captions(), data=scenes),
     "classifier_of_a_view": lambda: toys.Case(with_labels(), data=graph_data),
 }
 
@@ -117,8 +129,8 @@ def test_pairs_need_no_labels_and_none_is_looked_at(tmp_path):
         ours = learner()
 
         class Lies(PairedViewsDataModule):
-            def _all_views(self, batch):
-                return super()._all_views(batch) | {"target": target}
+            def _all_views(self, batch, test=False):
+                return super()._all_views(batch, test) | {"target": target}
 
         toys.trainer(tmp_path, max_epochs=1).fit(
             ours, Lies({"edges": EdgeMap()}, batch_size=16, train_size=64, val_size=0)

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from kd_lightning.data import DigitScenesDataModule, MNISTDataModule
+from kd_lightning.data.scenes import QUESTIONS, VOCABULARY
+
+
+def data(about: str = "answers", **changes: Any) -> DigitScenesDataModule:
+    return DigitScenesDataModule(about, **{"batch_size": 16, "train_size": 64, "val_size": 32} | changes)
+
+
+def answer(question: str, digits: list[int]) -> int:
+    if "even" in question:
+        return len([digit for digit in digits if digit in (0, 2, 4, 6, 8)])
+    if "largest" in question or "smallest" in question:
+        return sorted(digits)[-1 if "largest" in question else 0]
+    return digits[("bottom" in question) * 2 + ("right" in question)]
+
+
+@pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader", "test_dataloader"])
+def test_a_scene_is_four_digits_and_the_answer_is_true_of_them(loader: str):
+    batch = next(iter(getattr(data(), loader)()))
+    plain = MNISTDataModule(batch_size=16, train_size=64, val_size=32, channels=1)
+    x, y, index = next(iter(getattr(plain, loader)()))
+    assert torch.equal(batch["index"], index)
+    asked = set()
+    for n in range(len(y)):
+        others = [(n + i) % len(y) for i in range(4)]
+        assert batch["told"]["digits"][n].tolist() == y[others].tolist()
+        scene = batch["seen"]["scene"][n, 0]
+        for place, other in enumerate(others):
+            top, left = divmod(place, 2)
+            quarter = scene[28 * top : 28 * top + 28, 28 * left : 28 * left + 28]
+            assert torch.equal(quarter, x[other, 0])
+        question = " ".join(VOCABULARY[word] for word in batch["seen"]["question"][n].tolist()).strip()
+        assert question in QUESTIONS
+        asked.add(question)
+        assert batch["target"][n].item() == answer(question, y[others].tolist())
+    assert len(asked) >= 5
+    assert torch.equal(batch["told"]["question"], batch["seen"]["question"])
+
+
+def test_a_caption_says_the_digits_in_the_order_of_reading():
+    batch = next(iter(data("captions").train_dataloader()))
+    assert "question" not in batch["seen"]
+    assert torch.equal(batch["target"], batch["told"]["digits"])
+
+
+def test_a_shuffled_teacher_is_told_of_another_scene_in_training_alone():
+    plain, shuffled = (next(iter(data(shuffled=s).train_dataloader())) for s in (False, True))
+    assert torch.equal(shuffled["told"]["digits"], plain["told"]["digits"].roll(1, dims=0))
+    assert torch.equal(shuffled["seen"]["scene"], plain["seen"]["scene"])
+    assert torch.equal(shuffled["target"], plain["target"])
+    plain, shuffled = (next(iter(data(shuffled=s).test_dataloader())) for s in (False, True))
+    assert torch.equal(shuffled["told"]["digits"], plain["told"]["digits"])
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="about='jokes' is neither 'answers' nor 'captions'"):
+        data("jokes")
+    assert data().hparams["about"] == "answers"
+    assert "channels" not in data().hparams
