@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from kd_lightning import Classifier
 from kd_lightning.compare import evaluation
+from kd_lightning.compare.fitting import predict
+from kd_lightning.data import DigitScenesDataModule
+from kd_lightning.networks import Captioner, DigitsEncoder
 
 
 def probabilities(row: list[float]) -> list[float]:
@@ -74,3 +78,14 @@ def test_agreement_and_divergence(case: tuple[Tensor, Tensor, Tensor]) -> None:
 def test_divergence_is_from_the_teacher() -> None:
     # the teacher is sure of what the student doubts: KL(teacher || student) = ln 2; the other way round it is far more
     assert evaluation.divergence(torch.zeros(1, 2), torch.tensor([[100.0, 0.0]])) == pytest.approx(math.log(2))
+
+
+def test_tokens_are_measured_one_by_one():
+    torch.manual_seed(0)
+    learner = Classifier(Captioner(DigitsEncoder(), width=6), view="told")
+    data = DigitScenesDataModule("captions", train_size=64, val_size=0)
+    (logits,), target = predict(learner, data.test_dataloader(), limit=600)
+    batches = list(data.test_dataloader())[:1]
+    assert logits.shape == (600, 10)
+    assert torch.equal(target, torch.cat([batch["target"] for batch in batches]).flatten()[:600])
+    assert torch.equal(logits, learner.student(**batches[0]["told"]).flatten(0, 1)[:600])
