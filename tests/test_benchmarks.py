@@ -20,7 +20,9 @@ def the(name: str, shapes: str):
 
 def test_every_loss_has_a_plain_form():
     by_the_input = {"GradientAttentionLoss", "JacobianLoss"}  # their time is that of the networks' second derivatives
-    assert {entry.name for entry in ENTRIES} == {n for n in losses.__all__ if n.endswith("Loss")} - by_the_input
+    unmeasured = {"LSPLoss", "ModalityGraphLoss"}  # the first is of edges, and entries are of samples
+    compared = {n for n in losses.__all__ if n.endswith("Loss")} - by_the_input - unmeasured
+    assert {entry.name for entry in ENTRIES} == compared
 
 
 @by_name

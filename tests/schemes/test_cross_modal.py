@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from kd_lightning import Term
-from kd_lightning.data import DigitGraphDataModule, DigitScenesDataModule, EdgeMap, PairedViewsDataModule, Rows
+from kd_lightning.data import DigitGraphDataModule, EdgeMap, PairedViewsDataModule, Rows
 from kd_lightning.losses import FeatureMSELoss, KDLoss, LSPLoss, ModalityGraphLoss, TaskLoss
-from kd_lightning.networks import MLP, Captioner, DigitsEncoder, GraphNetwork, ModalityEnsemble, RowReader, SceneEncoder
+from kd_lightning.networks import MLP, GraphNetwork, ModalityEnsemble, RowReader
 from kd_lightning.schemes import Classifier, CrossModalDistiller
 from tests import toys
 from tests.schemes.test_mutual import kl, without_dropout
@@ -64,17 +64,6 @@ def of_several() -> CrossModalDistiller:
     )
 
 
-def scenes(augmentation: Any = None, **changes: Any) -> DigitScenesDataModule:
-    given = {"batch_size": 16, "train_size": 64, "val_size": 0}
-    return DigitScenesDataModule("captions", **given | changes)
-
-
-def of_captions() -> CrossModalDistiller:
-    torch.manual_seed(1)
-    networks = Captioner(SceneEncoder(2), width=6), Captioner(DigitsEncoder(), width=6)
-    return CrossModalDistiller(*networks, {"kd": Term(KDLoss(2.0))}, {"teacher": "told", "student": "seen"})
-
-
 def with_labels() -> Classifier:
     torch.manual_seed(1)
     return Classifier(GraphNetwork(64, [6]), view="graph")
@@ -86,7 +75,6 @@ CASES = {
     "cross_modal_graphs": lambda: toys.Case(of_graphs(), data=graph_data),
     "cross_modal_features": lambda: toys.Case(of_features(), data=graph_data),
     "cross_modal_several": lambda: toys.Case(of_several(), data=data),
-    "cross_modal_captions": lambda: toys.Case(of_captions(), data=scenes),
     "classifier_of_a_view": lambda: toys.Case(with_labels(), data=graph_data),
 }
 
