@@ -48,6 +48,12 @@ def labels() -> Tensor:
     return torch.arange(N) * 7 % 10
 
 
+def edges() -> Tensor:
+    """A graph of the 64 samples: each is joined to the ten after it."""
+    source = torch.arange(N).repeat_interleave(10)
+    return torch.stack((source, (source + torch.arange(10).repeat(N) + 1) % N))
+
+
 def full_banks() -> nn.Module:
     """Contrastive representation distillation in the midst of training: every image was seen."""
     loss = losses.CRDLoss(128, 512, num_samples=10_000, negatives=4096)
@@ -138,6 +144,13 @@ ENTRIES = [
         (N, 3, 10),
         plain.attentive_ensemble,
     ),
+    Entry(
+        lambda: losses.ModalityGraphLoss(2, 10, student_channels=128, teacher_channels=[512, 512]),
+        [(N, 10), ROWS[0]],
+        [(N, 2, 10), ROWS[1], ROWS[1]],
+        plain.modality_graph,
+    ),
+    Entry(lambda: losses.LSPLoss(sigma=1000.0), *ROWS, plain.lsp, edges),  # as far apart as these samples are
     Entry(
         lambda: losses.AdversarialLoss(Discriminator(10, classes=10), classes=10), (N, 10), (N, 10), plain.adversarial
     ),

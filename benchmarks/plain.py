@@ -298,6 +298,28 @@ def irg(m, s, t, y):
     return loss + 5 / 2 * sum(F.mse_loss(moved(s[i], s[i + 1]), moved(t[i], t[i + 1])) for i in range(2))
 
 
+def lsp(m, s, t, y):
+    source, target = y
+
+    def shares(x):
+        likeness = (-(x[source] - x[target]).square().sum(1) / (2 * m.sigma)).exp()
+        sums = torch.zeros(len(x), dtype=x.dtype).index_add(0, target, likeness.exp())
+        return likeness - sums[target].log()
+
+    mine, theirs = shares(s), shares(t)
+    return (mine.exp() * (mine - theirs)).sum() / len(s)
+
+
+def modality_graph(m, s, t, y):
+    (z, h), (zs, *hs) = s, t
+    scores = m.of_logits(zs).squeeze(2) + torch.cat([to(x) for to, x in zip(m.of_representations, hs, strict=True)], 1)
+    edges = (scores / 8).softmax(1)
+    apart = 10 * (1 - F.cosine_similarity(z.unsqueeze(1), zs, dim=2))
+    seen = zip(m.connectors, hs, strict=True)
+    apart = apart + 1 - torch.stack([F.cosine_similarity(to(h), x, dim=1) for to, x in seen], 1)
+    return ((edges + 0.5) * apart).sum(1).mean() + 10 * (edges.mean(0) - 0.5).square().sum()
+
+
 def locality_preserving(m, s, t, y):
     distances, nearest = (found[:, 1:] for found in torch.cdist(t, t).topk(6, largest=False))  # the first is itself
     weights = (-(distances / 32).square()).exp()
