@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from kd_lightning.batch import LABELS
+from kd_lightning.batch import target_of
 from kd_lightning.cli import build
 from kd_lightning.compare.evaluation import (
     accuracy,
@@ -119,7 +119,9 @@ def predict(
         chosen = (
             list(found.values()) if network == "mean" else [found[network] if network else logits_of(model(inputs))]
         )
-        target = next(labels[name] for name in LABELS if name in labels)
+        target = target_of(labels)
+        if target is None:
+            raise ValueError(f"a batch has no target to be measured against ({', '.join(labels) or 'no labels'})")
         rows = [to_rows(cast("Tensor", values).float(), None, target) for values in chosen]  # of tokens, one each
         logits.append([each.student for each in rows])
         targets.append(cast("Tensor", rows[0].target))

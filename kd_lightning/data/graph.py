@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from kd_lightning.data.idx import LabelledImages
-from kd_lightning.data.mnist import PACKAGED, MNISTDataModule, read_published
+from kd_lightning.data.mnist import PACKAGED, read_published
 from kd_lightning.data.split import split_rows
 from kd_lightning.data.tensors import Batch, EvaluationLoader
-from kd_lightning.data.views import InViews, TrainingInViews
+from kd_lightning.data.views import InViews, ViewsDataModule
 
 
-class DigitGraphDataModule(MNISTDataModule):
+class DigitGraphDataModule(ViewsDataModule):
     """Real digits on the graph of their nearest neighbours, few of them with a label.
 
     Nodes are the 1,797 digits of 8 x 8 pixels that scikit-learn ships (Alpaydin, Kaynak: Optical Recognition of
@@ -85,7 +85,7 @@ class DigitGraphDataModule(MNISTDataModule):
             raise ValueError(f"digits={digits!r} is neither 'sklearn' nor 'mnist'")
         if learn_from not in ("labelled", "all"):
             raise ValueError(f"learn_from={learn_from!r} is neither 'labelled' nor 'all'")
-        available = len((read_digits() if digits == "sklearn" else read_published(PACKAGED, "t10k")).labels)
+        available = len(_read(digits).labels)
         if unseen < 0 or neighbours < 1 or labels + val_size + unseen >= available:
             raise ValueError(
                 f"labels={labels}, val_size={val_size} and unseen={unseen} must leave some of the {available} nodes to "
@@ -108,11 +108,6 @@ class DigitGraphDataModule(MNISTDataModule):
             del self.hparams[given]
         self.hparams.update(own)
 
-    @property
-    def example_input_array(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """None, for which view the network sees is the scheme's to say."""
-        return None
-
     @cached_property
     def parts(self) -> dict[str, Tensor]:
         """The numbers of the nodes: ``labelled``, ``val``, ``test`` and ``seen``, those of training's graph."""
@@ -133,26 +128,11 @@ class DigitGraphDataModule(MNISTDataModule):
         """The nodes of training batches, and those to validate on."""
         return self.parts["labelled" if self.learn_from == "labelled" else "seen"], self.parts["val"]
 
-    def train_rows(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, rank: int = 0, world_size: int = 1, batch_size: int | None = None, view: int | None = None
-    ) -> InViews:
-        """Every node of training once, in the order of their numbers, or one share of them; its label is there."""
-        return InViews(super().train_rows(rank, world_size, batch_size, view), self._validation)
-
-    def train_dataloader(self) -> TrainingInViews:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Shuffled batches of nodes."""
-        return TrainingInViews(super().train_dataloader(), self._training)
-
-    def val_dataloader(self) -> InViews | list[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The nodes to validate on, in the graph of training."""
-        loader = super().val_dataloader()
-        return loader if isinstance(loader, list) else InViews(loader, self._validation)
-
     def test_dataloader(self) -> InViews:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The nodes to test on, in the whole graph."""
         rank, world_size = self._rank_and_world_size()
         loader: EvaluationLoader = self._evaluation_loader(self.train_set, self.parts["test"], rank, world_size)
-        return InViews(loader, lambda batch: self._shown(batch, self.edges))
+        return InViews(loader, self._test_views)
 
     @cached_property
     def edges(self) -> Tensor:
@@ -171,16 +151,19 @@ class DigitGraphDataModule(MNISTDataModule):
     # ---- inside
 
     def _read(self, split: str) -> LabelledImages:
-        return read_digits() if self.digits == "sklearn" else read_published(PACKAGED, "t10k")
+        return _read(self.digits)
 
-    def _training(self, batch: Batch) -> dict[str, Any]:
-        shown = self._shown(batch, self.seen_edges)
+    def _views_of(self, batch: Batch) -> dict[str, Any]:
+        return self._shown(batch, self.seen_edges)
+
+    def _train_views(self, batch: Batch) -> dict[str, Any]:
+        shown = self._views_of(batch)
         if self.learn_from == "all":
             del shown["target"]
         return shown
 
-    def _validation(self, batch: Batch) -> dict[str, Any]:
-        return self._shown(batch, self.seen_edges)
+    def _test_views(self, batch: Batch) -> dict[str, Any]:
+        return self._shown(batch, self.edges)
 
     def _shown(self, batch: Batch, edges: Tensor) -> dict[str, Any]:
         x, y, index = batch
@@ -194,6 +177,10 @@ class DigitGraphDataModule(MNISTDataModule):
             "target": y,
             "index": index,
         }
+
+
+def _read(digits: str) -> LabelledImages:
+    return read_digits() if digits == "sklearn" else read_published(PACKAGED, "t10k")
 
 
 @cache
@@ -211,7 +198,7 @@ def read_digits() -> LabelledImages:
 @cache
 def nearest_neighbours(digits: str, neighbours: int) -> Tensor:
     """Edges int64 (2, E) between each image and its nearest, in both directions, each once."""
-    images = (read_digits() if digits == "sklearn" else read_published(PACKAGED, "t10k")).images
+    images = _read(digits).images
     # whole numbers, whose squared distances a double holds exactly: the same graph on every machine
     x = images.flatten(1).double()
     squares = x.square().sum(dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from kd_lightning.data.draws import choice
-from kd_lightning.data.mnist import NUM_CLASSES, MNISTDataModule
+from kd_lightning.data.mnist import NUM_CLASSES
 from kd_lightning.data.tensors import Batch
-from kd_lightning.data.views import InViews, TrainingInViews
+from kd_lightning.data.views import ViewsDataModule
 
 QUESTIONS = (
     "which digit is at the top left",
@@ -27,7 +28,7 @@ VOCABULARY = ("", *sorted({word for question in QUESTIONS for word in question.s
 IN_A_SCENE = 4
 
 
-class DigitScenesDataModule(MNISTDataModule):
+class DigitScenesDataModule(ViewsDataModule):
     """Four digits of MNIST in two rows, and something to say about them. Questions and captions are **synthetic**.
 
     A batch is a mapping: ``seen``, what a student has, the picture and, for questions, the words of one of seven;
@@ -87,31 +88,7 @@ class DigitScenesDataModule(MNISTDataModule):
             del self.hparams[given]
         self.hparams.update({"about": about, "shuffled": shuffled})
 
-    @property
-    def example_input_array(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """None, for which view the network sees is the scheme's to say."""
-        return None
-
-    def train_rows(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, rank: int = 0, world_size: int = 1, batch_size: int | None = None, view: int | None = None
-    ) -> InViews:
-        """Scenes of the training digits, each digit once at the top left."""
-        return InViews(super().train_rows(rank, world_size, batch_size, view), self._scene)
-
-    def train_dataloader(self) -> TrainingInViews:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Shuffled batches of scenes."""
-        return TrainingInViews(super().train_dataloader(), self._training_scene)
-
-    def val_dataloader(self) -> InViews | list[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Scenes of the digits that were held out."""
-        loader = super().val_dataloader()
-        return loader if isinstance(loader, list) else InViews(loader, self._scene)
-
-    def test_dataloader(self) -> InViews:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Scenes of the test digits."""
-        return InViews(super().test_dataloader(), self._scene)
-
-    def _scene(self, batch: Batch) -> dict[str, Any]:
+    def _views_of(self, batch: Batch) -> dict[str, Any]:
         x, y, index = batch
         quarters = [x.roll(-i, dims=0) for i in range(IN_A_SCENE)]
         digits = torch.stack([y.roll(-i) for i in range(IN_A_SCENE)], dim=1)
@@ -129,13 +106,14 @@ class DigitScenesDataModule(MNISTDataModule):
             "index": index,
         }
 
-    def _training_scene(self, batch: Batch) -> dict[str, Any]:
-        scene = self._scene(batch)
+    def _train_views(self, batch: Batch) -> dict[str, Any]:
+        scene = self._views_of(batch)
         if self.shuffled:
             scene["told"] = {name: value.roll(1, dims=0) for name, value in scene["told"].items()}
         return scene
 
 
+@cache
 def _spelled() -> Tensor:
     """The questions' words as indices of the vocabulary, (questions, words)."""
     spelled = [torch.tensor([VOCABULARY.index(word) for word in question.split()]) for question in QUESTIONS]

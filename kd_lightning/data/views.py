@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from typing import Any
@@ -85,7 +86,47 @@ class TrainingInViews(InViews):
         self.loader.load_state_dict(state_dict)
 
 
-class PairedViewsDataModule(MNISTDataModule):
+class ViewsDataModule(MNISTDataModule, ABC):
+    """MNIST's loaders, whose batches are mappings of views; a data module says what a batch is shown as."""
+
+    @property
+    def example_input_array(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """None, for which view the network sees is the scheme's to say."""
+        return None
+
+    def train_rows(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, rank: int = 0, world_size: int = 1, batch_size: int | None = None, view: int | None = None
+    ) -> InViews:
+        """As for MNIST, in all views; labels are there."""
+        return InViews(super().train_rows(rank, world_size, batch_size, view), self._views_of)
+
+    def train_dataloader(self) -> TrainingInViews:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As for MNIST, in all views, as training is to see them."""
+        return TrainingInViews(super().train_dataloader(), self._train_views)
+
+    def val_dataloader(self) -> InViews | list[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As for MNIST, in all views."""
+        loader = super().val_dataloader()
+        return loader if isinstance(loader, list) else InViews(loader, self._views_of)
+
+    def test_dataloader(self) -> InViews:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As for MNIST, in all views."""
+        return InViews(super().test_dataloader(), self._test_views)
+
+    @abstractmethod
+    def _views_of(self, batch: Batch) -> dict[str, Any]:
+        """What a batch is shown as."""
+
+    def _train_views(self, batch: Batch) -> dict[str, Any]:
+        """What it is shown as in training."""
+        return self._views_of(batch)
+
+    def _test_views(self, batch: Batch) -> dict[str, Any]:
+        """What it is shown as in a test."""
+        return self._views_of(batch)
+
+
+class PairedViewsDataModule(ViewsDataModule):
     """MNIST, each digit in several modalities at once: what `kd_lightning.schemes.CrossModalDistiller` learns from.
 
     A batch is a mapping of the modalities, ``target`` and ``index``. Images, their order and the other arguments are
@@ -154,40 +195,22 @@ class PairedViewsDataModule(MNISTDataModule):
         self.shuffled = shuffled
         self.hparams["shuffled"] = shuffled
 
-    @property
-    def example_input_array(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """None, for which view the network sees is the scheme's to say."""
-        return None
+    def _train_views(self, batch: Batch) -> dict[str, Tensor]:
+        views = self._views_of(batch)
+        if self.shuffled is not None:
+            views[self.shuffled] = views[self.shuffled].roll(1, dims=0)
+        return views
 
-    def train_rows(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, rank: int = 0, world_size: int = 1, batch_size: int | None = None, view: int | None = None
-    ) -> InViews:
-        """As for MNIST, in all modalities."""
-        return InViews(super().train_rows(rank, world_size, batch_size, view), self._all_views)
+    def _test_views(self, batch: Batch) -> dict[str, Tensor]:
+        return self._all_views(batch, test=True)
 
-    def train_dataloader(self) -> TrainingInViews:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As for MNIST, in all modalities, of which one may be shuffled."""
-        return TrainingInViews(super().train_dataloader(), self._training_views)
-
-    def val_dataloader(self) -> InViews | list[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As for MNIST, in all modalities."""
-        loader = super().val_dataloader()
-        return loader if isinstance(loader, list) else InViews(loader, self._all_views)
-
-    def test_dataloader(self) -> InViews:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As for MNIST, in all modalities."""
-        return InViews(super().test_dataloader(), lambda batch: self._all_views(batch, test=True))
+    def _views_of(self, batch: Batch) -> dict[str, Tensor]:
+        return self._all_views(batch)
 
     def _all_views(self, batch: Batch, test: bool = False) -> dict[str, Tensor]:
         x, y, index = batch
         views = {name: _shown(view, batch, test) for name, view in self.modalities.items()}
         return {"image": x} | views | {"target": y, "index": index}
-
-    def _training_views(self, batch: Batch) -> dict[str, Tensor]:
-        views = self._all_views(batch)
-        if self.shuffled is not None:
-            views[self.shuffled] = views[self.shuffled].roll(1, dims=0)
-        return views
 
 
 def _shown(view: View, batch: Batch, test: bool) -> Tensor:
