@@ -11,6 +11,9 @@ from torch import Tensor
 LABELS = ("target", "label", "labels")
 """What a mapping calls the labels that a network is evaluated against, unless a term says otherwise."""
 
+Views = tuple[tuple[str, str | list[str]], tuple[str, str | list[str]]]
+"""What the student and the teacher see of a batch in views, each with the setting that says so."""
+
 
 class Batch(NamedTuple):
     """What `split_batch` makes of whatever the loader gave."""
@@ -90,3 +93,14 @@ def pick_view(batch: Any, view: str | list[str], labels: Iterable[str], setting:
             nearest = get_close_matches(name, there, n=3, cutoff=0.3) or there
             raise ValueError(f"{setting}: the batch has no {name!r}; the nearest of its views are {', '.join(nearest)}")
     return items[view] if isinstance(view, str) else {name: items[name] for name in view}
+
+
+def split_views(batch: Any, views: Views, label_names: Iterable[str] = ()) -> Batch:
+    """As `split_batch`, of a batch in views that are named: the student's, then the teacher's.
+
+    Raises:
+        ValueError: As `pick_view`.
+    """
+    labels = split_batch(batch, label_names).labels if isinstance(batch, Mapping) else {}
+    student, teacher = (pick_view(batch, view, labels, setting) for setting, view in views)
+    return Batch(student, teacher, labels)

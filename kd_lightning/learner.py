@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from kd_lightning.batch import Batch, split_batch, target_of
+from kd_lightning.batch import Batch, Views, split_batch, split_views, target_of
 from kd_lightning.evaluation import Evaluation, Stage
 from kd_lightning.networks import freeze, is_frozen
 from kd_lightning.steps import log_is_due
@@ -64,6 +64,9 @@ class Learner(LightningModule, ABC):
 
     # ---- what a scheme is made of
 
+    seen: Views | None = None
+    """What the networks see of a batch in views; None where a batch is what all of them see."""
+
     @property
     def deployed(self) -> str:
         """Dotted name of the network that is evaluated, exported and used: the student, in most schemes."""
@@ -79,7 +82,8 @@ class Learner(LightningModule, ABC):
 
     def split_batch(self, batch: Any) -> Batch:
         """Tells inputs from labels; what a term addresses as its target is a label. See `kd_lightning.batch`."""
-        return split_batch(batch, (name for term in self._terms().values() for name in names(term.target)))
+        label_names = (name for term in self._terms().values() for name in names(term.target))
+        return split_batch(batch, label_names) if self.seen is None else split_views(batch, self.seen, label_names)
 
     def watch_student(self, batch: Batch) -> Activations:
         """What the student gives for its input, at every layer that a term addresses."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.batch import Batch, pick_view
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses import TaskLoss
 from kd_lightning.terms import Term
@@ -54,14 +52,8 @@ class Classifier(Learner):
                 )
         super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)
         self.view = view
-
-    def split_batch(self, batch: Any) -> Batch:
-        """The input, or the view of it that the network sees, and the labels."""
-        if self.view is None:
-            return super().split_batch(batch)
-        labels = super().split_batch(batch).labels if isinstance(batch, Mapping) else {}
-        x = pick_view(batch, self.view, labels)
-        return Batch(x, x, labels)
+        if view is not None:
+            self.seen = ("view", view), ("view", view)
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
         """The terms of the student's activations and the batch's labels."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
-from kd_lightning.batch import pick_view
-from kd_lightning.learner import Batch, LRSchedulerCallable, OptimizerCallable
+from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.schemes.offline import OfflineDistiller
 from kd_lightning.terms import Term
 
@@ -63,11 +61,4 @@ class CrossModalDistiller(OfflineDistiller):
                 f"views={views} must say what the teacher and the student see: {{teacher: ..., student: ...}}"
             )
         self.views = views
-
-    def split_batch(self, batch: Any) -> Batch:
-        """Each network's view, and what in the batch is a label."""
-        labels = super().split_batch(batch).labels if isinstance(batch, Mapping) else {}
-        student, teacher = (
-            pick_view(batch, self.views[side], labels, f"views.{side}") for side in ("student", "teacher")
-        )
-        return Batch(student, teacher, labels)
+        self.seen = ("views.student", views["student"]), ("views.teacher", views["teacher"])
