@@ -1,6 +1,8 @@
 """Writes the tables of docs/<name>.md from the runs of configs/compare/<name>.yaml: `make families`.
 
 python -m benchmarks.families NAME [--runs runs/compare/NAME]
+
+A table none of whose runs are there stays as it is.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ def main() -> None:
     for group in read_plan(ROOT / "configs/compare" / f"{given.name}.yaml").groups:
         begin, end = f"<!-- {group.name}: begin -->", f"<!-- {group.name}: end -->"
         before, mark, rest = text.partition(begin)
-        if mark:
+        if mark and any(results(variant, runs) for variant in group.variants):
             text = f"{before}{begin}\n{table(group, runs)}\n{end}{rest.partition(end)[2]}"
     page.write_text(text, encoding="utf-8")
     print(text)

@@ -8,8 +8,8 @@ from lightning.pytorch import Callback
 
 from kd_lightning import Classifier, OfflineDistiller
 from kd_lightning.callbacks import ChannelsLast, LeanLoop, TeacherCache
-from kd_lightning.data import MNISTDataModule, SameClassPairs
-from kd_lightning.networks import ConvNet, freeze, load_student
+from kd_lightning.data import DigitGraphDataModule, MNISTDataModule, SameClassPairs
+from kd_lightning.networks import ConvNet, GraphNetwork, freeze, load_student
 from tests import found, toys
 
 pytestmark = pytest.mark.skipif(toys.ACCELERATOR != "gpu", reason="no GPU was asked for: KD_TEST_ACCELERATOR=gpu")
@@ -57,6 +57,26 @@ def test_the_gpu_is_given_back(tmp_path):
     assert not data._on_device
     trainer.test(Classifier(ConvNet(4)), data, verbose=False)
     assert not data._on_device
+
+
+class Graphs(Callback):
+    """The features and edges that were trained on."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen += [batch["graph"]["x"], batch["graph"]["edge_index"]]
+
+
+def test_a_graph_is_moved_to_the_gpu_once_and_given_back(tmp_path):
+    graphs = Graphs()
+    data = DigitGraphDataModule(labels=64, batch_size=16, val_size=32)
+    fit(tmp_path, Classifier(GraphNetwork(64, [6]), view="graph"), graphs, data=data)
+    assert len(graphs.seen) == 16
+    assert all(part.is_cuda for part in graphs.seen)
+    assert len({part.data_ptr() for part in graphs.seen}) == 2
+    assert not data._moved
 
 
 def distiller() -> OfflineDistiller:

@@ -135,6 +135,11 @@ class DigitGraphDataModule(ViewsDataModule):
         return InViews(loader, self._test_views)
 
     @cached_property
+    def features(self) -> Tensor:
+        """Of all nodes, float32 (N, pixels) in [0, 1]."""
+        return self.train_set.images.flatten(1).div(255)
+
+    @cached_property
     def edges(self) -> Tensor:
         """The whole graph, int64 (2, E)."""
         edges = nearest_neighbours(self.digits, self.neighbours)
@@ -167,11 +172,9 @@ class DigitGraphDataModule(ViewsDataModule):
 
     def _shown(self, batch: Batch, edges: Tensor) -> dict[str, Any]:
         x, y, index = batch
-        everything = self._resident(self.train_set)
-        features = everything.images.flatten(1).div(255)
-        edges = edges.to(index.device)
+        edges = self._beside(edges, batch)
         return {
-            "graph": {"x": features, "edge_index": edges, "nodes": index},
+            "graph": {"x": self._beside(self.features, batch), "edge_index": edges, "nodes": index},
             "features": x.flatten(1),
             "edge_index": edges,
             "target": y,

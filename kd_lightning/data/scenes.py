@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kd_lightning.data.draws import choice
+from kd_lightning.data.draws import choice, uniform
+from kd_lightning.data.idx import LabelledImages
 from kd_lightning.data.mnist import NUM_CLASSES
 from kd_lightning.data.tensors import Batch
 from kd_lightning.data.views import ViewsDataModule
@@ -33,7 +34,9 @@ class DigitScenesDataModule(ViewsDataModule):
 
     A batch is a mapping: ``seen``, what a student has, the picture and, for questions, the words of one of seven;
     ``told``, what a teacher has, the digits' labels in place of the picture; ``target`` and ``index``. The scene of a
-    sample has its own digit at the top left, and those of the next three of its batch.
+    sample has its own digit at the top left and three that are drawn by its number, from training, validation or test
+    as it is itself: there are as many scenes as digits, the same in every epoch and on any number of processes. So it
+    is with the question.
 
     With ``about: answers`` the target is the answer, a digit or a number (N,). With ``about: captions`` it is the
     digits' names in the order of reading, (N, 4), as indices of the ten number words.
@@ -89,15 +92,31 @@ class DigitScenesDataModule(ViewsDataModule):
         self.hparams.update({"about": about, "shuffled": shuffled})
 
     def _views_of(self, batch: Batch) -> dict[str, Any]:
+        return self._shown(batch, self.train_set, self.split[0])
+
+    def _val_views(self, batch: Batch) -> dict[str, Any]:
+        return self._shown(batch, self.train_set, self.split[1])
+
+    def _test_views(self, batch: Batch) -> dict[str, Any]:
+        return self._shown(batch, self.test_set, self._test_rows)
+
+    @cached_property
+    def _test_rows(self) -> Tensor:
+        return torch.arange(len(self.test_set.labels))
+
+    def _shown(self, batch: Batch, data: LabelledImages, rows: Tensor) -> dict[str, Any]:
         x, y, index = batch
-        quarters = [x.roll(-i, dims=0) for i in range(IN_A_SCENE)]
-        digits = torch.stack([y.roll(-i) for i in range(IN_A_SCENE)], dim=1)
-        rows = [torch.cat(quarters[i : i + 2], dim=3) for i in (0, 2)]
-        seen, told = {"scene": torch.cat(rows, dim=2)}, {"digits": digits}
+        drawn = (uniform(index, IN_A_SCENE - 1, salt=8) * len(rows)).long()
+        others = self._beside(rows, batch)[drawn]
+        images, labels = self._resident(data)
+        digits = torch.cat((y.unsqueeze(1), labels[others]), dim=1)
+        quarters = torch.cat((x.unsqueeze(1), images[others].div(255)), dim=1)
+        across = [torch.cat((quarters[:, i], quarters[:, i + 1]), dim=3) for i in (0, 2)]
+        seen, told = {"scene": torch.cat(across, dim=2)}, {"digits": digits}
         if self.about == "captions":
             return {"seen": seen, "told": told, "target": digits, "index": index}
         asked = choice(index, len(QUESTIONS), salt=7)
-        question = _spelled().to(asked.device)[asked]
+        question = self._beside(_spelled(), batch)[asked]
         answer = _answers(digits).gather(1, asked.unsqueeze(1)).squeeze(1)
         return {
             "seen": seen | {"question": question},

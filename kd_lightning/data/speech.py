@@ -31,13 +31,13 @@ class SpokenDigits(nn.Module):
 
     def of_samples(self, images: Tensor, labels: Tensor, index: Tensor, test: bool = False) -> Tensor:
         """The spectrograms of what the samples are called."""
-        spoken = _read("unseen" if test else "seen").to(labels.device)
+        spoken = _read("unseen" if test else "seen", labels.device)
         said = spoken[labels, choice(index, spoken.shape[1], salt=1)]
         return said.unsqueeze(1).float().div(255)
 
 
 @cache
-def _read(voices: str) -> Tensor:
-    """uint8 (digits, manners, bands, frames)."""
+def _read(voices: str, device: torch.device) -> Tensor:
+    """uint8 (digits, manners, bands, frames); 2 MB at most, kept where they are heard."""
     with np.load(FILE, allow_pickle=False) as file:
-        return torch.from_numpy(file[voices])
+        return torch.from_numpy(file[voices]).to(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -89,6 +90,15 @@ class TrainingInViews(InViews):
 class ViewsDataModule(MNISTDataModule, ABC):
     """MNIST's loaders, whose batches are mappings of views; a data module says what a batch is shown as."""
 
+    @cached_property
+    def _moved(self) -> dict[int, Tensor]:
+        return {}
+
+    def teardown(self, stage: str) -> None:
+        """As for MNIST."""
+        self._moved.clear()
+        super().teardown(stage)
+
     @property
     def example_input_array(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """None, for which view the network sees is the scheme's to say."""
@@ -107,7 +117,7 @@ class ViewsDataModule(MNISTDataModule, ABC):
     def val_dataloader(self) -> InViews | list[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As for MNIST, in all views."""
         loader = super().val_dataloader()
-        return loader if isinstance(loader, list) else InViews(loader, self._views_of)
+        return loader if isinstance(loader, list) else InViews(loader, self._val_views)
 
     def test_dataloader(self) -> InViews:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As for MNIST, in all views."""
@@ -121,9 +131,22 @@ class ViewsDataModule(MNISTDataModule, ABC):
         """What it is shown as in training."""
         return self._views_of(batch)
 
+    def _val_views(self, batch: Batch) -> dict[str, Any]:
+        """What it is shown as in validation."""
+        return self._views_of(batch)
+
     def _test_views(self, batch: Batch) -> dict[str, Any]:
         """What it is shown as in a test."""
         return self._views_of(batch)
+
+    def _beside(self, tensor: Tensor, batch: Batch) -> Tensor:
+        """What every batch needs, on the device of its images, where it stays till `teardown`."""
+        device = batch[0].device
+        if tensor.device == device:
+            return tensor
+        if id(tensor) not in self._moved:
+            self._moved[id(tensor)] = tensor.to(device)
+        return self._moved[id(tensor)]
 
 
 class PairedViewsDataModule(ViewsDataModule):

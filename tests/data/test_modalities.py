@@ -51,7 +51,7 @@ def test_a_digit_is_said_by_its_own_name_and_tests_by_other_voices():
     said = SpokenDigits().of_samples(IMAGES, LABELS, ROWS)
     tested = SpokenDigits().of_samples(IMAGES, LABELS, ROWS, test=True)
     assert said.shape == tested.shape == (1000, 1, 32, 32)
-    known = {name: _read(name).flatten(2) for name in ("seen", "unseen")}
+    known = {name: _read(name, torch.device("cpu")).flatten(2) for name in ("seen", "unseen")}
     for name, heard in (("seen", said), ("unseen", tested)):
         for n in range(50):
             rows = (heard[n] * 255).round().to(torch.uint8).flatten()

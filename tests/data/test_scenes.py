@@ -27,21 +27,41 @@ def test_a_scene_is_four_digits_and_the_answer_is_true_of_them(loader: str):
     plain = MNISTDataModule(batch_size=16, train_size=64, val_size=32, channels=1)
     x, y, index = next(iter(getattr(plain, loader)()))
     assert torch.equal(batch["index"], index)
-    asked = set()
+    images = plain.test_set if loader == "test_dataloader" else plain.train_set
+    part = {
+        "train_dataloader": plain.split[0],
+        "val_dataloader": plain.split[1],
+        "test_dataloader": torch.arange(10_000),
+    }
+    labels = {image.numpy().tobytes(): images.labels[row] for row in part[loader] for image in images.images[row]}
+    asked, met = set(), set()
     for n in range(len(y)):
-        others = [(n + i) % len(y) for i in range(4)]
-        assert batch["told"]["digits"][n].tolist() == y[others].tolist()
         scene = batch["seen"]["scene"][n, 0]
-        for place, other in enumerate(others):
-            top, left = divmod(place, 2)
-            quarter = scene[28 * top : 28 * top + 28, 28 * left : 28 * left + 28]
-            assert torch.equal(quarter, x[other, 0])
+        quarters = [scene[28 * top : 28 * top + 28, 28 * left : 28 * left + 28] for top in (0, 1) for left in (0, 1)]
+        assert torch.equal(quarters[0], x[n, 0])
+        found = [(quarter * 255).round().byte().numpy().tobytes() for quarter in quarters]
+        digits = [labels[image].item() for image in found]  # each is of the sample's own part of the data
+        met |= set(found[1:])
+        assert batch["told"]["digits"][n].tolist() == digits
         question = " ".join(VOCABULARY[word] for word in batch["seen"]["question"][n].tolist()).strip()
         assert question in QUESTIONS
         asked.add(question)
-        assert batch["target"][n].item() == answer(question, y[others].tolist())
+        assert batch["target"][n].item() == answer(question, digits)
     assert len(asked) >= 5
+    assert len(met) >= 20
     assert torch.equal(batch["told"]["question"], batch["seen"]["question"])
+
+
+def test_a_scene_is_a_matter_of_its_sample_and_not_of_its_batch():
+    kept = {}
+    for size in (16, 4):
+        loader = data(batch_size=size).train_dataloader()
+        for _ in range(2):  # epochs
+            for batch in loader:
+                for n, row in enumerate(batch["index"].tolist()):
+                    shown = torch.cat((batch["seen"]["scene"][n].flatten(), batch["seen"]["question"][n].float()))
+                    assert torch.equal(kept.setdefault(row, shown), shown)
+    assert len(kept) == 64
 
 
 def test_a_caption_says_the_digits_in_the_order_of_reading():

@@ -15,9 +15,13 @@ def test_an_answer_is_of_the_scene_and_of_the_question():
     assert logits.shape == (2, 3)
     assert not torch.equal(logits, network(scene=scene.flip(0), question=question))
     assert not torch.equal(logits, network(scene=scene, question=question.flip(0)))
+    # every pair of the four quarters, written out
     read = network.reader(network.words(question))[1][0]
-    met = network.of_scene(network.encoder(scene)).tanh() * network.of_question(read).tanh()
-    torch.testing.assert_close(logits, network.classifier(network.product(met)))
+    places = network.encoder.convolutions(scene)
+    quarters = [places[:, :, y : y + 4, x : x + 4].flatten(1) for y in (0, 4) for x in (0, 4)]
+    objects = [network.object(quarters[i]) + network.places[i] for i in range(4)]
+    related = sum(network.relate(torch.cat((one, other, read), dim=1)) for one in objects for other in objects)
+    torch.testing.assert_close(logits, network.classifier(network.relation(related)))
 
 
 def test_a_caption_has_its_words_one_after_the_other():
@@ -33,7 +37,9 @@ def test_a_caption_has_its_words_one_after_the_other():
     assert not torch.equal(again[:, 2], logits[:, 2])
 
 
-def test_an_encoder_says_how_much_it_gives():
-    with pytest.raises(ValueError, match="Flatten does not say how many features it gives: set its `features`"):
+def test_an_encoder_says_what_it_gives():
+    with pytest.raises(ValueError, match="Flatten must say what it gives: set its `objects` and its `features`"):
         Captioner(nn.Flatten())
-    assert DigitsEncoder()(torch.tensor([[1, 0, 0, 0]]))[0, 1] == 1
+    with pytest.raises(ValueError, match="across=3 does not divide the 8 places"):
+        SceneEncoder(across=3)
+    assert DigitsEncoder()(torch.tensor([[1, 0, 0, 0]]))[0, 0, 1] == 1

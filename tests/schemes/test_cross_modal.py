@@ -8,9 +8,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from kd_lightning import Term
-from kd_lightning.data import DigitGraphDataModule, EdgeMap, PairedViewsDataModule, Rows
+from kd_lightning.data import DigitGraphDataModule, DigitScenesDataModule, EdgeMap, PairedViewsDataModule, Rows
 from kd_lightning.losses import FeatureMSELoss, KDLoss, LSPLoss, ModalityGraphLoss, TaskLoss
-from kd_lightning.networks import MLP, GraphNetwork, ModalityEnsemble, RowReader
+from kd_lightning.networks import (
+    MLP,
+    Answerer,
+    Captioner,
+    DigitsEncoder,
+    GraphNetwork,
+    ModalityEnsemble,
+    RowReader,
+    SceneEncoder,
+)
 from kd_lightning.schemes import Classifier, CrossModalDistiller
 from tests import toys
 from tests.schemes.test_mutual import kl, without_dropout
@@ -64,6 +73,20 @@ def of_several() -> CrossModalDistiller:
     )
 
 
+def scenes(augmentation: Any = None, about: str = "captions", **changes: Any) -> DigitScenesDataModule:
+    return DigitScenesDataModule(about, **{"batch_size": 16, "train_size": 64, "val_size": 0} | changes)
+
+
+def questions(**changes: Any) -> DigitScenesDataModule:
+    return scenes(about="answers", **changes)
+
+
+def of_scenes(network: type[Captioner] | type[Answerer]) -> CrossModalDistiller:
+    torch.manual_seed(1)
+    networks = network(SceneEncoder(4), width=6), network(DigitsEncoder(), width=6)
+    return CrossModalDistiller(*networks, {"kd": Term(KDLoss(2.0))}, {"teacher": "told", "student": "seen"})
+
+
 def with_labels() -> Classifier:
     torch.manual_seed(1)
     return Classifier(GraphNetwork(64, [6]), view="graph")
@@ -75,6 +98,8 @@ CASES = {
     "cross_modal_graphs": lambda: toys.Case(of_graphs(), data=graph_data),
     "cross_modal_features": lambda: toys.Case(of_features(), data=graph_data),
     "cross_modal_several": lambda: toys.Case(of_several(), data=data),
+    "cross_modal_captions": lambda: toys.Case(of_scenes(Captioner), data=scenes),
+    "cross_modal_answers": lambda: toys.Case(of_scenes(Answerer), data=questions),
     "classifier_of_a_view": lambda: toys.Case(with_labels(), data=graph_data),
 }
 
