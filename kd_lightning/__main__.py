@@ -32,8 +32,8 @@ FILE is looked for in the working folder, and then among the files that come wit
 each other in their order, and options on top of them: `kd-lightning fit --help` lists them all, and `--print_config`
 behind the others prints what everything amounts to.
 
-A run's folder (trainer.default_root_dir) holds config.yaml, best.ckpt (by val/acc), last.ckpt, metrics.csv and
-TensorBoard's events.
+A run's folder (trainer.default_root_dir) holds config.yaml, best.ckpt (by val/acc; none without validation), last.ckpt,
+metrics.csv and TensorBoard's events.
 
 Exit codes: 0; 2 for a mistake in what was given, with one line that says which; 130 after Ctrl-C; 143 after SIGTERM; 1
 for a bug, with a traceback (with KD_LIGHTNING_TRACEBACK=1 in the environment, mistakes have one as well).

@@ -93,7 +93,7 @@ class CLI(LightningCLI):
             raise self._complaint("seed_everything", f"{seed} must lie between 0 and {2**32 - 1}")
         if not (folder := self.config["trainer.default_root_dir"]):
             raise self._complaint("trainer.default_root_dir", f"expected the run's folder, got {folder!r}")
-        wanted = self.config["ckpt_path"] or (None if self.command == "fit" else "best")
+        wanted = self.config["ckpt_path"] or (None if self.command == "fit" else run_folder.to_look_at(folder))
         self.ckpt_path = run_folder.checkpoint(folder, wanted)
 
     @override

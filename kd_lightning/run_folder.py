@@ -136,6 +136,12 @@ def callbacks(
     return [*first, *given, *last]
 
 
+def to_look_at(folder: str | Path) -> str:
+    """``best``, or ``last`` in the folder of a run that had no validation to say which was."""
+    without = (Path(folder) / "last.ckpt").is_file() and not (Path(folder) / "best.ckpt").exists()
+    return "last" if without else "best"
+
+
 def checkpoint(folder: str | Path, wanted: str | None) -> str | None:
     """The path of a checkpoint: ``last`` and ``best`` are those of the run's folder.
 

@@ -82,6 +82,7 @@ def fit_and_measure(task: Training, tell: Tell) -> dict[str, Any]:
         "curve": recorder.curve,
     }
     data.setup("test")
+    model.to(trainer.strategy.root_device)  # which a fit has left, and the images have not
     measured, target = predict(model, data.test_dataloader(), task.network)
     logits = measured[0]
     np.savez(task.folder / LOGITS, logits=logits.numpy(), target=target.numpy())
@@ -123,8 +124,8 @@ def predict(
         if target is None:
             raise ValueError(f"a batch has no target to be measured against ({', '.join(labels) or 'no labels'})")
         rows = [to_rows(cast("Tensor", values).float(), None, target) for values in chosen]  # of tokens, one each
-        logits.append([each.student for each in rows])
-        targets.append(cast("Tensor", rows[0].target))
+        logits.append([each.student.cpu() for each in rows])
+        targets.append(cast("Tensor", rows[0].target).cpu())
     return [torch.cat(batches)[:limit] for batches in zip(*logits, strict=True)], torch.cat(targets)[:limit]
 
 
