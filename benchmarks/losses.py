@@ -117,6 +117,10 @@ ON_LOGITS: list[tuple[Callable[[], nn.Module], Form]] = [
     (losses.TfKDLoss, plain.tf_kd),
     (losses.WSLDLoss, plain.wsld),
     (losses.CTKDLoss, plain.ctkd),
+    (losses.OneHotLoss, plain.one_hot),
+    (losses.InformationEntropyLoss, plain.information_entropy),
+    (losses.LogitL1Loss, plain.logit_l1),
+    (losses.ImpressionLoss, lambda m, s, t, y: F.cross_entropy(s / 20, y)),
 ]
 OF_THREE_TEACHERS: list[tuple[Callable[[], nn.Module], Form]] = [
     (losses.CAMKDLoss, plain.ca_mkd),
@@ -149,6 +153,14 @@ ENTRIES = [
         [(N, 10), ROWS[0]],
         [(N, 2, 10), ROWS[1], ROWS[1]],
         plain.modality_graph,
+    ),
+    Entry(losses.ActivationLoss, ROWS[0], ROWS[0], plain.activation),
+    Entry(losses.TotalVariationLoss, (N, 3, 28, 28), (N, 3, 28, 28), plain.total_variation),
+    Entry(
+        losses.BatchNormStatisticsLoss,
+        [TEACHER, (128,), (128,)],
+        [TEACHER, (128,), (128,)],
+        plain.batch_norm_statistics,
     ),
     Entry(lambda: losses.LSPLoss(sigma=1000.0), *ROWS, plain.lsp, edges),  # as far apart as these samples are
     Entry(

@@ -34,6 +34,36 @@ def kd(m, s, t, y, temperature=4.0):
     return F.kl_div(s, t, reduction="batchmean", log_target=True) * temperature**2
 
 
+def one_hot(m, s, t, y):
+    return F.cross_entropy(s, s.argmax(1))
+
+
+def activation(m, s, t, y):
+    return -s.abs().mean()
+
+
+def information_entropy(m, s, t, y):
+    p = s.softmax(1).mean(0)
+    return (p * p.log10()).sum()
+
+
+def total_variation(m, s, t, y):
+    x = s
+    moved = x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+    moved += x[..., 1:, 1:] - x[..., :-1, :-1], x[..., 1:, :-1] - x[..., :-1, 1:]
+    return sum(d.flatten(1).norm(dim=1).mean() for d in moved)
+
+
+def batch_norm_statistics(m, s, t, y):
+    features, mean, variance = s
+    found, spread = features.mean((0, 2, 3)), features.var((0, 2, 3), correction=0)
+    return (found - mean).norm() + (spread - variance).norm()
+
+
+def logit_l1(m, s, t, y):
+    return F.l1_loss(s, t)
+
+
 def soft_cross_entropy(m, s, t, y):
     return F.cross_entropy(s / 4, (t / 4).softmax(1)) * 16
 

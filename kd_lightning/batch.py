@@ -60,6 +60,25 @@ def split_batch(batch: Any, label_names: Iterable[str] = ()) -> Batch:
     return Batch(x, x, dict(zip(("target", "index"), rest, strict=False)))
 
 
+def size_of(batch: Any) -> int:
+    """How many samples a batch has.
+
+    Raises:
+        ValueError: There is no tensor in it.
+
+    Example:
+        >>> import torch
+        >>> size_of({"index": torch.arange(4)})
+        4
+    """
+    split = split_batch(batch)
+    inputs = split.student.values() if isinstance(split.student, dict) else [split.student]
+    for value in (*inputs, *split.labels.values()):
+        if isinstance(value, Tensor) and value.dim():
+            return len(value)
+    raise ValueError("a batch has no tensor to say how many samples it has: let the data give numbers, at least")
+
+
 def target_of(labels: dict[str, Tensor]) -> Tensor | None:
     """The labels that a network is evaluated against, if there are any."""
     return next((labels[name] for name in LABELS if name in labels), None)

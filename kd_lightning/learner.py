@@ -96,10 +96,10 @@ class Learner(LightningModule, ABC):
         """Every term's unweighted loss of the same activations."""
         return {name: term(student, teacher, labels) for name, term in self._terms().items()}
 
-    def layers(self, side: Literal["student", "teacher"]) -> list[str]:
-        """The layers that the terms address on one side."""
+    def layers(self, side: Literal["student", "teacher"], terms: dict[str, Term] | None = None) -> list[str]:
+        """The layers that the terms, its own if not given, address on one side."""
         found: dict[str, None] = {}
-        for term in self._terms().values():
+        for term in (self._terms() if terms is None else terms).values():
             address = term.student if side == "student" else term.teacher
             if isinstance(address, str):
                 found[address] = None

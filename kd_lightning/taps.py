@@ -24,7 +24,8 @@ Activations = dict[str, Tensor]
 def watch(network: nn.Module, layers: Iterable[str] = ()) -> Generator[Activations]:
     """Records what `network` and its `layers` give while the context is open; its hooks are gone afterwards.
 
-    A layer is the dotted name of a submodule, as in ``network.named_modules()``, or of a parameter, which gives itself.
+    A layer is the dotted name of a submodule, as in ``network.named_modules()``, or of a parameter or a buffer, which
+    gives itself.
     Two names are special: ``"logits"`` (always recorded) is the network's own output, a tensor or the ``.logits`` of an
     object or a mapping, and ``"input"`` is its first input. A compiled network (``network.compile()``) gets one graph
     for each set of layers.
@@ -158,8 +159,9 @@ def _listen(network: nn.Module, layer: str, record: Callable[[str, object], None
     try:
         return network.get_submodule(layer).register_forward_hook(on_output)
     except AttributeError:
-        if (parameter := dict(network.named_parameters()).get(layer)) is not None:
-            record(layer, parameter)
+        own = {**dict(network.named_buffers()), **dict(network.named_parameters())}
+        if layer in own:
+            record(layer, own[layer])
             return None
         names = [name for name, _ in network.named_modules() if name]
         nearest = get_close_matches(layer, names, n=3, cutoff=0.3) or names[:8]

@@ -28,13 +28,15 @@ class Term(nn.Module):
     Args:
         loss: Called as ``loss(student, teacher, target)``; its parameters (connectors, learned scales) train along.
         weight: Coefficient in the sum; finite.
-        student: The student's layer(s); ``"logits"`` and ``"input"`` as in `kd_lightning.taps.watch`.
+        student: The student's layer(s); ``"logits"`` and ``"input"`` as in `kd_lightning.taps.watch`. None for a loss
+            of the teacher alone, which is given the teacher's in its place: what makes an input one that it knows.
         teacher: The teacher's layer(s); None for a loss that has no teacher, such as the task loss.
         target: The label(s) of the batch; a label that the batch lacks is passed as None.
         ignore_index: Label of tokens or pixels that are left out, on both sides.
 
     Raises:
-        ValueError: `weight` is not finite, an addressed layer was not seen, or a loss that needs labels lacks one.
+        ValueError: `weight` is not finite, neither side is addressed, an addressed layer was not seen, or a loss that
+            needs labels lacks one.
 
     Example:
         >>> import torch
@@ -48,7 +50,7 @@ class Term(nn.Module):
         self,
         loss: nn.Module,
         weight: float = 1.0,
-        student: Address = "logits",
+        student: Address | None = "logits",
         teacher: Address | None = "logits",
         target: Address | None = "target",
         ignore_index: int = -100,
@@ -56,6 +58,8 @@ class Term(nn.Module):
         super().__init__()
         if not math.isfinite(weight):
             raise ValueError(f"weight={weight} of a {type(loss).__name__} term is not a finite number")
+        if student is None and teacher is None:
+            raise ValueError(f"a {type(loss).__name__} term looks at nothing: set its student or its teacher")
         self.loss = loss
         self.weight = weight
         self.student = student
@@ -75,8 +79,10 @@ class Term(nn.Module):
         if teacher is None and self.teacher is not None:
             raise ValueError(f"a {type(loss).__name__} term compares with a teacher and there is none: teacher=None")
         try:
-            seen = student[address] if isinstance(address, str) else _pick(student, address)
+            seen: Picked = student[address] if isinstance(address, str) else _pick(student, address)
             shown = None if self.teacher is None else _pick(teacher or {}, self.teacher)
+            if address is None:
+                seen, shown = shown, None
         except KeyError:
             raise self._not_seen(student, teacher or {}) from None
         target = self.target

@@ -12,6 +12,7 @@ from kd_lightning.callbacks.momentum_teacher import MomentumTeacher
 from kd_lightning.callbacks.moving_teacher import MovingTeacher
 from kd_lightning.callbacks.schedules import Constant, Cosine, Exponential, Linear, Ramp, Schedule, Steps
 from kd_lightning.callbacks.snapshot_teacher import SnapshotTeacher
+from kd_lightning.callbacks.synthetic_images import SyntheticImages
 from kd_lightning.callbacks.teacher import TeacherFreezing
 from kd_lightning.callbacks.teacher_cache import TeacherCache
 from kd_lightning.callbacks.temperature import TemperatureSchedule
@@ -36,6 +37,7 @@ __all__ = [
     "Schedule",
     "SnapshotTeacher",
     "Steps",
+    "SyntheticImages",
     "TeacherCache",
     "TeacherFreezing",
     "TemperatureSchedule",

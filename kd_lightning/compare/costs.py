@@ -39,8 +39,8 @@ class Costs:
         loader = data.train_dataloader()
         arguments, key = config["model"]["init_args"], network_key(config)
         batch, views = next(iter(loader)), arguments.get("views")
-        images: Tensor = batch[views["student"] if views else 0]
-        shown: Tensor = batch[views["teacher"] if views else 0]
+        images: Tensor = batch[views["student"]] if views else split_batch(batch).student
+        shown: Tensor = batch[views["teacher"]] if views else images
         if key not in self.facts:
             network = _instantiate(arguments["student"], nn.Module)
             self.facts[key] = _facts(network, images[:1])

@@ -1,5 +1,6 @@
 """Data that a run can be resumed on at any step."""
 
+from kd_lightning.data.data_free import DataFreeMNISTDataModule
 from kd_lightning.data.graph import DigitGraphDataModule
 from kd_lightning.data.mnist import FashionMNISTDataModule, MNISTDataModule
 from kd_lightning.data.motion import MovingDigit, OpticalFlow
@@ -12,6 +13,7 @@ from kd_lightning.data.views import EdgeMap, PairedViewsDataModule, Rows
 from kd_lightning.data.words import NumberWords
 
 __all__ = [
+    "DataFreeMNISTDataModule",
     "DigitGraphDataModule",
     "DigitScenesDataModule",
     "EdgeMap",

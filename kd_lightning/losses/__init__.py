@@ -1,10 +1,12 @@
 """What is compared: tensors in, scalar out. Every loss is called as ``loss(student, teacher, target=None)``."""
 
 from kd_lightning.losses.ab import ABLoss, ab_loss
+from kd_lightning.losses.activation import ActivationLoss, activation_loss
 from kd_lightning.losses.adversarial import AdversarialLoss, adversarial_loss, discrimination_loss
 from kd_lightning.losses.afd import AFDLoss, afd_loss
 from kd_lightning.losses.attention_transfer import AttentionTransferLoss, attention_transfer_loss
 from kd_lightning.losses.attentive_ensemble import AttentiveEnsembleLoss, attentive_ensemble_loss
+from kd_lightning.losses.batch_norm_statistics import BatchNormStatisticsLoss, batch_norm_statistics_loss
 from kd_lightning.losses.ca_mkd import CAMKDLoss, ca_mkd_loss
 from kd_lightning.losses.ca_mkd_feature import CAMKDFeatureLoss, ca_mkd_feature_loss
 from kd_lightning.losses.cc import CCLoss, cc_loss
@@ -21,6 +23,8 @@ from kd_lightning.losses.feature_mse import FeatureMSELoss, feature_mse_loss
 from kd_lightning.losses.fsp import FSPLoss, fsp_loss
 from kd_lightning.losses.gradient_attention import GradientAttentionLoss, gradient_attention_loss
 from kd_lightning.losses.hint import HintLoss, hint_loss
+from kd_lightning.losses.impression import ImpressionLoss, impression_loss
+from kd_lightning.losses.information_entropy import InformationEntropyLoss, information_entropy_loss
 from kd_lightning.losses.irg import IRGLoss, irg_loss
 from kd_lightning.losses.jacobian import JacobianLoss, jacobian_loss
 from kd_lightning.losses.jsd import JSDLoss, jsd_loss
@@ -32,6 +36,7 @@ from kd_lightning.losses.least_squares_adversarial import (
     least_squares_discrimination_loss,
 )
 from kd_lightning.losses.locality_preserving import LocalityPreservingLoss, locality_preserving_loss
+from kd_lightning.losses.logit_l1 import LogitL1Loss, logit_l1_loss
 from kd_lightning.losses.logit_mse import LogitMSELoss, logit_mse_loss
 from kd_lightning.losses.logit_standardization import LogitStandardizationKDLoss, logit_standardization_kd_loss
 from kd_lightning.losses.lsp import LSPLoss, lsp_loss
@@ -40,6 +45,7 @@ from kd_lightning.losses.modality_graph import ModalityGraphLoss
 from kd_lightning.losses.multi_head_graph import MultiHeadGraphLoss, multi_head_graph_loss
 from kd_lightning.losses.nst import NSTLoss, nst_loss
 from kd_lightning.losses.ofd import OFDLoss, ofd_loss
+from kd_lightning.losses.one_hot import OneHotLoss, one_hot_loss
 from kd_lightning.losses.parameter_distribution import ParameterDistributionLoss, parameter_distribution_loss
 from kd_lightning.losses.pkt import PKTLoss, pkt_loss
 from kd_lightning.losses.probability_cross_entropy import ProbabilityCrossEntropyLoss, probability_cross_entropy_loss
@@ -52,15 +58,18 @@ from kd_lightning.losses.sp import SPLoss, sp_loss
 from kd_lightning.losses.srd import SRDLoss, srd_loss
 from kd_lightning.losses.task import TaskLoss, task_loss
 from kd_lightning.losses.tf_kd import TfKDLoss, tf_kd_loss
+from kd_lightning.losses.total_variation import TotalVariationLoss, total_variation_loss
 from kd_lightning.losses.vid import VIDLoss, vid_loss
 from kd_lightning.losses.wsld import WSLDLoss, wsld_loss
 
 __all__ = [
     "ABLoss",
     "AFDLoss",
+    "ActivationLoss",
     "AdversarialLoss",
     "AttentionTransferLoss",
     "AttentiveEnsembleLoss",
+    "BatchNormStatisticsLoss",
     "CAMKDFeatureLoss",
     "CAMKDLoss",
     "CCLoss",
@@ -77,7 +86,9 @@ __all__ = [
     "GradientAttentionLoss",
     "HintLoss",
     "IRGLoss",
+    "ImpressionLoss",
     "InBatchCRDLoss",
+    "InformationEntropyLoss",
     "JSDLoss",
     "JacobianLoss",
     "KDLoss",
@@ -85,6 +96,7 @@ __all__ = [
     "LSPLoss",
     "LeastSquaresAdversarialLoss",
     "LocalityPreservingLoss",
+    "LogitL1Loss",
     "LogitMSELoss",
     "LogitStandardizationKDLoss",
     "MGDLoss",
@@ -92,6 +104,7 @@ __all__ = [
     "MultiHeadGraphLoss",
     "NSTLoss",
     "OFDLoss",
+    "OneHotLoss",
     "PKTLoss",
     "ParameterDistributionLoss",
     "ProbabilityCrossEntropyLoss",
@@ -104,14 +117,17 @@ __all__ = [
     "SoftCrossEntropyLoss",
     "TaskLoss",
     "TfKDLoss",
+    "TotalVariationLoss",
     "VIDLoss",
     "WSLDLoss",
     "ab_loss",
+    "activation_loss",
     "adversarial_loss",
     "afd_loss",
     "arithmetic_mean",
     "attention_transfer_loss",
     "attentive_ensemble_loss",
+    "batch_norm_statistics_loss",
     "ca_mkd_feature_loss",
     "ca_mkd_loss",
     "cc_loss",
@@ -127,7 +143,9 @@ __all__ = [
     "geometric_mean",
     "gradient_attention_loss",
     "hint_loss",
+    "impression_loss",
     "in_batch_crd_loss",
+    "information_entropy_loss",
     "irg_loss",
     "jacobian_loss",
     "jsd_loss",
@@ -136,6 +154,7 @@ __all__ = [
     "least_squares_adversarial_loss",
     "least_squares_discrimination_loss",
     "locality_preserving_loss",
+    "logit_l1_loss",
     "logit_mse_loss",
     "logit_standardization_kd_loss",
     "lsp_loss",
@@ -143,6 +162,7 @@ __all__ = [
     "multi_head_graph_loss",
     "nst_loss",
     "ofd_loss",
+    "one_hot_loss",
     "parameter_distribution_loss",
     "pkt_loss",
     "probability_cross_entropy_loss",
@@ -155,6 +175,7 @@ __all__ = [
     "srd_loss",
     "task_loss",
     "tf_kd_loss",
+    "total_variation_loss",
     "vid_loss",
     "wsld_loss",
 ]

@@ -59,6 +59,15 @@ def check_logits(student: Tensor, teacher: Tensor) -> None:
         )
 
 
+def check_alone(logits: Tensor, at_least: int = 1) -> None:
+    """A ValueError with the shape unless these are logits (N, C) of so many samples and C >= 2."""
+    if logits.dim() != 2 or len(logits) < at_least or logits.shape[1] < 2:
+        raise ValueError(
+            f"logits {tuple(logits.shape)} must be (N, C) with C >= 2 and N >= {at_least} samples: address logits, of "
+            "a batch that is large enough"
+        )
+
+
 def check_maps(student: Tensor, teacher: Tensor) -> None:
     """A ValueError with both shapes unless both are (N, C, H, W) of the same N >= 1 and not empty."""
     if student.dim() != 4 or teacher.dim() != 4 or len(student) != len(teacher) or 0 in student.shape + teacher.shape:

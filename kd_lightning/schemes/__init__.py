@@ -4,7 +4,9 @@ from kd_lightning.schemes.adversarial import AdversarialDistiller
 from kd_lightning.schemes.class_wise import CSKD
 from kd_lightning.schemes.classifier import Classifier
 from kd_lightning.schemes.cross_modal import CrossModalDistiller
+from kd_lightning.schemes.data_free import DataFreeDistiller
 from kd_lightning.schemes.ffl import FFL
+from kd_lightning.schemes.inversion import InversionDistiller
 from kd_lightning.schemes.kdcl import KDCL
 from kd_lightning.schemes.kdgan import KDGAN
 from kd_lightning.schemes.mutual import MutualLearning
@@ -26,6 +28,8 @@ __all__ = [
     "AdversarialDistiller",
     "Classifier",
     "CrossModalDistiller",
+    "DataFreeDistiller",
+    "InversionDistiller",
     "KnowledgeTransferGraph",
     "MutualLearning",
     "OKDDip",

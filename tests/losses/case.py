@@ -47,6 +47,8 @@ class Case:
     """The highest temperature that it is held to; say why where it is lower."""
     tolerance: float = 1e-3
     """Of value and gradient in float32 against float64, relative above 1; say why where it is larger."""
+    alone: bool = False
+    """It looks at neither teacher nor label: it says of an input what one network makes of it."""
     samples: bool = True
     """What it compares has a row for each sample, and is no parameter."""
     wrong: Sequence[tuple[Shapes, Shapes]] = ()

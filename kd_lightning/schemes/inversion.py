@@ -1,0 +1,279 @@
+"""A student from images that its teacher dreams of: each is optimised by itself, and kept."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kd_lightning.data.draws import choice
+from kd_lightning.distributed import gather
+from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
+from kd_lightning.networks import freeze, leave_out
+from kd_lightning.steps import batches_done
+from kd_lightning.taps import Activations, tap
+from kd_lightning.terms import Term, check_terms
+
+
+class Targets(nn.Module, ABC):
+    """What images are to be of: the label ``target`` of each."""
+
+    @abstractmethod
+    def forward(self, count: int, teacher: nn.Module) -> Tensor:
+        """So many targets (count, ...), on the teacher's device, from torch's default generator."""
+
+
+class RandomClasses(Targets):
+    """Classes, each as likely.
+
+    Args:
+        classes: How many there are.
+
+    Example:
+        >>> RandomClasses(classes=10)(4, nn.Linear(2, 10)).shape
+        torch.Size([4])
+    """
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, count: int, teacher: nn.Module) -> Tensor:
+        """Class indices (count,)."""
+        device = next(teacher.parameters()).device
+        return torch.randint(self.classes, (count,), device=device)
+
+
+class DataImpressions(Targets):
+    """Distributions over the classes that a teacher could have answered with: its space of softmax outputs.
+
+    y ~ Dirichlet(beta c_k), with c_kj the cosine of the rows k and j of the last layer's weights, brought to [0, 1] in
+    each row: classes that the teacher tells apart with similar weights are likely together. k is drawn evenly.
+
+    Gaurav Kumar Nayak et al.: Zero-Shot Knowledge Distillation in Deep Networks. ICML 2019 (arXiv:1905.08114).
+
+    Args:
+        layer: The teacher's last linear layer.
+        betas: How concentrated the distributions are; each image draws one of them.
+
+    Raises:
+        ValueError: A beta is not above 0; at a call: there is no such layer with weights (C, D).
+
+    Example:
+        >>> impressions = DataImpressions("0")(4, nn.Sequential(nn.Linear(5, 10)))
+        >>> impressions.shape, impressions.sum(dim=1)
+        (torch.Size([4, 10]), tensor([1., 1., 1., 1.]))
+    """
+
+    def __init__(self, layer: str = "classifier", betas: tuple[float, ...] = (1.0, 0.1)) -> None:
+        super().__init__()
+        if not betas or not all(beta > 0 for beta in betas):
+            raise ValueError(f"betas={betas} must be numbers above 0, e.g. [1.0, 0.1]")
+        self.layer = layer
+        self.betas = betas
+
+    def forward(self, count: int, teacher: nn.Module) -> Tensor:
+        """Probabilities (count, C)."""
+        weight = dict(teacher.named_parameters()).get(f"{self.layer}.weight")
+        if weight is None or weight.dim() != 2:
+            raise ValueError(f"layer={self.layer!r} is no linear layer of {type(teacher).__name__}: name the last one")
+        similar = self.similarity(weight.detach())
+        concentration = similar[torch.randint(len(similar), (count,), device=similar.device)]
+        betas = similar.new_tensor(self.betas)[torch.randint(len(self.betas), (count,), device=similar.device)]
+        # none is quite impossible; the draw in double, where a share too small for a float is not 0 / 0
+        drawn = torch._sample_dirichlet((betas.unsqueeze(1) * concentration.clamp(min=1e-3)).double())  # pyright: ignore
+        return drawn.float()
+
+    @staticmethod
+    def similarity(weight: Tensor) -> Tensor:
+        """C (C, C) of the weights (C, D)."""
+        rows = functional.normalize(weight.float(), dim=1)
+        cosines = rows @ rows.T
+        low, high = cosines.amin(dim=1, keepdim=True), cosines.amax(dim=1, keepdim=True)
+        return (cosines - low) / (high - low).clamp(min=1e-12)
+
+
+class InversionDistiller(Learner):
+    """Images are optimised until a frozen teacher sees what it is to see in them, and the student learns on those.
+
+    Before every `every`-th batch, `round_size` images are drawn at random, go through `image_steps` steps against
+    `image_terms`, and join a bank, until it is full; each batch of the student is drawn from what is there. The bank is
+    in every checkpoint. Of a training batch nothing but its ``index`` is looked at, which chooses the images, or its
+    size. What tells the methods apart are the terms and the targets:
+
+    - DeepInversion (Hongxu Yin et al.: Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion. CVPR 2020,
+      arXiv:1912.08795): images of random classes, smooth, and of the statistics that the teacher's BatchNorm layers
+      remember; the adaptive form adds a term of negative weight between teacher and student, and goes on making images.
+    - ZSKD (Gaurav Kumar Nayak et al.: Zero-Shot Knowledge Distillation in Deep Networks. ICML 2019, arXiv:1905.08114):
+      data impressions, images that the teacher answers as `DataImpressions` say.
+
+    Images have one channel, shown `channels` times, and are kept within [0, 1]. In the image terms the student is in
+    eval. The other arguments are those of `Learner`.
+
+    Args:
+        student: The network that learns and that is deployed.
+        teacher: The network that teaches; it is frozen and left out of every checkpoint.
+        terms: What the student minimises.
+        image_terms: What an image minimises; a term of the teacher alone has ``student=None``.
+        targets: What the images are to be of; ten classes if not given.
+        bank_size: How many images there will be.
+        round_size: How many are made at a time, on each process.
+        every: Batches from one round to the next.
+        image_steps: Steps of an image.
+        image_optimizer: Builds the optimizer of a round's images; Adam at a rate of .1 if not given.
+        jitter: Pixels that images are moved by in each step, at most, at random.
+        size: Height and width of the images.
+        channels: How often the one channel is shown.
+
+    Raises:
+        ValueError: There are no terms, a number is out of its range, or teacher and student share parameters.
+
+    Example:
+        >>> from kd_lightning.losses import KDLoss, TaskLoss
+        >>> from kd_lightning.networks import StudentConvNet, TeacherConvNet
+        >>> terms, image_terms = {"kd": Term(KDLoss())}, {"class": Term(TaskLoss(), student=None)}
+        >>> small = {"bank_size": 8, "round_size": 8, "image_steps": 2}
+        >>> learner = InversionDistiller(StudentConvNet(), TeacherConvNet(), terms, image_terms, **small)
+        >>> sorted(learner.compute_losses({"index": torch.arange(4)}))
+        ['kd']
+    """
+
+    bank: Tensor
+    bank_targets: Tensor
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        terms: dict[str, Term],
+        image_terms: dict[str, Term],
+        targets: Targets | None = None,
+        bank_size: int = 2560,
+        round_size: int = 256,
+        every: int = 1,
+        image_steps: int = 200,
+        image_optimizer: OptimizerCallable | None = None,
+        jitter: int = 2,
+        size: int = 28,
+        channels: int = 3,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["step", "epoch"] = "epoch",
+    ) -> None:
+        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)
+        given = {"bank_size": bank_size, "round_size": round_size, "every": every, "image_steps": image_steps}
+        for name, value in (given | {"size": size, "channels": channels}).items():
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if not 0 <= jitter < size:
+            raise ValueError(f"jitter={jitter} must be at least 0 and less than the images' size of {size}")
+        if set(student.parameters()) & set(teacher.parameters()):
+            raise ValueError(
+                "teacher and student share parameters, and freezing one would freeze both: copy one of them"
+            )
+        self.teacher = leave_out(freeze(teacher))
+        self.image_terms = nn.ModuleDict(check_terms(image_terms))
+        if next(self.image_terms.parameters(), None) is not None:
+            raise ValueError("image_terms: a loss with parameters would not learn them there: use one without")
+        self.targets = RandomClasses() if targets is None else targets
+        self.round_size = round_size
+        self.every = every
+        self.image_steps = image_steps
+        self.build_image_optimizer = image_optimizer
+        self.jitter = jitter
+        self.channels = channels
+        with torch.random.fork_rng(devices=[]):
+            one = self.targets(1, self.teacher)
+        self.register_buffer("bank", torch.zeros(bank_size, 1, size, size))
+        self.register_buffer("bank_targets", one.new_zeros(bank_size, *one.shape[1:]))
+
+    # ---- the images
+
+    def synthetic_images(self, count: int) -> Tensor:
+        """The last images that joined the bank; for a picture."""
+        filled = self._filled()
+        return self._shown(self.bank[max(0, filled - count) : filled])
+
+    def judge(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The unweighted image terms of images (N, channels, H, W)."""
+        terms = dict(cast("dict[str, Term]", self.image_terms).items())
+        teacher = tap(self.teacher, images, self.layers("teacher", terms))
+        asked = any(term.student is not None for term in terms.values())
+        student: Activations = tap(self.student, images, self.layers("student", terms)) if asked else {}
+        return {name: term(student, teacher, {"target": targets}) for name, term in terms.items()}
+
+    @torch.enable_grad()
+    def synthesise(self, count: int) -> tuple[Tensor, Tensor]:
+        """So many images (count, 1, H, W) in [0, 1], and what they are of."""
+        targets = self.targets(count, self.teacher)
+        images = torch.randn(count, *self.bank.shape[1:], device=self.bank.device).mul_(0.5).add_(0.5).clamp_(0, 1)
+        images.requires_grad_()
+        build = self.build_image_optimizer
+        optimizer = torch.optim.Adam([images], lr=0.1) if build is None else build([cast("nn.Parameter", images)])
+        training = self.student.training
+        self.student.eval()
+        terms = cast("dict[str, Term]", self.image_terms)
+        for _ in range(self.image_steps):
+            moved = images
+            if self.jitter:
+                offsets = torch.randint(-self.jitter, self.jitter + 1, (2,)).tolist()
+                moved = images.roll(offsets, dims=(2, 3))
+            losses = self.judge(self._shown(moved), targets)
+            total = torch.stack([terms[name].weight * loss for name, loss in losses.items()]).sum()
+            (images.grad,) = torch.autograd.grad(total, [images])
+            optimizer.step()
+            with torch.no_grad():
+                images.clamp_(0, 1)
+        self.student.train(training)
+        return images.detach(), targets
+
+    # ---- the student
+
+    def compute_losses(self, batch: Any) -> dict[str, Tensor]:
+        """The student's unweighted losses of images from the bank; a round of new ones comes first where it is due."""
+        done = self._batches_done()
+        if done % self.every == 0:
+            self._add_round(done // self.every)
+        rows = self._rows(batch)
+        images = self._shown(self.bank[rows])
+        student = tap(self.student, images, self.layers("student"))
+        teacher = tap(self.teacher, images, self.layers("teacher"))
+        return self.compare(student, teacher, {"target": self.bank_targets[rows]})
+
+    def _add_round(self, number: int) -> None:
+        size, start = len(self.bank), number * self._per_round()
+        if start >= size:
+            return
+        images, targets = self.synthesise(min(self.round_size, size))
+        images, targets = gather(images), gather(targets)
+        end = min(start + len(images), size)
+        self.bank[start:end] = images[: end - start]
+        self.bank_targets[start:end] = targets[: end - start]
+
+    def _rows(self, batch: Any) -> Tensor:
+        """Of the bank, chosen by the samples' numbers, so that ranks agree on who sees what."""
+        split = self.split_batch(batch)
+        index = split.labels.get("index")
+        if index is None:
+            raise ValueError("a batch has no index to choose images by: use DataFreeMNISTDataModule, or give numbers")
+        # another image each time that a number comes
+        return choice(index + 1_000_003 * (self._batches_done() + 1), self._filled(after=True), salt=9)
+
+    def _filled(self, after: bool = False) -> int:
+        """How many images there are, after this batch's round or before it."""
+        done = self._batches_done()
+        rounds = done // self.every + 1 if after else -(-done // self.every)
+        return min(rounds * self._per_round(), len(self.bank))
+
+    def _per_round(self) -> int:
+        """Of all processes."""
+        return self.round_size * (1 if self._trainer is None else self._trainer.world_size)
+
+    def _batches_done(self) -> int:
+        return 0 if self._trainer is None else batches_done(self._trainer)
+
+    def _shown(self, images: Tensor) -> Tensor:
+        return images.expand(-1, self.channels, -1, -1)

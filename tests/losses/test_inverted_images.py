@@ -1,0 +1,83 @@
+"""What makes an image one that a teacher was trained on: its statistics, its smoothness, its answer."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from kd_lightning.losses import BatchNormStatisticsLoss, ImpressionLoss, TotalVariationLoss
+from tests.losses import naive
+from tests.losses.case import Case
+
+
+def distribution() -> torch.Tensor:
+    return torch.randn(6, 10, generator=torch.Generator().manual_seed(7), dtype=torch.float64).softmax(dim=1)
+
+
+CASES = {
+    "TotalVariationLoss": Case(student=(6, 3, 5, 4), teacher=(6, 3, 5, 4), alone=True, kinked=True),
+    "BatchNormStatisticsLoss": Case(
+        student=[(6, 3, 5, 4), (3,), (3,)], teacher=[(6, 3, 5, 4), (3,), (3,)], alone=True, kinked=True, samples=False
+    ),
+}
+
+
+def test_statistics_are_those_of_the_batch_and_positions_and_layers_add_up():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(4, 2, 3, 3, generator=generator, dtype=torch.float64)
+    mean, variance = torch.tensor([[0.5, -1.0], [2.0, 1.0]], dtype=torch.float64)
+    distances = []
+    values = [features[:, c].flatten().tolist() for c in range(2)]
+    means = [sum(v) / 36 for v in values]
+    spreads = [sum((x - m) ** 2 for x in v) / 36 for v, m in zip(values, means, strict=True)]
+    for found, known in ((means, mean.tolist()), (spreads, variance.tolist())):
+        distances.append(math.sqrt(sum((f - k) ** 2 for f, k in zip(found, known, strict=True))))
+    loss = BatchNormStatisticsLoss()
+    assert loss([features, mean, variance]).item() == pytest.approx(sum(distances), rel=1e-12)
+    assert loss([features, mean, variance] * 2).item() == pytest.approx(2 * sum(distances), rel=1e-12)
+    norm = torch.nn.BatchNorm2d(2, momentum=None).double()
+    norm(features)
+    exact = loss([features, norm.running_mean, norm.running_var * 35 / 36])  # torch's own is unbiased
+    assert exact.item() == pytest.approx(0, abs=1e-12)
+
+
+def test_variation_is_the_length_of_the_differences_to_four_neighbours():
+    images = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    total = 0.0
+    for image in images.tolist():
+        for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+            squares = [
+                (channel[y + dy][x + dx] - channel[y][x]) ** 2
+                for channel in image
+                for y in range(3)
+                for x in range(4)
+                if 0 <= y + dy < 3 and 0 <= x + dx < 4
+            ]
+            total += math.sqrt(sum(squares))
+    assert TotalVariationLoss()(images).item() == pytest.approx(total / 2, rel=1e-12)
+
+
+def test_an_impression_is_fitted_to_a_softened_answer():
+    logits = 3 * torch.randn(6, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    target = distribution()
+    pairs = zip(logits.tolist(), target.tolist(), strict=True)
+    expected = -sum(
+        y * q for row, wanted in pairs for y, q in zip(wanted, naive.log_softmax([z / 20 for z in row]), strict=True)
+    )
+    assert ImpressionLoss()(logits, None, target).item() == pytest.approx(expected / 6, rel=1e-12)
+
+
+def test_what_does_not_fit_is_refused():
+    loss = BatchNormStatisticsLoss()
+    with pytest.raises(ValueError, match="address a list of what goes into a BatchNorm, its running_mean"):
+        loss([torch.zeros(2, 3), torch.zeros(3)])
+    with pytest.raises(ValueError, match=r"features \(2, 3\), mean \(4,\) and variance \(3,\) must be"):
+        loss([torch.zeros(2, 3), torch.zeros(4), torch.zeros(3)])
+    with pytest.raises(ValueError, match=r"of a batch of N >= 2 samples"):
+        loss([torch.zeros(1, 3), torch.zeros(3), torch.zeros(3)])
+    with pytest.raises(ValueError, match=r"images \(2, 3\) must be \(N, C, H, W\).*: address the input"):
+        TotalVariationLoss()(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"do not fit: .* or floating-point probabilities"):
+        ImpressionLoss()(torch.zeros(2, 3), None, torch.zeros(2, 2))
