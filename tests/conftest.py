@@ -45,6 +45,7 @@ TEACHERS: dict[str, Callable[[], nn.Module]] = {
     "mnist/teacher_batch_norm": lambda: ConvNet(128, batch_norm=True),
     "teachers/takd_assistant": lambda: ConvNet(64),
     "adversarial/kdgan_teacher": lambda: ConvNet(128),
+    "data_free/few_teacher": lambda: ConvNet(128),
     "graph/teacher": lambda: GraphNetwork(64, [128], convolution="gcn"),
     "graph/teacher_mnist": lambda: GraphNetwork(784, [128], convolution="gcn"),
     "graph/reader": lambda: RowReader(),

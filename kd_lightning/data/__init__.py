@@ -1,5 +1,6 @@
 """Data that a run can be resumed on at any step."""
 
+from kd_lightning.data.annotated import Affine, AnnotatedMNISTDataModule
 from kd_lightning.data.data_free import DataFreeMNISTDataModule
 from kd_lightning.data.graph import DigitGraphDataModule
 from kd_lightning.data.mnist import FashionMNISTDataModule, MNISTDataModule
@@ -13,6 +14,8 @@ from kd_lightning.data.views import EdgeMap, PairedViewsDataModule, Rows
 from kd_lightning.data.words import NumberWords
 
 __all__ = [
+    "Affine",
+    "AnnotatedMNISTDataModule",
     "DataFreeMNISTDataModule",
     "DigitGraphDataModule",
     "DigitScenesDataModule",

@@ -10,17 +10,19 @@ import torch
 
 from kd_lightning.data import DataFreeMNISTDataModule, MNISTDataModule
 from kd_lightning.data.data_free import NoiseLoader
-from kd_lightning.methods import methods
+from kd_lightning.methods import SHIPPED, methods
 
 WATCHED = """
 import json, sys
 opened = []
 sys.addaudithook(lambda event, found: opened.append(str(found[0])) if event == "open" else None)
 from kd_lightning.__main__ import main
-for name in sys.argv[1:]:
+for name in sys.argv[2:]:
     folder = f"--trainer.default_root_dir=watched/{name}"
+    inverts = "image_steps" in open(f"{sys.argv[1]}/{name}.yaml").read()
+    fewer = ["--model.init_args.image_steps=2", "--model.init_args.round_size=16"] if inverts else []
     short = ["--trainer.limit_train_batches=1", "--trainer.limit_test_batches=1", "--trainer.accelerator=cpu"]
-    assert main(["fit", f"--config=configs/{name}.yaml", "--trainer.max_epochs=1", folder, *short]) == 0
+    assert main(["fit", f"--config=configs/{name}.yaml", "--trainer.max_epochs=1", folder, *short, *fewer]) == 0
     assert main(["test", f"--config=watched/{name}/config.yaml", *short]) == 0
 print(json.dumps([path for path in opened if "ubyte" in path]))
 """
@@ -30,7 +32,7 @@ def test_no_method_without_data_opens_a_file_of_the_training_set(workplace):
     names = [method.name for method in methods() if "DataFreeMNISTDataModule" in method.path.read_text()]
     assert len(names) >= 3
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WATCHED, *names]
+    command = [sys.executable, "-c", WATCHED, str(SHIPPED), *names]
     run = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, check=False)
     assert run.returncode == 0, run.stderr
     opened = json.loads(run.stdout.splitlines()[-1])
