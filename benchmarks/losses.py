@@ -155,6 +155,13 @@ ENTRIES = [
         plain.modality_graph,
     ),
     Entry(losses.ActivationLoss, ROWS[0], ROWS[0], plain.activation),
+    Entry(
+        losses.ActivationRecordLoss,
+        [TEACHER, (N, 10)],
+        [TEACHER, (N, 10)],
+        plain.activation_record,
+        lambda: torch.ones(N, 128 * 36 + 10),
+    ),
     Entry(losses.TotalVariationLoss, (N, 3, 28, 28), (N, 3, 28, 28), plain.total_variation),
     Entry(
         losses.BatchNormStatisticsLoss,

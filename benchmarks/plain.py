@@ -47,6 +47,12 @@ def information_entropy(m, s, t, y):
     return (p * p.log10()).sum()
 
 
+def activation_record(m, s, t, y):
+    sizes = [x[0].numel() for x in s]
+    pairs = zip(s, y.split(sizes, 1), sizes, strict=True)
+    return sum((x.flatten(1).relu() - r.relu()).square().mean() / size for x, r, size in pairs)
+
+
 def total_variation(m, s, t, y):
     x = s
     moved = x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]

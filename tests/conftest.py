@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from kd_lightning.networks import (
@@ -46,6 +47,7 @@ TEACHERS: dict[str, Callable[[], nn.Module]] = {
     "teachers/takd_assistant": lambda: ConvNet(64),
     "adversarial/kdgan_teacher": lambda: ConvNet(128),
     "data_free/few_teacher": lambda: ConvNet(128),
+    "data_free/metadata_teacher": lambda: ConvNet(128),
     "graph/teacher": lambda: GraphNetwork(64, [128], convolution="gcn"),
     "graph/teacher_mnist": lambda: GraphNetwork(784, [128], convolution="gcn"),
     "graph/reader": lambda: RowReader(),
@@ -69,6 +71,11 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
             state = build().state_dict()
         (runs / name).mkdir(parents=True)
         torch.save({"state_dict": {f"student.{key}": value for key, value in state.items()}}, runs / name / "last.ckpt")
+    sizes = {"conv.1": 128 * 169, "conv.3": 128 * 36, "conv.5": 128 * 25, "pool": 512, "logits": 10}
+    statistics = {
+        f"{layer}.{kind}": torch.ones(10, size) for layer, size in sizes.items() for kind in ("mean", "deviation")
+    }
+    save_file(statistics, runs / "data_free/metadata_teacher/statistics.safetensors")
     return runs
 
 

@@ -47,7 +47,8 @@ def test_trains_and_is_loaded_again(name, workplace):
     given = ["--config", f"configs/{name}.yaml", *SHORT, f"--trainer.default_root_dir={folder}"]
     if "image_steps" in METHODS[name].path.read_text():  # each round of images is hundreds of steps
         given += ["--model.init_args.image_steps=2", "--model.init_args.round_size=16"]
-    if "annotator" in METHODS[name].path.read_text():  # which would look at everything
+    if any(word in METHODS[name].path.read_text() for word in ("annotator", "ActivationStatistics")):
+        # which would look at every image
         given += ["--data.init_args.train_size=640"]
     assert main(["fit", *given]) == 0
     written = {path.name.partition(".tfevents")[0] for path in folder.iterdir()}
@@ -57,6 +58,8 @@ def test_trains_and_is_loaded_again(name, workplace):
         wanted |= {"best.ckpt"}
     if "annotator" in config["data"]["init_args"]:
         wanted |= {"annotations.safetensors"}
+    if "ActivationStatistics" in METHODS[name].path.read_text():
+        wanted |= {"statistics.safetensors"}
     assert written == wanted
 
     checkpoint = torch.load(folder / "last.ckpt", weights_only=True)

@@ -1,5 +1,6 @@
 """When does it change? One callback, one effect."""
 
+from kd_lightning.callbacks.activation_statistics import ActivationStatistics
 from kd_lightning.callbacks.attention_maps import AttentionMaps
 from kd_lightning.callbacks.born_again import BornAgain
 from kd_lightning.callbacks.channels_last import ChannelsLast
@@ -19,6 +20,7 @@ from kd_lightning.callbacks.temperature import TemperatureSchedule
 from kd_lightning.callbacks.term_weight import TermWeightSchedule
 
 __all__ = [
+    "ActivationStatistics",
     "AttentionMaps",
     "BornAgain",
     "ChannelsLast",

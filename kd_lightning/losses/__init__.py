@@ -2,6 +2,7 @@
 
 from kd_lightning.losses.ab import ABLoss, ab_loss
 from kd_lightning.losses.activation import ActivationLoss, activation_loss
+from kd_lightning.losses.activation_record import ActivationRecordLoss, activation_record_loss
 from kd_lightning.losses.adversarial import AdversarialLoss, adversarial_loss, discrimination_loss
 from kd_lightning.losses.afd import AFDLoss, afd_loss
 from kd_lightning.losses.attention_transfer import AttentionTransferLoss, attention_transfer_loss
@@ -66,6 +67,7 @@ __all__ = [
     "ABLoss",
     "AFDLoss",
     "ActivationLoss",
+    "ActivationRecordLoss",
     "AdversarialLoss",
     "AttentionTransferLoss",
     "AttentiveEnsembleLoss",
@@ -122,6 +124,7 @@ __all__ = [
     "WSLDLoss",
     "ab_loss",
     "activation_loss",
+    "activation_record_loss",
     "adversarial_loss",
     "afd_loss",
     "arithmetic_mean",

@@ -2,98 +2,19 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from kd_lightning.data.draws import choice
 from kd_lightning.distributed import gather
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import freeze, leave_out
+from kd_lightning.schemes.inversion_targets import RandomClasses, Targets
 from kd_lightning.steps import batches_done
 from kd_lightning.taps import Activations, tap
 from kd_lightning.terms import Term, check_terms
-
-
-class Targets(nn.Module, ABC):
-    """What images are to be of: the label ``target`` of each."""
-
-    @abstractmethod
-    def forward(self, count: int, teacher: nn.Module) -> Tensor:
-        """So many targets (count, ...), on the teacher's device, from torch's default generator."""
-
-
-class RandomClasses(Targets):
-    """Classes, each as likely.
-
-    Args:
-        classes: How many there are.
-
-    Example:
-        >>> RandomClasses(classes=10)(4, nn.Linear(2, 10)).shape
-        torch.Size([4])
-    """
-
-    def __init__(self, classes: int = 10) -> None:
-        super().__init__()
-        self.classes = classes
-
-    def forward(self, count: int, teacher: nn.Module) -> Tensor:
-        """Class indices (count,)."""
-        device = next(teacher.parameters()).device
-        return torch.randint(self.classes, (count,), device=device)
-
-
-class DataImpressions(Targets):
-    """Distributions over the classes that a teacher could have answered with: its space of softmax outputs.
-
-    y ~ Dirichlet(beta c_k), with c_kj the cosine of the rows k and j of the last layer's weights, brought to [0, 1] in
-    each row: classes that the teacher tells apart with similar weights are likely together. k is drawn evenly.
-
-    Gaurav Kumar Nayak et al.: Zero-Shot Knowledge Distillation in Deep Networks. ICML 2019 (arXiv:1905.08114).
-
-    Args:
-        layer: The teacher's last linear layer.
-        betas: How concentrated the distributions are; each image draws one of them.
-
-    Raises:
-        ValueError: A beta is not above 0; at a call: there is no such layer with weights (C, D).
-
-    Example:
-        >>> impressions = DataImpressions("0")(4, nn.Sequential(nn.Linear(5, 10)))
-        >>> impressions.shape, impressions.sum(dim=1)
-        (torch.Size([4, 10]), tensor([1., 1., 1., 1.]))
-    """
-
-    def __init__(self, layer: str = "classifier", betas: tuple[float, ...] = (1.0, 0.1)) -> None:
-        super().__init__()
-        if not betas or not all(beta > 0 for beta in betas):
-            raise ValueError(f"betas={betas} must be numbers above 0, e.g. [1.0, 0.1]")
-        self.layer = layer
-        self.betas = betas
-
-    def forward(self, count: int, teacher: nn.Module) -> Tensor:
-        """Probabilities (count, C)."""
-        weight = dict(teacher.named_parameters()).get(f"{self.layer}.weight")
-        if weight is None or weight.dim() != 2:
-            raise ValueError(f"layer={self.layer!r} is no linear layer of {type(teacher).__name__}: name the last one")
-        similar = self.similarity(weight.detach())
-        concentration = similar[torch.randint(len(similar), (count,), device=similar.device)]
-        betas = similar.new_tensor(self.betas)[torch.randint(len(self.betas), (count,), device=similar.device)]
-        # none is quite impossible; the draw in double, where a share too small for a float is not 0 / 0
-        drawn = torch._sample_dirichlet((betas.unsqueeze(1) * concentration.clamp(min=1e-3)).double())  # pyright: ignore
-        return drawn.float()
-
-    @staticmethod
-    def similarity(weight: Tensor) -> Tensor:
-        """C (C, C) of the weights (C, D)."""
-        rows = functional.normalize(weight.float(), dim=1)
-        cosines = rows @ rows.T
-        low, high = cosines.amin(dim=1, keepdim=True), cosines.amax(dim=1, keepdim=True)
-        return (cosines - low) / (high - low).clamp(min=1e-12)
 
 
 class InversionDistiller(Learner):
@@ -108,7 +29,9 @@ class InversionDistiller(Learner):
       arXiv:1912.08795): images of random classes, smooth, and of the statistics that the teacher's BatchNorm layers
       remember; the adaptive form adds a term of negative weight between teacher and student, and goes on making images.
     - ZSKD (Gaurav Kumar Nayak et al.: Zero-Shot Knowledge Distillation in Deep Networks. ICML 2019, arXiv:1905.08114):
-      data impressions, images that the teacher answers as `DataImpressions` say.
+      data impressions, images that the teacher answers as `kd_lightning.schemes.inversion_targets.DataImpressions` say.
+    - Metadata (Raphael Gontijo Lopes et al.: Data-Free Knowledge Distillation for Deep Neural Networks. 2017,
+      arXiv:1710.07535): images that excite the teacher's layers as `RecordedActivations` there say.
 
     Images have one channel, shown `channels` times, and are kept within [0, 1]. In the image terms the student is in
     eval. The other arguments are those of `Learner`.
@@ -186,7 +109,7 @@ class InversionDistiller(Learner):
         self.jitter = jitter
         self.channels = channels
         with torch.random.fork_rng(devices=[]):
-            one = self.targets(1, self.teacher)
+            one = self.targets.kept(self.targets(1, self.teacher))
         self.register_buffer("bank", torch.zeros(bank_size, 1, size, size))
         self.register_buffer("bank_targets", one.new_zeros(bank_size, *one.shape[1:]))
 
@@ -228,7 +151,7 @@ class InversionDistiller(Learner):
             with torch.no_grad():
                 images.clamp_(0, 1)
         self.student.train(training)
-        return images.detach(), targets
+        return images.detach(), self.targets.kept(targets)
 
     # ---- the student
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from kd_lightning.losses import BatchNormStatisticsLoss, ImpressionLoss, TotalVariationLoss
+from kd_lightning.losses import ActivationRecordLoss, BatchNormStatisticsLoss, ImpressionLoss, TotalVariationLoss
 from tests.losses import naive
 from tests.losses.case import Case
 
@@ -18,6 +18,12 @@ def distribution() -> torch.Tensor:
 
 CASES = {
     "TotalVariationLoss": Case(student=(6, 3, 5, 4), teacher=(6, 3, 5, 4), alone=True, kinked=True),
+    "ActivationRecordLoss": Case(
+        student=[(6, 3, 2, 2), (6, 4)],
+        teacher=[(6, 3, 2, 2), (6, 4)],
+        target=lambda: torch.randn(6, 16, generator=torch.Generator().manual_seed(7), dtype=torch.float64),
+        kinked=True,
+    ),
     "BatchNormStatisticsLoss": Case(
         student=[(6, 3, 5, 4), (3,), (3,)], teacher=[(6, 3, 5, 4), (3,), (3,)], alone=True, kinked=True, samples=False
     ),
@@ -67,6 +73,21 @@ def test_an_impression_is_fitted_to_a_softened_answer():
         y * q for row, wanted in pairs for y, q in zip(wanted, naive.log_softmax([z / 20 for z in row]), strict=True)
     )
     assert ImpressionLoss()(logits, None, target).item() == pytest.approx(expected / 6, rel=1e-12)
+
+
+def test_a_record_is_met_where_it_is_positive_and_each_layer_counts_by_its_size():
+    generator = torch.Generator().manual_seed(0)
+    maps, logits = torch.randn(5, 2, 2, generator=generator), torch.randn(5, 3, generator=generator)
+    record = torch.randn(5, 7, generator=generator)
+    total = 0.0
+    for layer, wanted, size in ((maps.flatten(1), record[:, :4], 4), (logits, record[:, 4:], 3)):
+        pairs = zip(layer.flatten().tolist(), wanted.flatten().tolist(), strict=True)
+        total += sum((max(f, 0) - max(r, 0)) ** 2 for f, r in pairs) / (5 * size) / size
+    loss = ActivationRecordLoss()
+    assert loss([maps, logits], None, record).item() == pytest.approx(total, rel=1e-5)
+    assert loss(logits, None, record[:, 4:]).item() == pytest.approx(loss([logits], None, record[:, 4:]).item())
+    with pytest.raises(ValueError, match="do not fit: record the layers that the term addresses"):
+        loss([maps, logits], None, record[:, :5])
 
 
 def test_what_does_not_fit_is_refused():

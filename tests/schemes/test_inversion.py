@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,7 +21,7 @@ from kd_lightning.losses import (
 )
 from kd_lightning.networks import ConvNet
 from kd_lightning.schemes import InversionDistiller
-from kd_lightning.schemes.inversion import DataImpressions, RandomClasses
+from kd_lightning.schemes.inversion_targets import DataImpressions, RandomClasses, RecordedActivations
 from kd_lightning.steps import batches_done
 from tests import toys
 from tests.schemes.test_data_free import numbers
@@ -187,6 +188,32 @@ def test_impressions_are_of_classes_that_the_teacher_confuses():
     torch.testing.assert_close(drawn.mean(dim=0), mean, atol=0.01, rtol=0)
     sharp = DataImpressions("0", (0.01,))(1000, teacher)
     assert sharp.amax(dim=1).mean() > 0.97
+
+
+def test_recorded_activations_have_the_mean_and_spread_that_were_recorded(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    factor = torch.randn(3, 2, 2, generator=generator)
+    found = {
+        "a.mean": torch.tensor([[0.0, 1.0], [5.0, 6.0], [-5.0, 9.0]]),
+        "a.factor": factor @ factor.mT,  # symmetric, as a square root is
+        "b.mean": torch.full((3, 1), 7.0),
+        "b.deviation": torch.full((3, 1), 0.5),
+    }
+    save_file(found, tmp_path / "found.safetensors")
+    save_file(found, tmp_path / "statistics.safetensors")
+    assert RecordedActivations(tmp_path / "last.ckpt", ["a"]).statistics.keys() == {"a.mean", "a.factor"}
+    torch.manual_seed(0)
+    drawn = RecordedActivations(tmp_path / "found.safetensors", ["b", "a"])(60_000, nn.Linear(1, 1))
+    assert drawn.shape == (60_000, 3)
+    assert drawn[:, 0].mean() == pytest.approx(7.0, abs=0.01)
+    assert drawn[:, 0].std() == pytest.approx(0.5, abs=0.01)
+    of_classes = torch.stack([m.outer(m) + f @ f.mT for m, f in zip(found["a.mean"], found["a.factor"], strict=True)])
+    second = (drawn[:, 1:].mT @ drawn[:, 1:]) / 60_000
+    torch.testing.assert_close(second, of_classes.mean(dim=0), rtol=0.03, atol=0.3)
+    with pytest.raises(ValueError, match=r"has a, b; layers=\['c'\] must be some of them"):
+        RecordedActivations(tmp_path / "found.safetensors", ["c"])
+    with pytest.raises(FileNotFoundError, match="is not there: train the teacher with ActivationStatistics first"):
+        RecordedActivations(tmp_path / "missing.safetensors", ["a"])
 
 
 def test_what_does_not_fit_is_refused():

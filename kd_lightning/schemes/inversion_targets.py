@@ -1,0 +1,144 @@
+"""What images that are optimised are to be of."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Targets(nn.Module, ABC):
+    """What images are to be of: the label ``target`` of each."""
+
+    @abstractmethod
+    def forward(self, count: int, teacher: nn.Module) -> Tensor:
+        """So many targets (count, ...), on the teacher's device, from torch's default generator."""
+
+    def kept(self, targets: Tensor) -> Tensor:
+        """What the student may learn of them, as its label."""
+        return targets
+
+
+class RandomClasses(Targets):
+    """Classes, each as likely.
+
+    Args:
+        classes: How many there are.
+
+    Example:
+        >>> RandomClasses(classes=10)(4, nn.Linear(2, 10)).shape
+        torch.Size([4])
+    """
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, count: int, teacher: nn.Module) -> Tensor:
+        """Class indices (count,)."""
+        device = next(teacher.parameters()).device
+        return torch.randint(self.classes, (count,), device=device)
+
+
+class DataImpressions(Targets):
+    """Distributions over the classes that a teacher could have answered with: its space of softmax outputs.
+
+    y ~ Dirichlet(beta c_k), with c_kj the cosine of the rows k and j of the last layer's weights, brought to [0, 1] in
+    each row: classes that the teacher tells apart with similar weights are likely together. k is drawn evenly.
+
+    Gaurav Kumar Nayak et al.: Zero-Shot Knowledge Distillation in Deep Networks. ICML 2019 (arXiv:1905.08114).
+
+    Args:
+        layer: The teacher's last linear layer.
+        betas: How concentrated the distributions are; each image draws one of them.
+
+    Raises:
+        ValueError: A beta is not above 0; at a call: there is no such layer with weights (C, D).
+
+    Example:
+        >>> impressions = DataImpressions("0")(4, nn.Sequential(nn.Linear(5, 10)))
+        >>> impressions.shape, impressions.sum(dim=1)
+        (torch.Size([4, 10]), tensor([1., 1., 1., 1.]))
+    """
+
+    def __init__(self, layer: str = "classifier", betas: tuple[float, ...] = (1.0, 0.1)) -> None:
+        super().__init__()
+        if not betas or not all(beta > 0 for beta in betas):
+            raise ValueError(f"betas={betas} must be numbers above 0, e.g. [1.0, 0.1]")
+        self.layer = layer
+        self.betas = betas
+
+    def forward(self, count: int, teacher: nn.Module) -> Tensor:
+        """Probabilities (count, C)."""
+        weight = dict(teacher.named_parameters()).get(f"{self.layer}.weight")
+        if weight is None or weight.dim() != 2:
+            raise ValueError(f"layer={self.layer!r} is no linear layer of {type(teacher).__name__}: name the last one")
+        similar = self.similarity(weight.detach())
+        concentration = similar[torch.randint(len(similar), (count,), device=similar.device)]
+        betas = similar.new_tensor(self.betas)[torch.randint(len(self.betas), (count,), device=similar.device)]
+        # none is quite impossible; the draw in double, where a share too small for a float is not 0 / 0
+        drawn = torch._sample_dirichlet((betas.unsqueeze(1) * concentration.clamp(min=1e-3)).double())  # pyright: ignore
+        return drawn.float()
+
+    @staticmethod
+    def similarity(weight: Tensor) -> Tensor:
+        """C (C, C) of the weights (C, D)."""
+        rows = functional.normalize(weight.float(), dim=1)
+        cosines = rows @ rows.T
+        low, high = cosines.amin(dim=1, keepdim=True), cosines.amax(dim=1, keepdim=True)
+        return (cosines - low) / (high - low).clamp(min=1e-12)
+
+
+class RecordedActivations(Targets):
+    """Activations of a class's images, as `kd_lightning.callbacks.ActivationStatistics` recorded them; Gaussian.
+
+    Classes are as likely each; of a layer with a covariance the numbers are drawn together, of others each by itself,
+    and layers by themselves. Raphael Gontijo Lopes, Stefano Fenu, Thad Starner: Data-Free Knowledge Distillation for
+    Deep Neural Networks. 2017 (arXiv:1710.07535).
+
+    Args:
+        file: The statistics, or a checkpoint beside which they lie as ``statistics.safetensors``.
+        layers: Which of the layers in it, in the order in which the term addresses them.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A layer is not in it.
+    """
+
+    def __init__(self, file: str | Path, layers: list[str]) -> None:
+        super().__init__()
+        if str(file).endswith(".ckpt"):
+            file = Path(file).with_name("statistics.safetensors")
+        if not Path(file).is_file():
+            raise FileNotFoundError(
+                f"file={str(file)!r} is not there: train the teacher with ActivationStatistics first"
+            )
+        found = load_file(file)
+        known = [name.removesuffix(".mean") for name in found if name.endswith(".mean")]
+        if not layers or not set(layers) <= set(known):
+            raise ValueError(f"file={str(file)!r} has {', '.join(known)}; layers={layers} must be some of them")
+        self.layers = layers
+        self.statistics = {name: value for name, value in found.items() if name.rpartition(".")[0] in layers}
+
+    def forward(self, count: int, teacher: nn.Module) -> Tensor:
+        """Numbers (count, D) of all layers, one behind the other."""
+        device = next(teacher.parameters()).device
+        found = {name: value.to(device) for name, value in self.statistics.items()}
+        classes = torch.randint(len(found[f"{self.layers[0]}.mean"]), (count,), device=device)
+        drawn: list[Tensor] = []
+        for layer in self.layers:
+            mean = found[f"{layer}.mean"][classes]
+            noise = torch.randn_like(mean)
+            if f"{layer}.factor" in found:
+                drawn.append(mean + (found[f"{layer}.factor"][classes] @ noise.unsqueeze(2)).squeeze(2))
+            else:
+                drawn.append(mean + found[f"{layer}.deviation"][classes] * noise)
+        return torch.cat(drawn, dim=1)
+
+    def kept(self, targets: Tensor) -> Tensor:
+        """Nothing: they are of the teacher's layers."""
+        return targets[:, :0]
