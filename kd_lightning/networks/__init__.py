@@ -15,6 +15,7 @@ from kd_lightning.networks.fusion import FeatureFusion
 from kd_lightning.networks.generator import Generator
 from kd_lightning.networks.graph import GCNConvolution, GraphNetwork, SAGEConvolution
 from kd_lightning.networks.inherit import inherit
+from kd_lightning.networks.lenet import LeNet5
 from kd_lightning.networks.margin import MarginTeacher
 from kd_lightning.networks.mlp import MLP
 from kd_lightning.networks.modality_ensemble import ModalityEnsemble
@@ -44,6 +45,7 @@ __all__ = [
     "Generator",
     "GraphNetwork",
     "InBFloat16",
+    "LeNet5",
     "MarginTeacher",
     "ModalityEnsemble",
     "Paraphrased",

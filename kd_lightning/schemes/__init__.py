@@ -5,6 +5,7 @@ from kd_lightning.schemes.class_wise import CSKD
 from kd_lightning.schemes.classifier import Classifier
 from kd_lightning.schemes.cross_modal import CrossModalDistiller
 from kd_lightning.schemes.data_free import DataFreeDistiller
+from kd_lightning.schemes.dataset_distillation import DatasetDistillation
 from kd_lightning.schemes.ffl import FFL
 from kd_lightning.schemes.inversion import InversionDistiller
 from kd_lightning.schemes.kdcl import KDCL
@@ -29,6 +30,7 @@ __all__ = [
     "Classifier",
     "CrossModalDistiller",
     "DataFreeDistiller",
+    "DatasetDistillation",
     "InversionDistiller",
     "KnowledgeTransferGraph",
     "MutualLearning",

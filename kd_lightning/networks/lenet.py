@@ -1,0 +1,46 @@
+"""LeNet-5, which papers without data are measured on."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class LeNet5(nn.Module):
+    """LeNet-5 with ReLU and max pooling, and its half, as papers on distillation without data have them.
+
+    Yann LeCun, Leon Bottou, Yoshua Bengio, Patrick Haffner: Gradient-based learning applied to document recognition.
+    Proceedings of the IEEE 86, 1998. Layers, by the names that a tap uses: ``conv.0``, ``conv.1`` (ReLU), ``conv.2``
+    (pool), ``conv.3``, ``conv.4`` (ReLU), ``conv.5`` (pool), ``conv.6``, ``conv.7`` (ReLU), ``hidden``, ``classifier``.
+
+    Args:
+        half: Half as wide: 3, 8, 60 and 42 for 6, 16, 120 and 84.
+        in_channels: Channels of the images.
+        num_classes: Width of the logits.
+
+    Shapes:
+        Input (N, in_channels, 28, 28); output: logits (N, num_classes).
+
+    Example:
+        >>> sum(parameter.numel() for parameter in LeNet5(in_channels=1).parameters())
+        61706
+    """
+
+    def __init__(self, half: bool = False, in_channels: int = 3, num_classes: int = 10) -> None:
+        super().__init__()
+        first, second, third, hidden = (3, 8, 60, 42) if half else (6, 16, 120, 84)
+        self.conv = nn.Sequential(
+            nn.Conv2d(in_channels, first, kernel_size=5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(first, second, kernel_size=5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(second, third, kernel_size=5),
+            nn.ReLU(),
+        )
+        self.hidden = nn.Sequential(nn.Linear(third, hidden), nn.ReLU())
+        self.classifier = nn.Linear(hidden, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, num_classes) of images (N, in_channels, 28, 28)."""
+        return self.classifier(self.hidden(self.conv(images).flatten(1)))
