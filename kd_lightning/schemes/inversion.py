@@ -22,8 +22,8 @@ class InversionDistiller(Learner):
 
     Before every `every`-th batch, `round_size` images are drawn at random, go through `image_steps` steps against
     `image_terms`, and join a bank, until it is full; each batch of the student is drawn from what is there. The bank is
-    in every checkpoint. Of a training batch nothing but its ``index`` is looked at, which chooses the images, or its
-    size. What tells the methods apart are the terms and the targets:
+    in every checkpoint. Of a training batch nothing but its ``index`` is looked at, which chooses the images. What
+    tells the methods apart are the terms and the targets:
 
     - DeepInversion (Hongxu Yin et al.: Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion. CVPR 2020,
       arXiv:1912.08795): images of random classes, smooth, and of the statistics that the teacher's BatchNorm layers
