@@ -117,6 +117,7 @@ ON_LOGITS: list[tuple[Callable[[], nn.Module], Form]] = [
     (losses.TfKDLoss, plain.tf_kd),
     (losses.WSLDLoss, plain.wsld),
     (losses.CTKDLoss, plain.ctkd),
+    (losses.AgreeingKDLoss, plain.agreeing_kd),
     (losses.OneHotLoss, plain.one_hot),
     (losses.InformationEntropyLoss, plain.information_entropy),
     (losses.LogitL1Loss, plain.logit_l1),

@@ -34,6 +34,11 @@ def kd(m, s, t, y, temperature=4.0):
     return F.kl_div(s, t, reduction="batchmean", log_target=True) * temperature**2
 
 
+def agreeing_kd(m, s, t, y):
+    rows = F.kl_div(F.log_softmax(s, 1), F.log_softmax(t, 1), reduction="none", log_target=True).sum(1)
+    return (rows * (s.argmax(1) == t.argmax(1))).mean()
+
+
 def one_hot(m, s, t, y):
     return F.cross_entropy(s, s.argmax(1))
 

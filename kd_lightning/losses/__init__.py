@@ -5,6 +5,7 @@ from kd_lightning.losses.activation import ActivationLoss, activation_loss
 from kd_lightning.losses.activation_record import ActivationRecordLoss, activation_record_loss
 from kd_lightning.losses.adversarial import AdversarialLoss, adversarial_loss, discrimination_loss
 from kd_lightning.losses.afd import AFDLoss, afd_loss
+from kd_lightning.losses.agreeing_kd import AgreeingKDLoss, agreeing_kd_loss
 from kd_lightning.losses.attention_transfer import AttentionTransferLoss, attention_transfer_loss
 from kd_lightning.losses.attentive_ensemble import AttentiveEnsembleLoss, attentive_ensemble_loss
 from kd_lightning.losses.batch_norm_statistics import BatchNormStatisticsLoss, batch_norm_statistics_loss
@@ -69,6 +70,7 @@ __all__ = [
     "ActivationLoss",
     "ActivationRecordLoss",
     "AdversarialLoss",
+    "AgreeingKDLoss",
     "AttentionTransferLoss",
     "AttentiveEnsembleLoss",
     "BatchNormStatisticsLoss",
@@ -127,6 +129,7 @@ __all__ = [
     "activation_record_loss",
     "adversarial_loss",
     "afd_loss",
+    "agreeing_kd_loss",
     "arithmetic_mean",
     "attention_transfer_loss",
     "attentive_ensemble_loss",

@@ -3,6 +3,7 @@
 from kd_lightning.schemes.adversarial import AdversarialDistiller
 from kd_lightning.schemes.class_wise import CSKD
 from kd_lightning.schemes.classifier import Classifier
+from kd_lightning.schemes.contrastive_inversion import ContrastiveInversion
 from kd_lightning.schemes.cross_modal import CrossModalDistiller
 from kd_lightning.schemes.data_free import DataFreeDistiller
 from kd_lightning.schemes.dataset_distillation import DatasetDistillation
@@ -28,6 +29,7 @@ __all__ = [
     "ONE",
     "AdversarialDistiller",
     "Classifier",
+    "ContrastiveInversion",
     "CrossModalDistiller",
     "DataFreeDistiller",
     "DatasetDistillation",

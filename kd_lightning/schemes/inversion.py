@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, cast
 
 import torch
@@ -120,13 +121,15 @@ class InversionDistiller(Learner):
         filled = self._filled()
         return self._shown(self.bank[max(0, filled - count) : filled])
 
-    def judge(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """The unweighted image terms of images (N, channels, H, W)."""
+    def look(
+        self, images: Tensor, targets: Tensor, layers: Iterable[str] = ()
+    ) -> tuple[dict[str, Tensor], Activations]:
+        """The unweighted image terms of images (N, channels, H, W), and what the teacher gave, at `layers` as well."""
         terms = dict(cast("dict[str, Term]", self.image_terms).items())
-        teacher = tap(self.teacher, images, self.layers("teacher", terms))
+        teacher = tap(self.teacher, images, dict.fromkeys([*self.layers("teacher", terms), *layers]))
         asked = any(term.student is not None for term in terms.values())
         student: Activations = tap(self.student, images, self.layers("student", terms)) if asked else {}
-        return {name: term(student, teacher, {"target": targets}) for name, term in terms.items()}
+        return {name: term(student, teacher, {"target": targets}) for name, term in terms.items()}, teacher
 
     @torch.enable_grad()
     def synthesise(self, count: int) -> tuple[Tensor, Tensor]:
@@ -144,7 +147,7 @@ class InversionDistiller(Learner):
             if self.jitter:
                 offsets = torch.randint(-self.jitter, self.jitter + 1, (2,)).tolist()
                 moved = images.roll(offsets, dims=(2, 3))
-            losses = self.judge(self._shown(moved), targets)
+            losses, _ = self.look(self._shown(moved), targets)
             total = torch.stack([terms[name].weight * loss for name, loss in losses.items()]).sum()
             (images.grad,) = torch.autograd.grad(total, [images])
             optimizer.step()
@@ -170,9 +173,11 @@ class InversionDistiller(Learner):
         size, start = len(self.bank), number * self._per_round()
         if start >= size:
             return
-        images, targets = self.synthesise(min(self.round_size, size))
+        self._join(start, *self.synthesise(min(self.round_size, size)))
+
+    def _join(self, start: int, images: Tensor, targets: Tensor) -> None:
         images, targets = gather(images), gather(targets)
-        end = min(start + len(images), size)
+        end = min(start + len(images), len(self.bank))
         self.bank[start:end] = images[: end - start]
         self.bank_targets[start:end] = targets[: end - start]
 
