@@ -107,9 +107,9 @@ class Learner(LightningModule, ABC):
                 found.update(dict.fromkeys(address))
         return list(found)
 
-    def weighted_sum(self, losses: dict[str, Tensor]) -> Tensor:
-        """The sum of the losses under the terms' weights."""
-        terms = self._terms()
+    def weighted_sum(self, losses: dict[str, Tensor], terms: dict[str, Term] | None = None) -> Tensor:
+        """The sum of the losses under the weights of the terms, its own if not given."""
+        terms = self._terms() if terms is None else terms
         total: Tensor | None = None
         for name, loss in losses.items():
             weighted = terms[name].weight * loss

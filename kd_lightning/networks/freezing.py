@@ -170,3 +170,9 @@ def _drop(_network: nn.Module, state: dict[str, Tensor], prefix: str, _metadata:
 def _fill_in(network: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     if prefix and not any(key.startswith(prefix) for key in state):
         state.update({prefix + key: value for key, value in network.state_dict(keep_vars=True).items()})
+
+
+def check_apart(student: nn.Module, teacher: nn.Module) -> None:
+    """A ValueError if the two share parameters, which freezing the teacher would take from the student."""
+    if set(student.parameters()) & set(teacher.parameters()):
+        raise ValueError("teacher and student share parameters, and freezing one would freeze both: copy one of them")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses import AdversarialLoss
 from kd_lightning.networks import freeze, leave_out
+from kd_lightning.networks.freezing import check_apart
 from kd_lightning.schemes.two_players import TwoPlayerLearner
 from kd_lightning.taps import Activations, tap
 from kd_lightning.terms import Term
@@ -69,10 +70,7 @@ class AdversarialDistiller(TwoPlayerLearner[Pair]):
             raise ValueError(
                 "no term has a discriminator: give one an AdversarialLoss, or use OfflineDistiller, which needs none"
             )
-        if set(student.parameters()) & set(teacher.parameters()):
-            raise ValueError(
-                "teacher and student share parameters, and freezing one would freeze both: copy one of them"
-            )
+        check_apart(student, teacher)
         self.teacher = leave_out(freeze(teacher))
 
     def adversaries(self) -> list[Term]:

@@ -152,7 +152,7 @@ class ContrastiveInversion(InversionDistiller):
             losses, seen = self.look(_moved(drawn, 4), targets, self.features)
             whole, part = _pooled(seen, self.features), self._features(_cropped(drawn))
             apart = self.contrast * self._apart(head, part, whole)
-            total = torch.stack([terms[name].weight * loss for name, loss in losses.items()]).sum() + apart
+            total = self.weighted_sum(losses, terms) + apart
             if total.item() < least:
                 least, images = total.item(), drawn.detach()[:, :1]
                 features = torch.stack((part, whole), dim=1).detach()

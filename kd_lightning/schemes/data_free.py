@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kd_lightning.batch import size_of
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import Generator, freeze, leave_out
+from kd_lightning.networks.freezing import check_apart
 from kd_lightning.schemes.two_players import AlternatingLearner
 from kd_lightning.steps import log_is_due
 from kd_lightning.taps import Activations, tap
@@ -77,10 +78,7 @@ class DataFreeDistiller(AlternatingLearner):
             raise ValueError(
                 f"generator_steps={generator_steps} must be at least 0 and student_steps={student_steps} at least 1"
             )
-        if set(student.parameters()) & set(teacher.parameters()):
-            raise ValueError(
-                "teacher and student share parameters, and freezing one would freeze both: copy one of them"
-            )
+        check_apart(student, teacher)
         self.teacher = leave_out(freeze(teacher))
         self.generator = generator
         self.generator_terms = nn.ModuleDict(check_terms(generator_terms))
@@ -154,7 +152,7 @@ class DataFreeDistiller(AlternatingLearner):
 
     def _judgement(self, judged: dict[str, Tensor]) -> Tensor:
         terms = cast("dict[str, Term]", self.generator_terms)
-        return torch.stack([terms[name].weight * loss for name, loss in judged.items()]).sum()
+        return self.weighted_sum(judged, terms)
 
 
 def _labels(noise: tuple[Tensor, ...]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from kd_lightning.data.draws import choice
 from kd_lightning.distributed import gather
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import freeze, leave_out
+from kd_lightning.networks.freezing import check_apart
 from kd_lightning.schemes.inversion_targets import RandomClasses, Targets
 from kd_lightning.steps import batches_done
 from kd_lightning.taps import Activations, tap
@@ -94,10 +95,7 @@ class InversionDistiller(Learner):
                 raise ValueError(f"{name}={value} must be at least 1")
         if not 0 <= jitter < size:
             raise ValueError(f"jitter={jitter} must be at least 0 and less than the images' size of {size}")
-        if set(student.parameters()) & set(teacher.parameters()):
-            raise ValueError(
-                "teacher and student share parameters, and freezing one would freeze both: copy one of them"
-            )
+        check_apart(student, teacher)
         self.teacher = leave_out(freeze(teacher))
         self.image_terms = nn.ModuleDict(check_terms(image_terms))
         if next(self.image_terms.parameters(), None) is not None:
@@ -148,7 +146,7 @@ class InversionDistiller(Learner):
                 offsets = torch.randint(-self.jitter, self.jitter + 1, (2,)).tolist()
                 moved = images.roll(offsets, dims=(2, 3))
             losses, _ = self.look(self._shown(moved), targets)
-            total = torch.stack([terms[name].weight * loss for name, loss in losses.items()]).sum()
+            total = self.weighted_sum(losses, terms)
             (images.grad,) = torch.autograd.grad(total, [images])
             optimizer.step()
             with torch.no_grad():

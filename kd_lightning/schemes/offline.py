@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kd_lightning.learner import Batch, Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import freeze, leave_out
+from kd_lightning.networks.freezing import check_apart
 from kd_lightning.taps import Activations, differentiable, tap
 from kd_lightning.terms import Term
 
@@ -52,10 +53,7 @@ class OfflineDistiller(Learner):
         lr_interval: Literal["step", "epoch"] = "epoch",
     ) -> None:
         super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)
-        if set(student.parameters()) & set(teacher.parameters()):
-            raise ValueError(
-                "teacher and student share parameters, and freezing one would freeze both: copy one of them"
-            )
+        check_apart(student, teacher)
         self.teacher = leave_out(freeze(teacher))
 
     def watch_teacher(self, batch: Batch) -> Activations:

@@ -12,6 +12,7 @@ from kd_lightning.batch import target_of
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses import adversarial_loss, discrimination_loss
 from kd_lightning.networks import Generator, freeze, leave_out
+from kd_lightning.networks.freezing import check_apart
 from kd_lightning.schemes.two_players import TwoPlayerLearner
 from kd_lightning.taps import Activations, tap
 from kd_lightning.terms import Term
@@ -84,10 +85,7 @@ class SyntheticInputs(TwoPlayerLearner[Mixed]):
     ) -> None:
         if not any(term.teacher is not None for term in terms.values()):
             raise ValueError("no term has a teacher, and generated inputs have no labels: add one, e.g. KDLoss")
-        if set(student.parameters()) & set(teacher.parameters()):
-            raise ValueError(
-                "teacher and student share parameters, and freezing one would freeze both: copy one of them"
-            )
+        check_apart(student, teacher)
         terms = terms | {"generator": Term(Realism(), teacher=None)}
         super().__init__(student, terms, optimizer, discriminator_optimizer, lr_scheduler, lr_interval)
         self.teacher = leave_out(freeze(teacher))
