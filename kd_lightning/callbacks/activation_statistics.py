@@ -26,22 +26,37 @@ class ActivationStatistics(Callback):
         layers: Whose activations are recorded, ``logits`` among them if it is to be.
         covariance: Those of them of which the whole covariance is kept, and not each number's own deviation: a square
             of the layer's size for each class.
+        spectral: For each of some layers, how many eigenvectors are kept, with the whole covariance of what they give.
+            The record is there as ``<layer>.spectral`` beside the layer's own. At most 4,096 numbers a layer, as the
+            graph is a square of them.
         file: Where to; ``statistics.safetensors`` in the run's folder if not given.
 
     Raises:
-        ValueError: There are no layers, or `covariance` names others; when the fit starts: the data has no training
-            images to give, or the scheme is none of this package's.
+        ValueError: There are no layers, `covariance` or `spectral` names others, or a number is below 1; when the fit
+            starts: the data has no training images to give, or the scheme is none of this package's; when it ends: a
+            layer of `spectral` is too large.
 
     Example:
         >>> ActivationStatistics(["conv.5", "logits"], covariance=["logits"]).layers
         ['conv.5', 'logits']
     """
 
-    def __init__(self, layers: list[str], covariance: list[str] | None = None, file: str | Path | None = None) -> None:
-        if not layers or not set(covariance or ()) <= set(layers):
-            raise ValueError(f"layers={layers} must name some, and covariance={covariance} only some of those")
+    def __init__(
+        self,
+        layers: list[str],
+        covariance: list[str] | None = None,
+        spectral: dict[str, int] | None = None,
+        file: str | Path | None = None,
+    ) -> None:
+        if not layers or not {*(covariance or ()), *(spectral or ())} <= set(layers):
+            raise ValueError(
+                f"layers={layers} must name some, and covariance={covariance} and spectral={spectral} none but those"
+            )
+        if any(count < 1 for count in (spectral or {}).values()):
+            raise ValueError(f"spectral={spectral} must keep at least 1 eigenvector of each layer")
         self.layers = layers
         self.covariance = covariance or []
+        self.spectral = spectral or {}
         self.file = file
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -80,7 +95,8 @@ class ActivationStatistics(Callback):
 def statistics(network: nn.Module, batches: Any, wanted: ActivationStatistics) -> dict[str, Tensor]:
     """``<layer>.mean`` (K, D), and ``<layer>.deviation`` (K, D) or ``<layer>.factor`` (K, D, D), of D numbers a layer.
 
-    A factor is the square root of the covariance, which divides by the number of samples as the deviation does.
+    With ``<layer>.spectral.basis`` (D, E), of E eigenvectors, go a mean (K, E) and a factor (K, E, E). A factor is the
+    square root of the covariance, which divides by the number of samples as the deviation does.
     """
     counts: dict[int, int] = {}
     sums: dict[tuple[str, int], Tensor] = {}
@@ -92,24 +108,51 @@ def statistics(network: nn.Module, batches: Any, wanted: ActivationStatistics) -
             counts[label] = counts.get(label, 0) + int(chosen.sum())
             for layer in wanted.layers:
                 rows = seen[layer][chosen].flatten(1).double()
-                square = rows.mT @ rows if layer in wanted.covariance else rows.square().sum(dim=0)
+                if layer in wanted.spectral and rows.shape[1] > 4096:
+                    raise ValueError(
+                        f"spectral: {layer!r} gives {rows.shape[1]} numbers, and a graph is of 4096 at most"
+                    )
+                whole = layer in wanted.covariance or layer in wanted.spectral
+                square = rows.mT @ rows if whole else rows.square().sum(dim=0)
                 key = (layer, label)
                 sums[key] = sums[key] + rows.sum(dim=0) if key in sums else rows.sum(dim=0)
                 squares[key] = squares[key] + square if key in squares else square
     found: dict[str, Tensor] = {}
+    labels = sorted(counts)
     for layer in wanted.layers:
-        means: list[Tensor] = []
-        spreads: list[Tensor] = []
-        for label in sorted(counts):
-            mean = sums[layer, label] / counts[label]
-            square = squares[layer, label] / counts[label]
-            means.append(mean)
-            whole = square.dim() == 2
-            spreads.append(_root(square - mean.outer(mean)) if whole else (square - mean**2).clamp(min=0).sqrt())
-        found[f"{layer}.mean"] = torch.stack(means).float().cpu()
-        kind = "factor" if layer in wanted.covariance else "deviation"
-        found[f"{layer}.{kind}"] = torch.stack(spreads).float().cpu()
-    return found
+        means = torch.stack([sums[layer, label] / counts[label] for label in labels])
+        second = torch.stack([squares[layer, label] / counts[label] for label in labels])
+        found[f"{layer}.mean"] = means
+        if layer in wanted.covariance:
+            found[f"{layer}.factor"] = torch.stack([_root(s - m.outer(m)) for s, m in zip(second, means, strict=True)])
+        else:
+            powers = second.diagonal(dim1=1, dim2=2) if second.dim() == 3 else second
+            found[f"{layer}.deviation"] = (powers - means**2).clamp(min=0).sqrt()
+        if layer in wanted.spectral:
+            shares = means.new_tensor([counts[label] for label in labels]) / sum(counts.values())
+            mean = shares @ means
+            overall = (shares[:, None, None] * second).sum(dim=0) - mean.outer(mean)
+            basis = low_frequencies(overall, wanted.spectral[layer])
+            inside = means @ basis
+            spreads = [_root(basis.mT @ s @ basis - m.outer(m)) for s, m in zip(second, inside, strict=True)]
+            record = {"basis": basis, "mean": inside, "factor": torch.stack(spreads)}
+            found |= {f"{layer}.spectral.{kind}": value for kind, value in record.items()}
+    return {name: value.float().contiguous().cpu() for name, value in found.items()}
+
+
+def low_frequencies(covariance: Tensor, count: int) -> Tensor:
+    """The eigenvectors (D, E) of the smallest eigenvalues of a graph's Laplacian, with |correlation| as its edges.
+
+    Numbers that never move are no part of the graph, and 0 in every eigenvector. E is `count`, or all that there are.
+    """
+    deviation = covariance.diagonal().clamp(min=0).sqrt()
+    moving = (deviation > 1e-6 * deviation.amax()).nonzero().squeeze(1)
+    scale = deviation[moving]
+    edges = (covariance[moving][:, moving] / scale.outer(scale)).abs().fill_diagonal_(0)
+    _, vectors = torch.linalg.eigh(edges.sum(dim=1).diag() - edges)
+    basis = covariance.new_zeros(len(covariance), min(count, len(moving)))
+    basis[moving] = vectors[:, : basis.shape[1]]
+    return basis
 
 
 def _root(covariance: Tensor) -> Tensor:

@@ -101,7 +101,8 @@ class RecordedActivations(Targets):
 
     Args:
         file: The statistics, or a checkpoint beside which they lie as ``statistics.safetensors``.
-        layers: Which of the layers in it, in the order in which the term addresses them.
+        layers: Which of the records in it, in the order in which the term addresses the layers; ``<layer>.spectral`` is
+            one of fewer numbers, from which the layer's are made: U f'.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -133,9 +134,10 @@ class RecordedActivations(Targets):
             mean = found[f"{layer}.mean"][classes]
             noise = torch.randn_like(mean)
             if f"{layer}.factor" in found:
-                drawn.append(mean + (found[f"{layer}.factor"][classes] @ noise.unsqueeze(2)).squeeze(2))
+                numbers = mean + (found[f"{layer}.factor"][classes] @ noise.unsqueeze(2)).squeeze(2)
             else:
-                drawn.append(mean + found[f"{layer}.deviation"][classes] * noise)
+                numbers = mean + found[f"{layer}.deviation"][classes] * noise
+            drawn.append(numbers @ found[f"{layer}.basis"].mT if f"{layer}.basis" in found else numbers)
         return torch.cat(drawn, dim=1)
 
     def kept(self, targets: Tensor) -> Tensor:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from kd_lightning.callbacks import ActivationStatistics
+from kd_lightning.callbacks.activation_statistics import low_frequencies, statistics
 from kd_lightning.schemes import Classifier
+from kd_lightning.schemes.inversion_targets import RecordedActivations
 from kd_lightning.taps import tap
 from tests import toys
 from tests.schemes.test_data_free import learner, numbers, of_the_teacher
@@ -40,6 +43,45 @@ def test_a_record_is_the_mean_and_the_spread_of_each_class(tmp_path):
         torch.testing.assert_close(factor @ factor.mT, covariance, rtol=1e-3, atol=1e-4)
 
 
+def test_the_spectral_record_is_of_the_smoothest_waves_on_the_graph_of_correlations(tmp_path):
+    """Written out with numpy: correlations over all classes, Laplacian, eigenvectors, and each class's numbers."""
+    ours, data = toys.classifier(), toys.data(augmentation=None)
+    spectral = ActivationStatistics(["2", "logits"], spectral={"2": 3, "logits": 99})
+    toys.trainer(tmp_path, spectral, max_epochs=1).fit(ours, toys.data(augmentation=None))
+    found = load_file(tmp_path / "statistics.safetensors")
+    images, labels = (torch.cat(part) for part in zip(*[batch[:2] for batch in data.train_rows()], strict=True))
+    with torch.no_grad():
+        seen = {name: value.double() for name, value in tap(ours.student.eval(), images, ["2"]).items()}
+    for layer, count in (("2", 3), ("logits", 10)):
+        basis = found[f"{layer}.spectral.basis"].double()
+        edges = np.abs(np.corrcoef(seen[layer].numpy().T)) * (1 - np.eye(len(basis)))
+        laplacian = np.diag(edges.sum(1)) - edges
+        values = np.linalg.eigvalsh(laplacian)[:count]
+        torch.testing.assert_close(basis.mT @ basis, torch.eye(count).double(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            basis.mT @ torch.from_numpy(laplacian) @ basis, torch.from_numpy(np.diag(values)), rtol=1e-3, atol=1e-4
+        )
+        for label in range(10):
+            waves = seen[layer][labels == label] @ basis
+            torch.testing.assert_close(
+                found[f"{layer}.spectral.mean"][label].double(), waves.mean(0), rtol=1e-3, atol=1e-4
+            )
+            factor = found[f"{layer}.spectral.factor"][label].double()
+            covariance = torch.cov(waves.mT, correction=0)
+            torch.testing.assert_close(factor @ factor.mT, covariance, rtol=1e-3, atol=1e-4)
+    torch.manual_seed(0)
+    drawn = RecordedActivations(tmp_path / "statistics.safetensors", ["2.spectral"])(500, ours.student)
+    basis = found["2.spectral.basis"]
+    torch.testing.assert_close(drawn @ basis @ basis.mT, drawn)
+
+
+def test_numbers_that_never_move_are_no_part_of_the_graph():
+    covariance = torch.tensor([[1.0, 0.0, 0.5], [0.0, 0.0, 0.0], [0.5, 0.0, 1.0]], dtype=torch.double)
+    basis = low_frequencies(covariance, 3)
+    assert basis.shape == (3, 2)
+    assert not basis[1].any()
+
+
 def test_the_fit_is_what_it_is_without_it(tmp_path):
     plain = toys.classifier()
     toys.trainer(tmp_path, max_epochs=1).fit(plain, toys.data(augmentation=None))
@@ -47,7 +89,15 @@ def test_the_fit_is_what_it_is_without_it(tmp_path):
 
 
 def test_what_it_cannot_record_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"must name some, and covariance=.* only some of those"):
+    with pytest.raises(ValueError, match=r"must name some, and covariance=.* none but those"):
         ActivationStatistics(["2"], covariance=["logits"])
+    with pytest.raises(ValueError, match=r"spectral=\{'2': 0\} must keep at least 1 eigenvector"):
+        ActivationStatistics(["2"], spectral={"2": 0})
+    with pytest.raises(ValueError, match="spectral: 'input' gives 6272 numbers, and a graph is of 4096 at most"):
+        statistics(
+            torch.nn.Flatten(),
+            [(torch.rand(4, 8, 28, 28), torch.arange(4))],
+            ActivationStatistics(["input"], spectral={"input": 5}),
+        )
     with pytest.raises(ValueError, match="DataFreeMNISTDataModule of DataFreeDistiller gives none: use a data module"):
         toys.trainer(tmp_path, ActivationStatistics(["logits"])).fit(learner(of_the_teacher()), numbers())
