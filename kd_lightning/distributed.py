@@ -35,6 +35,13 @@ def gather(local: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def add_up(local: Tensor) -> Tensor:
+    """The sum of all ranks' tensors, without gradients; `local` itself in a single process."""
+    if is_distributed():
+        dist.all_reduce(local)
+    return local
+
+
 def share(rows: int) -> float:
     """How many rows this rank has for each that a rank has on average: 1 in a single process.
 

@@ -13,6 +13,7 @@ from kd_lightning.networks.files import WeightsError
 from kd_lightning.networks.freezing import freeze, is_frozen, is_left_out, leave_out, take_back, unfreeze
 from kd_lightning.networks.fusion import FeatureFusion
 from kd_lightning.networks.generator import Generator
+from kd_lightning.networks.grafted import GraftedStudent
 from kd_lightning.networks.graph import GCNConvolution, GraphNetwork, SAGEConvolution
 from kd_lightning.networks.inherit import inherit
 from kd_lightning.networks.lenet import LeNet5
@@ -20,6 +21,7 @@ from kd_lightning.networks.margin import MarginTeacher
 from kd_lightning.networks.mlp import MLP
 from kd_lightning.networks.modality_ensemble import ModalityEnsemble
 from kd_lightning.networks.paraphraser import Paraphrased, Paraphraser
+from kd_lightning.networks.prune import prune
 from kd_lightning.networks.row_reader import RowReader
 from kd_lightning.networks.rules import FixedDistribution
 from kd_lightning.networks.scene_reader import Answerer, Captioner, DigitsEncoder, SceneEncoder
@@ -43,6 +45,7 @@ __all__ = [
     "FixedDistribution",
     "GCNConvolution",
     "Generator",
+    "GraftedStudent",
     "GraphNetwork",
     "InBFloat16",
     "LeNet5",
@@ -66,6 +69,7 @@ __all__ = [
     "leave_out",
     "load_student",
     "load_teacher",
+    "prune",
     "take_back",
     "unfreeze",
     "update_ema",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kd_lightning.networks.files import WeightsError, WeightsFile, read_weights
 from kd_lightning.networks.freezing import freeze, leave_out
 from kd_lightning.networks.inherit import inherit
+from kd_lightning.networks.prune import prune
 
 
 def load_teacher(network: nn.Module, checkpoint: str | PathLike[str], prefix: str | None = None) -> nn.Module:
@@ -190,7 +191,7 @@ def _build(value: Any) -> Any:
     if unknown := value.keys() - {"class_path", "init_args"}:
         raise ValueError(f"beside class_path and init_args it has {', '.join(map(repr, unknown))}")
     found, arguments = _find(value["class_path"]), value.get("init_args") or {}
-    for function, filled in ((inherit, "student"), (load_student, "network")):
+    for function, filled in ((inherit, "student"), (prune, "student"), (load_student, "network")):
         if found is function and filled in arguments:  # what it was filled with is in this file
             return _build(arguments[filled])
     if not (isinstance(found, type) and issubclass(found, nn.Module)):

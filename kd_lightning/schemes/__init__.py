@@ -7,7 +7,9 @@ from kd_lightning.schemes.contrastive_inversion import ContrastiveInversion
 from kd_lightning.schemes.cross_modal import CrossModalDistiller
 from kd_lightning.schemes.data_free import DataFreeDistiller
 from kd_lightning.schemes.dataset_distillation import DatasetDistillation
+from kd_lightning.schemes.few_shot import FewShotDistiller
 from kd_lightning.schemes.ffl import FFL
+from kd_lightning.schemes.grafting import GraftingDistiller
 from kd_lightning.schemes.inversion import InversionDistiller
 from kd_lightning.schemes.kdcl import KDCL
 from kd_lightning.schemes.kdgan import KDGAN
@@ -16,6 +18,7 @@ from kd_lightning.schemes.offline import OfflineDistiller
 from kd_lightning.schemes.okddip import OKDDip
 from kd_lightning.schemes.one import ONE
 from kd_lightning.schemes.online_adversarial import OnlineAdversarial
+from kd_lightning.schemes.pseudo_examples import PseudoExamples
 from kd_lightning.schemes.rocket import RocketLaunching
 from kd_lightning.schemes.self_distiller import SelfDistiller
 from kd_lightning.schemes.synthetic import SyntheticInputs
@@ -33,12 +36,15 @@ __all__ = [
     "CrossModalDistiller",
     "DataFreeDistiller",
     "DatasetDistillation",
+    "FewShotDistiller",
+    "GraftingDistiller",
     "InversionDistiller",
     "KnowledgeTransferGraph",
     "MutualLearning",
     "OKDDip",
     "OfflineDistiller",
     "OnlineAdversarial",
+    "PseudoExamples",
     "RocketLaunching",
     "SelfDistiller",
     "SyntheticInputs",

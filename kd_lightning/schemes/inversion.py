@@ -129,12 +129,16 @@ class InversionDistiller(Learner):
         student: Activations = tap(self.student, images, self.layers("student", terms)) if asked else {}
         return {name: term(student, teacher, {"target": targets}) for name, term in terms.items()}, teacher
 
+    def begin(self, count: int) -> Tensor:
+        """What images (count, 1, H, W) are before their first step."""
+        drawn = torch.randn(count, *self.bank.shape[1:], device=self.bank.device)
+        return drawn.mul_(0.5).add_(0.5).clamp_(0, 1)
+
     @torch.enable_grad()
     def synthesise(self, count: int) -> tuple[Tensor, Tensor]:
         """So many images (count, 1, H, W) in [0, 1], and what they are of."""
         targets = self.targets(count, self.teacher)
-        images = torch.randn(count, *self.bank.shape[1:], device=self.bank.device).mul_(0.5).add_(0.5).clamp_(0, 1)
-        images.requires_grad_()
+        images = self.begin(count).requires_grad_()
         build = self.build_image_optimizer
         optimizer = torch.optim.Adam([images], lr=0.1) if build is None else build([cast("nn.Parameter", images)])
         training = self.student.training

@@ -1,0 +1,117 @@
+"""A narrower network that begins as a part of a wide one: structured pruning."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+Channels = dict[str, Tensor]
+"""Which of the wide network's outputs a layer of the narrow one has, by the layer's name, in increasing order."""
+
+
+@torch.no_grad()
+def prune(student: nn.Module, teacher: nn.Module, layers: list[str]) -> nn.Module:
+    """Fills a network with those filters of a wider one that are the largest by the sum of their absolute weights.
+
+    Hao Li, Asim Kadav, Igor Durdanovic, Hanan Samet, Hans Peter Graf: Pruning Filters for Efficient ConvNets. ICLR 2017
+    (arXiv:1608.08710). A layer keeps as many filters as the student has there, and of each of them the inputs that the
+    layer before kept; a layer behind a flattened map keeps all positions of a channel.
+
+    Args:
+        student: The narrow network, of the same layers, changed in place.
+        teacher: The wide one; it stays as it is.
+        layers: The dotted names of all layers with weights, in the order in which they run: convolutions, linear
+            layers, and BatchNorm layers, which keep the channels of the layer before them.
+
+    Returns:
+        The student.
+
+    Raises:
+        ValueError: A layer is none of these, is in one network only, is wider in the student, or does not fit the
+            layer before; or the student holds weights in none of `layers`.
+
+    Example:
+        >>> wide, narrow = (nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 2)) for width in (8, 4))
+        >>> bool((prune(narrow, wide, ["0", "2"])[2].bias == wide[2].bias).all())
+        True
+    """
+    kept = kept_channels(student, teacher, layers)
+    before: Tensor | None = None
+    for name in layers:
+        ours, theirs, chosen = student.get_submodule(name), teacher.get_submodule(name), kept[name]
+        for key, value in [*ours.named_parameters(), *ours.named_buffers()]:
+            whole = dict([*theirs.named_parameters(), *theirs.named_buffers()])[key].to(value.device)
+            part = whole[chosen.to(value.device)] if whole.dim() else whole
+            if part.dim() > 1:
+                part = part[:, _inputs(name, part, value, before).to(value.device)]
+            if part.shape != value.shape:
+                raise ValueError(f"layers: {name}.{key} is {tuple(value.shape)}, and what is left {tuple(part.shape)}")
+            value.copy_(part)
+        before = chosen
+    left = [key for key, _ in student.named_parameters() if not key.startswith(tuple(f"{name}." for name in layers))]
+    if left:
+        raise ValueError(f"layers={layers} leave out {', '.join(left)}: name every layer with weights")
+    return student
+
+
+def kept_channels(student: nn.Module, teacher: nn.Module, layers: list[str]) -> Channels:
+    """Which of the teacher's outputs `prune` keeps in each layer: int64, in increasing order.
+
+    Args:
+        student: The narrow network.
+        teacher: The wide one.
+        layers: As for `prune`.
+
+    Raises:
+        ValueError: As `prune`.
+
+    Example:
+        >>> wide, narrow = nn.Sequential(nn.Linear(1, 3)), nn.Sequential(nn.Linear(1, 2))
+        >>> _ = wide[0].weight.data.copy_(torch.tensor([[1.0], [0.1], [-2.0]]))
+        >>> kept_channels(narrow, wide, ["0"])
+        {'0': tensor([0, 2])}
+    """
+    if not layers:
+        raise ValueError("layers is empty: name every layer with weights, in the order in which they run")
+    kept: Channels = {}
+    before: Tensor | None = None
+    for name in layers:
+        ours, theirs = (_layer(network, name) for network in (student, teacher))
+        if type(ours) is not type(theirs):
+            raise ValueError(f"layers: {name!r} is {type(ours).__name__} here and {type(theirs).__name__} there")
+        weight = cast("Tensor", theirs.weight).detach()
+        width = len(cast("Tensor", ours.weight))
+        if isinstance(ours, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+            if before is None:
+                raise ValueError(f"layers: {name!r} keeps the channels of the layer before it, and is the first")
+        else:
+            if width > len(weight):
+                raise ValueError(f"layers: {name!r} has {width} outputs and only {len(weight)} to choose from")
+            size = weight.flatten(1).abs().sum(dim=1).cpu()
+            before = size.topk(width).indices.sort().values
+        kept[name] = before
+    return kept
+
+
+def _layer(network: nn.Module, name: str) -> nn.Module:
+    known = dict(network.named_modules())
+    found = known.get(name)
+    if not isinstance(found, nn.Linear | nn.Conv2d | nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+        there = [key for key, module in known.items() if isinstance(module, nn.Linear | nn.Conv2d)]
+        raise ValueError(
+            f"layers: {name!r} of {type(network).__name__} is no convolution, linear or BatchNorm layer; there are "
+            f"{', '.join(there)}"
+        )
+    return found
+
+
+def _inputs(name: str, part: Tensor, value: Tensor, before: Tensor | None) -> Tensor:
+    """Which inputs of a layer stay: all, or those of the channels that the layer before kept."""
+    if part.shape[1] == value.shape[1]:
+        return torch.arange(part.shape[1])
+    positions, left = divmod(value.shape[1], 1 if before is None else len(before))
+    if before is None or left or part.shape[1] % positions:
+        raise ValueError(f"layers: {name!r} takes {value.shape[1]} inputs, which the layer before does not give")
+    return (before.unsqueeze(1) * positions + torch.arange(positions)).flatten()
