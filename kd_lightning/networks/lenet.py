@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 
@@ -16,17 +18,30 @@ class LeNet5(nn.Module):
         half: Half as wide: 3, 8, 60 and 42 for 6, 16, 120 and 84.
         in_channels: Channels of the images.
         num_classes: Width of the logits.
+        standardise: A mean and a deviation that images are brought from to 0 and 1: MNIST's are 0.1307 and 0.3081.
 
     Shapes:
         Input (N, in_channels, 28, 28); output: logits (N, num_classes).
+
+    Raises:
+        ValueError: `standardise` is out of its range.
 
     Example:
         >>> sum(parameter.numel() for parameter in LeNet5(in_channels=1).parameters())
         61706
     """
 
-    def __init__(self, half: bool = False, in_channels: int = 3, num_classes: int = 10) -> None:
+    def __init__(
+        self,
+        half: bool = False,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        standardise: tuple[float, float] | None = None,
+    ) -> None:
         super().__init__()
+        self.mean, self.deviation = standardise or (0.0, 1.0)
+        if not (math.isfinite(self.mean) and math.isfinite(self.deviation) and self.deviation > 0):
+            raise ValueError(f"standardise={standardise} must be a mean and a deviation above 0, both finite")
         first, second, third, hidden = (3, 8, 60, 42) if half else (6, 16, 120, 84)
         self.conv = nn.Sequential(
             nn.Conv2d(in_channels, first, kernel_size=5, padding=2),
@@ -43,4 +58,5 @@ class LeNet5(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes) of images (N, in_channels, 28, 28)."""
-        return self.classifier(self.hidden(self.conv(images).flatten(1)))
+        maps = self.conv((images - self.mean) / self.deviation)
+        return self.classifier(self.hidden(maps.flatten(1)))
