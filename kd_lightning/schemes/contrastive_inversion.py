@@ -13,6 +13,7 @@ from torch.nn import functional
 from kd_lightning.distributed import gather
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import Generator
+from kd_lightning.schemes.drawn import look
 from kd_lightning.schemes.inversion import InversionDistiller
 from kd_lightning.schemes.inversion_targets import Targets
 from kd_lightning.taps import Activations, tap
@@ -149,7 +150,8 @@ class ContrastiveInversion(InversionDistiller):
         images, features = noise, noise
         for _ in range(self.image_steps):
             drawn = generator(noise)
-            losses, seen = self.look(_moved(drawn, 4), targets, self.features)
+            moved = _moved(drawn, 4)
+            losses, seen = look(self, self.teacher, self.image_terms, moved, {"target": targets}, self.features)
             whole, part = _pooled(seen, self.features), self._features(_cropped(drawn))
             apart = self.contrast * self._apart(head, part, whole)
             total = self.weighted_sum(losses, terms) + apart

@@ -12,9 +12,10 @@ from kd_lightning.batch import size_of
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import Generator, freeze, leave_out
 from kd_lightning.networks.freezing import check_apart
+from kd_lightning.schemes.drawn import look
 from kd_lightning.schemes.two_players import AlternatingLearner
 from kd_lightning.steps import log_is_due
-from kd_lightning.taps import Activations, tap
+from kd_lightning.taps import tap
 from kd_lightning.terms import Term, check_terms
 
 
@@ -104,11 +105,7 @@ class DataFreeDistiller(AlternatingLearner):
 
     def judge(self, images: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
         """The generator's unweighted losses of what it drew."""
-        terms = cast("dict[str, Term]", self.generator_terms)
-        teacher = tap(self.teacher, images, self.layers("teacher", dict(terms.items())))
-        asked = any(term.student is not None for term in terms.values())
-        student: Activations = tap(self.student, images, self.layers("student", dict(terms.items()))) if asked else {}
-        return {name: term(student, teacher, labels) for name, term in terms.items()}
+        return look(self, self.teacher, self.generator_terms, images, labels)[0]
 
     def training_step(self, batch: Any, batch_idx: int) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The generator's moves, and then the student's."""

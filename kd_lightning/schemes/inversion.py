@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Literal, cast
 
 import torch
@@ -13,9 +12,10 @@ from kd_lightning.distributed import gather
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import freeze, leave_out
 from kd_lightning.networks.freezing import check_apart
+from kd_lightning.schemes.drawn import look
 from kd_lightning.schemes.inversion_targets import RandomClasses, Targets
 from kd_lightning.steps import batches_done
-from kd_lightning.taps import Activations, tap
+from kd_lightning.taps import tap
 from kd_lightning.terms import Term, check_terms
 
 
@@ -119,16 +119,6 @@ class InversionDistiller(Learner):
         filled = self._filled()
         return self._shown(self.bank[max(0, filled - count) : filled])
 
-    def look(
-        self, images: Tensor, targets: Tensor, layers: Iterable[str] = ()
-    ) -> tuple[dict[str, Tensor], Activations]:
-        """The unweighted image terms of images (N, channels, H, W), and what the teacher gave, at `layers` as well."""
-        terms = dict(cast("dict[str, Term]", self.image_terms).items())
-        teacher = tap(self.teacher, images, dict.fromkeys([*self.layers("teacher", terms), *layers]))
-        asked = any(term.student is not None for term in terms.values())
-        student: Activations = tap(self.student, images, self.layers("student", terms)) if asked else {}
-        return {name: term(student, teacher, {"target": targets}) for name, term in terms.items()}, teacher
-
     def begin(self, count: int) -> Tensor:
         """What images (count, 1, H, W) are before their first step."""
         drawn = torch.randn(count, *self.bank.shape[1:], device=self.bank.device)
@@ -149,7 +139,7 @@ class InversionDistiller(Learner):
             if self.jitter:
                 offsets = torch.randint(-self.jitter, self.jitter + 1, (2,)).tolist()
                 moved = images.roll(offsets, dims=(2, 3))
-            losses, _ = self.look(self._shown(moved), targets)
+            losses, _ = look(self, self.teacher, self.image_terms, self._shown(moved), {"target": targets})
             total = self.weighted_sum(losses, terms)
             (images.grad,) = torch.autograd.grad(total, [images])
             optimizer.step()
