@@ -57,7 +57,8 @@ def readme_table() -> str:
             where = keys[-3] if len(keys) > 2 and keys[-2].isdecimal() else ".".join(keys[-2:-1])
             if keys[-1:] == ("class_path",) and where in made_of and value:
                 made_of[where].append(f"`{value.rpartition('.')[2]}`")
-        losses = made_of["loss"] or ["`TaskLoss`"]  # what a Classifier has by default
+        by_default = ["`TaskLoss`"] if made_of["model"] == ["`Classifier`"] else []
+        losses = made_of["loss"] or by_default
         cells = [", ".join(dict.fromkeys(names)) for names in (made_of["model"], losses, made_of["callbacks"])]
         link = f"[{method.name}](configs/{method.name}.yaml)"
         rows.append(f"| {' | '.join([link, method.about, *cells])} |".replace("  |", " |"))
