@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 
@@ -52,7 +54,7 @@ class Blocks(nn.Module):
 class GraftedStudent(nn.Module):
     """A student in blocks, with a 1x1 convolution to the teacher's width, and one back, wherever two of them meet.
 
-    Any run of its blocks fits in the place of the teacher's. Chengchao Shen, Xinchao Wang, Youtan Yin, Jie Song, Sihui
+    Any run of its blocks fits in the place of the teacher's; `merged` is the student alone. Chengchao Shen, Xinchao Wang, Youtan Yin, Jie Song, Sihui
     Luo, Mingli Song: Progressive Network Grafting for Few-Shot Knowledge Distillation. AAAI 2021 (arXiv:2012.04915).
 
     Args:
@@ -110,6 +112,46 @@ class GraftedStudent(nn.Module):
         layers += [*self.into][max(start - 1, 0) : stop - 1] + [*self.out][start:stop]
         return [parameter for layer in layers for parameter in layer.parameters()]
 
+    @torch.no_grad()
+    def merged(self) -> nn.Module:
+        """The student without 1x1 convolutions: a copy whose layers have taken them in, and which computes the same.
+
+        Raises:
+            ValueError: Something that is not linear, or a convolution with padding, comes first in a block.
+        """
+        network = copy.deepcopy(self.parts.network)
+        for out, into, block in zip(self.out, self.into, self.parts.blocks[1:], strict=True):
+            first, last = cast("nn.Conv2d", out), cast("nn.Conv2d", into)
+            assert first.bias is not None
+            assert last.bias is not None
+            mixing = last.weight.flatten(1) @ first.weight.flatten(1)
+            shift = last.weight.flatten(1) @ first.bias + last.bias
+            layer = _first_linear(network, block)
+            channels = layer.weight.unflatten(1, (len(mixing), -1))  # a flattened map has all positions of a channel
+            moved = torch.einsum("oc...,c->o...", channels, shift).flatten(1).sum(dim=1)
+            layer.bias = nn.Parameter(moved if layer.bias is None else layer.bias + moved)
+            layer.weight = nn.Parameter(
+                torch.einsum("om...,mc->oc...", channels, mixing).reshape(layer.weight.shape),
+                layer.weight.requires_grad,
+            )
+        return network
+
     def forward(self, x: Any) -> Tensor:
         """Logits."""
         return self.run(x, 0, len(self.parts.blocks))
+
+
+def _first_linear(network: nn.Module, block: list[str]) -> nn.Conv2d | nn.Linear:
+    """The layer of a block that takes in what comes before it; averages in front of it do not mind."""
+    for layer in (network.get_submodule(name) for name in block if name != "flatten"):
+        for leaf in layer.modules():
+            if isinstance(leaf, nn.Linear) or (
+                isinstance(leaf, nn.Conv2d) and leaf.groups == 1 and not any(leaf.padding)
+            ):
+                return leaf
+            if not isinstance(leaf, nn.Sequential | nn.AdaptiveAvgPool2d):
+                raise ValueError(
+                    f"blocks: {type(leaf).__name__} comes first in {block}, and takes no 1x1 convolution in: begin a "
+                    "block with a convolution without padding, or a linear layer"
+                )
+    raise ValueError(f"blocks: {block} has no convolution or linear layer to take a 1x1 convolution in")

@@ -90,6 +90,35 @@ def test_the_deployed_network_is_the_whole_student():
     torch.testing.assert_close(Blocks(network, BLOCKS)(images), network(images))
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("last", [["pool", "flatten", "classifier"], ["flatten", "classifier"]])
+def test_the_student_alone_takes_the_1x1_convolutions_in(batch_norm, last):
+    torch.manual_seed(0)
+    network = ConvNet(4, batch_norm=batch_norm)
+    blocks = [["conv.0", "conv.1"], ["conv.2", "conv.3", "conv.4", "conv.5"], last]
+    if "pool" not in last:
+        blocks[1].append("pool")
+    student = GraftedStudent(network, blocks, 4, 6)
+    for layer in [*student.out, *student.into]:
+        nn.init.normal_(layer.bias)
+    student(torch.rand(8, 3, 28, 28))
+    merged = student.eval().merged()
+    images = torch.rand(3, 3, 28, 28)
+    torch.testing.assert_close(merged(images), student(images))
+    assert merged.state_dict().keys() == network.state_dict().keys()
+
+
+def test_what_takes_no_1x1_convolution_in_is_named():
+    blocks = [["conv.0"], ["conv.1", "conv.2", "conv.3", "conv.4", "conv.5", "pool", "flatten", "classifier"]]
+    with pytest.raises(ValueError, match="ReLU comes first in"):
+        GraftedStudent(ConvNet(4), blocks, 4, 6).merged()
+    padded = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1))
+    with pytest.raises(ValueError, match="Conv2d comes first in"):
+        GraftedStudent(padded, [["0"], ["1"]], 4, 6).merged()
+    with pytest.raises(ValueError, match="has no convolution or linear layer"):
+        GraftedStudent(nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(2)), [["0"], ["1"]], 4, 6).merged()
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="block_steps=0 and net_steps=2 must be at least 1"):
         learner(block_steps=0)
