@@ -54,8 +54,10 @@ class Blocks(nn.Module):
 class GraftedStudent(nn.Module):
     """A student in blocks, with a 1x1 convolution to the teacher's width, and one back, wherever two of them meet.
 
-    Any run of its blocks fits in the place of the teacher's; `merged` is the student alone. Chengchao Shen, Xinchao Wang, Youtan Yin, Jie Song, Sihui
-    Luo, Mingli Song: Progressive Network Grafting for Few-Shot Knowledge Distillation. AAAI 2021 (arXiv:2012.04915).
+    Any run of its blocks fits in the place of the teacher's; `merged` is the student alone.
+
+    Chengchao Shen, Xinchao Wang, Youtan Yin, Jie Song, Sihui Luo, Mingli Song: Progressive Network Grafting for
+    Few-Shot Knowledge Distillation. AAAI 2021 (arXiv:2012.04915).
 
     Args:
         network: The student.
