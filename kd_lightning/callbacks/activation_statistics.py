@@ -98,25 +98,33 @@ def statistics(network: nn.Module, batches: Any, wanted: ActivationStatistics) -
     With ``<layer>.spectral.basis`` (D, E), of E eigenvectors, go a mean (K, E) and a factor (K, E, E). A factor is the
     square root of the covariance, which divides by the number of samples as the deviation does.
     """
+    whole = {*wanted.covariance, *wanted.spectral}
     counts: dict[int, int] = {}
+    waiting: dict[int, list[dict[str, Tensor]]] = {}
     sums: dict[tuple[str, int], Tensor] = {}
     squares: dict[tuple[str, int], Tensor] = {}
+
+    def add(label: int) -> None:
+        seen = waiting.pop(label)
+        for layer in wanted.layers:
+            rows = torch.cat([some[layer] for some in seen]).double()
+            if layer in wanted.spectral and rows.shape[1] > 4096:
+                raise ValueError(f"spectral: {layer!r} gives {rows.shape[1]} numbers, and a graph is of 4096 at most")
+            key, square = (layer, label), rows.mT @ rows if layer in whole else rows.square().sum(dim=0)
+            sums[key] = rows.sum(dim=0).add_(sums.get(key, 0))
+            squares[key] = square.add_(squares.get(key, 0))
+
     for inputs, target in batches:
         seen = tap(network, inputs, wanted.layers)
         for label in target.unique().tolist():
             chosen = target == label
             counts[label] = counts.get(label, 0) + int(chosen.sum())
-            for layer in wanted.layers:
-                rows = seen[layer][chosen].flatten(1).double()
-                if layer in wanted.spectral and rows.shape[1] > 4096:
-                    raise ValueError(
-                        f"spectral: {layer!r} gives {rows.shape[1]} numbers, and a graph is of 4096 at most"
-                    )
-                whole = layer in wanted.covariance or layer in wanted.spectral
-                square = rows.mT @ rows if whole else rows.square().sum(dim=0)
-                key = (layer, label)
-                sums[key] = sums[key] + rows.sum(dim=0) if key in sums else rows.sum(dim=0)
-                squares[key] = squares[key] + square if key in squares else square
+            some = {layer: seen[layer][chosen].flatten(1) for layer in wanted.layers}
+            waiting.setdefault(label, []).append(some)
+            if len(waiting[label]) == 32:  # a square of a large layer is a long way to go for a few rows
+                add(label)
+    for label in [*waiting]:
+        add(label)
     found: dict[str, Tensor] = {}
     labels = sorted(counts)
     for layer in wanted.layers:
