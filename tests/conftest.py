@@ -78,7 +78,12 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"{layer}.{kind}": torch.ones(10, size) for layer, size in sizes.items() for kind in ("mean", "deviation")
     }
     for layer, waves in (("conv.5", 320), ("pool", 51)):
-        shapes = {"basis": (sizes[layer], waves), "mean": (10, waves), "factor": (10, waves, waves)}
+        shapes = {
+            "basis": (sizes[layer], waves),
+            "offset": (sizes[layer],),
+            "mean": (10, waves),
+            "factor": (10, waves, waves),
+        }
         statistics |= {f"{layer}.spectral.{kind}": torch.ones(shape) for kind, shape in shapes.items()}
     save_file(statistics, runs / "data_free/metadata_teacher/statistics.safetensors")
     return runs

@@ -22,6 +22,12 @@ class ActivationStatistics(Callback):
     (arXiv:1710.07535). It looks once more at every training image, as it is before augmentation, with the network that
     is deployed. `kd_lightning.schemes.inversion_targets.RecordedActivations` draws from the file.
 
+    The spectral form keeps fewer numbers of a layer: f' = U^T (f - m) / s, with m and s the mean and the deviation over
+    all classes and U the eigenvectors of the largest eigenvalues of a graph of the layer's numbers, corr(f_i, f_j): the
+    waves in which numbers that go together are alike. It is a reading of what the paper sketches. The authors'
+    published code makes another graph, of the layers' mean activations, and then does not use it, so that what exactly
+    their figures are of is not known.
+
     Args:
         layers: Whose activations are recorded, ``logits`` among them if it is to be.
         covariance: Those of them of which the whole covariance is kept, and not each number's own deviation: a square
@@ -95,8 +101,9 @@ class ActivationStatistics(Callback):
 def statistics(network: nn.Module, batches: Any, wanted: ActivationStatistics) -> dict[str, Tensor]:
     """``<layer>.mean`` (K, D), and ``<layer>.deviation`` (K, D) or ``<layer>.factor`` (K, D, D), of D numbers a layer.
 
-    With ``<layer>.spectral.basis`` (D, E), of E eigenvectors, go a mean (K, E) and a factor (K, E, E). A factor is the
-    square root of the covariance, which divides by the number of samples as the deviation does.
+    Of a layer's E waves, ``<layer>.spectral.mean`` (K, E) and ``<layer>.spectral.factor`` (K, E, E), with what makes
+    the layer's numbers of them, f = offset + basis f': ``<layer>.spectral.basis`` (D, E), ``<layer>.spectral.offset``
+    (D,). A factor is the square root of the covariance, which divides by the number of samples as the deviation does.
     """
     whole = {*wanted.covariance, *wanted.spectral}
     counts: dict[int, int] = {}
@@ -140,27 +147,27 @@ def statistics(network: nn.Module, batches: Any, wanted: ActivationStatistics) -
             shares = means.new_tensor([counts[label] for label in labels]) / sum(counts.values())
             mean = shares @ means
             overall = (shares[:, None, None] * second).sum(dim=0) - mean.outer(mean)
-            basis = low_frequencies(overall, wanted.spectral[layer])
-            inside = means @ basis
-            spreads = [_root(basis.mT @ s @ basis - m.outer(m)) for s, m in zip(second, inside, strict=True)]
-            record = {"basis": basis, "mean": inside, "factor": torch.stack(spreads)}
+            into, basis = waves(overall, wanted.spectral[layer])
+            inside = (means - mean) @ into
+            spreads = [_root(into.mT @ (s - m.outer(m)) @ into) for s, m in zip(second, means, strict=True)]
+            record = {"basis": basis, "offset": mean, "mean": inside, "factor": torch.stack(spreads)}
             found |= {f"{layer}.spectral.{kind}": value for kind, value in record.items()}
     return {name: value.float().contiguous().cpu() for name, value in found.items()}
 
 
-def low_frequencies(covariance: Tensor, count: int) -> Tensor:
-    """The eigenvectors (D, E) of the smallest eigenvalues of a graph's Laplacian, with |correlation| as its edges.
+def waves(covariance: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """U / s and s U, (D, E) each: the eigenvectors U of the largest eigenvalues of the correlations.
 
     Numbers that never move are no part of the graph, and 0 in every eigenvector. E is `count`, or all that there are.
     """
     deviation = covariance.diagonal().clamp(min=0).sqrt()
     moving = (deviation > 1e-6 * deviation.amax()).nonzero().squeeze(1)
     scale = deviation[moving]
-    edges = (covariance[moving][:, moving] / scale.outer(scale)).abs().fill_diagonal_(0)
-    _, vectors = torch.linalg.eigh(edges.sum(dim=1).diag() - edges)
-    basis = covariance.new_zeros(len(covariance), min(count, len(moving)))
-    basis[moving] = vectors[:, : basis.shape[1]]
-    return basis
+    _, vectors = torch.linalg.eigh(covariance[moving][:, moving] / scale.outer(scale))
+    kept = vectors[:, -count:]
+    into, basis = (covariance.new_zeros(len(covariance), kept.shape[1]) for _ in range(2))
+    into[moving], basis[moving] = kept / scale.unsqueeze(1), kept * scale.unsqueeze(1)
+    return into, basis
 
 
 def _root(covariance: Tensor) -> Tensor:

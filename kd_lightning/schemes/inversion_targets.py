@@ -102,7 +102,7 @@ class RecordedActivations(Targets):
     Args:
         file: The statistics, or a checkpoint beside which they lie as ``statistics.safetensors``.
         layers: Which of the records in it, in the order in which the term addresses the layers; ``<layer>.spectral`` is
-            one of fewer numbers, from which the layer's are made: U f'.
+            one of fewer numbers, from which the layer's are made.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -137,7 +137,9 @@ class RecordedActivations(Targets):
                 numbers = mean + (found[f"{layer}.factor"][classes] @ noise.unsqueeze(2)).squeeze(2)
             else:
                 numbers = mean + found[f"{layer}.deviation"][classes] * noise
-            drawn.append(numbers @ found[f"{layer}.basis"].mT if f"{layer}.basis" in found else numbers)
+            if f"{layer}.basis" in found:
+                numbers = found[f"{layer}.offset"] + numbers @ found[f"{layer}.basis"].mT
+            drawn.append(numbers)
         return torch.cat(drawn, dim=1)
 
     def kept(self, targets: Tensor) -> Tensor:
