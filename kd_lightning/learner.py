@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from kd_lightning.batch import Batch, Views, split_batch, split_views, target_of
 from kd_lightning.evaluation import Evaluation, Stage
 from kd_lightning.networks import freeze, is_frozen
-from kd_lightning.steps import log_is_due
+from kd_lightning.steps import batches_done, log_is_due
 from kd_lightning.taps import Activations, differentiable, logits_of, run, tap
 from kd_lightning.terms import Term, check_terms, names
 
@@ -178,6 +178,10 @@ class Learner(LightningModule, ABC):
         return logits_of(self(self.split_batch(batch).student))
 
     # ---- inside
+
+    def _batches_done(self) -> int:
+        """As `kd_lightning.steps.batches_done`; 0 outside a run."""
+        return 0 if self._trainer is None else batches_done(self._trainer)
 
     def _terms(self) -> dict[str, Term]:
         terms: Any = self._modules["terms"]  # with as few calls as can be, for this is asked several times a step

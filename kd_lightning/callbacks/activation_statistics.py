@@ -128,7 +128,9 @@ def statistics(network: nn.Module, batches: Any, wanted: ActivationStatistics) -
             counts[label] = counts.get(label, 0) + int(chosen.sum())
             some = {layer: seen[layer][chosen].flatten(1) for layer in wanted.layers}
             waiting.setdefault(label, []).append(some)
-            if len(waiting[label]) == 32:  # a square of a large layer is a long way to go for a few rows
+            if (
+                sum(len(rows[wanted.layers[0]]) for rows in waiting[label]) >= 256
+            ):  # a square of a large layer is a long way to go for a few rows
                 add(label)
     for label in [*waiting]:
         add(label)

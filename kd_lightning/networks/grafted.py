@@ -9,6 +9,24 @@ import torch
 from torch import Tensor, nn
 
 
+def check_blocks(network: nn.Module, blocks: list[list[str]]) -> None:
+    """A ValueError if there are fewer than two blocks, one is empty, or the network has no such layer."""
+    if len(blocks) < 2 or not all(blocks):
+        raise ValueError(f"blocks={blocks} must be at least two, each of at least one layer")
+    known = dict(network.named_modules())
+    for name in (name for block in blocks for name in block):
+        if name != "flatten" and not (name and name in known):
+            raise ValueError(f"blocks: {type(network).__name__} has no layer {name!r}; {', '.join(known)[2:]}")
+
+
+def run_blocks(network: nn.Module, blocks: list[list[str]], x: Tensor) -> Tensor:
+    """What some blocks of a network, one after the other, make of the first one's input; see `Blocks`."""
+    for block in blocks:
+        for name in block:
+            x = x.flatten(1) if name == "flatten" else network.get_submodule(name)(x)
+    return x
+
+
 class Blocks(nn.Module):
     """A network that runs as a chain of blocks, each of them some of its layers, one after the other.
 
@@ -30,21 +48,13 @@ class Blocks(nn.Module):
 
     def __init__(self, network: nn.Module, blocks: list[list[str]]) -> None:
         super().__init__()
-        if len(blocks) < 2 or not all(blocks):
-            raise ValueError(f"blocks={blocks} must be at least two, each of at least one layer")
-        known = dict(network.named_modules())
-        for name in (name for block in blocks for name in block):
-            if name != "flatten" and not (name and name in known):
-                raise ValueError(f"blocks: {type(network).__name__} has no layer {name!r}; {', '.join(known)[2:]}")
+        check_blocks(network, blocks)
         self.network = network
         self.blocks = blocks
 
     def run(self, x: Tensor, start: int, stop: int) -> Tensor:
         """What the blocks from `start` to before `stop` make of the first one's input."""
-        for block in self.blocks[start:stop]:
-            for name in block:
-                x = x.flatten(1) if name == "flatten" else self.network.get_submodule(name)(x)
-        return x
+        return run_blocks(self.network, self.blocks[start:stop], x)
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's output."""

@@ -41,8 +41,9 @@ def prune(student: nn.Module, teacher: nn.Module, layers: list[str]) -> nn.Modul
     before: Tensor | None = None
     for name in layers:
         ours, theirs, chosen = student.get_submodule(name), teacher.get_submodule(name), kept[name]
+        wide = dict([*theirs.named_parameters(), *theirs.named_buffers()])
         for key, value in [*ours.named_parameters(), *ours.named_buffers()]:
-            whole = dict([*theirs.named_parameters(), *theirs.named_buffers()])[key].to(value.device)
+            whole = wide[key].to(value.device)
             part = whole[chosen.to(value.device)] if whole.dim() else whole
             if part.dim() > 1:
                 part = part[:, _inputs(name, part, value, before).to(value.device)]

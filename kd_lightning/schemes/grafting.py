@@ -11,8 +11,7 @@ from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses import LogitMSELoss
 from kd_lightning.networks import freeze, leave_out
 from kd_lightning.networks.freezing import check_apart
-from kd_lightning.networks.grafted import Blocks, GraftedStudent
-from kd_lightning.steps import batches_done
+from kd_lightning.networks.grafted import GraftedStudent, check_blocks, run_blocks
 from kd_lightning.terms import Term
 
 
@@ -73,6 +72,7 @@ class GraftingDistiller(Learner):
         self.grafted = len(student.parts.blocks)
         if len(teacher_blocks) != self.grafted:
             raise ValueError(f"teacher_blocks are {len(teacher_blocks)} and the student's {self.grafted}: pair them")
+        check_blocks(teacher, teacher_blocks)
         self.teacher = leave_out(freeze(teacher))
         self.teacher_blocks = teacher_blocks
         self.block_steps = block_steps
@@ -90,15 +90,14 @@ class GraftingDistiller(Learner):
         """The terms of the mixed network's logits and the teacher's."""
         split = self.split_batch(batch)
         start, stop = self.stage(self._batches_done())
-        teacher = Blocks(self.teacher, self.teacher_blocks)
         with torch.no_grad():
-            theirs = self.teacher(split.teacher)
-            before = teacher.run(split.teacher, 0, start)
-            if not self.checked and not torch.allclose(teacher.run(before, start, self.grafted), theirs, atol=1e-3):
+            before = run_blocks(self.teacher, self.teacher_blocks[:start], split.teacher)
+            theirs = run_blocks(self.teacher, self.teacher_blocks[start:], before)
+            if not self.checked and not torch.allclose(theirs, self.teacher(split.teacher), atol=1e-3):
                 raise ValueError("teacher_blocks, one after the other, do not give what the teacher does: name all")
         self.checked = True
         student: GraftedStudent = self.student  # pyright: ignore[reportAssignmentType]
-        mixed = teacher.run(student.run(before, start, stop), stop, self.grafted)
+        mixed = run_blocks(self.teacher, self.teacher_blocks[stop:], student.run(before, start, stop))
         # every process waits for every gradient
         idle = torch.stack([parameter.sum() for parameter in self.parameters() if parameter.requires_grad]).sum() * 0
         return self.compare({"logits": mixed + idle}, {"logits": theirs}, split.labels)
@@ -110,6 +109,3 @@ class GraftingDistiller(Learner):
         for parameter in self.parameters():
             if parameter not in moving:
                 parameter.grad = None
-
-    def _batches_done(self) -> int:
-        return 0 if self._trainer is None else batches_done(self._trainer)

@@ -14,7 +14,6 @@ from kd_lightning.networks import freeze, leave_out
 from kd_lightning.networks.freezing import check_apart
 from kd_lightning.schemes.drawn import look
 from kd_lightning.schemes.inversion_targets import RandomClasses, Targets
-from kd_lightning.steps import batches_done
 from kd_lightning.taps import tap
 from kd_lightning.terms import Term, check_terms
 
@@ -191,9 +190,6 @@ class InversionDistiller(Learner):
     def _per_round(self) -> int:
         """Of all processes."""
         return self.round_size * (1 if self._trainer is None else self._trainer.world_size)
-
-    def _batches_done(self) -> int:
-        return 0 if self._trainer is None else batches_done(self._trainer)
 
     def _shown(self, images: Tensor) -> Tensor:
         return images.expand(-1, self.channels, -1, -1)
