@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kd_lightning.core.errors import UsageError
     from kd_lightning.learner import Batch, Learner
     from kd_lightning.networks import freeze, leave_out, load_student, load_teacher
     from kd_lightning.schemes import Classifier, OfflineDistiller
@@ -19,6 +20,7 @@ __all__ = [
     "Learner",
     "OfflineDistiller",
     "Term",
+    "UsageError",
     "freeze",
     "leave_out",
     "load_student",
@@ -33,6 +35,7 @@ _HOMES = {
     "Learner": "learner",
     "OfflineDistiller": "schemes",
     "Term": "terms",
+    "UsageError": "core.errors",
     "freeze": "networks",
     "leave_out": "networks",
     "load_student": "networks",

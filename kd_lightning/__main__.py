@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 
 import kd_lightning
-from kd_lightning.complaints import Complaint, Parser, in_one_line, nearest
+from kd_lightning.complaints import Parser, in_one_line, nearest
+from kd_lightning.core.errors import UsageError
 
 HELP = """\
 usage: kd-lightning COMMAND [ARGUMENT ...]
@@ -69,7 +70,7 @@ def _run(args: list[str]) -> int:
         print(f"kd-lightning {kd_lightning.__version__}")
         return 0
     if command not in COMMANDS:
-        raise Complaint(f"{command}: there is no such command{nearest(command, COMMANDS)}")
+        raise UsageError(f"{command}: there is no such command{nearest(command, COMMANDS)}")
     if command == "methods":
         from kd_lightning.methods import main as methods
 

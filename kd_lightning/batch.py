@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
+from kd_lightning.core.errors import UsageError
+
 LABELS = ("target", "label", "labels")
 """What a mapping calls the labels that a network is evaluated against, unless a term says otherwise."""
 
@@ -38,7 +40,7 @@ def split_batch(batch: Any, label_names: Iterable[str] = ()) -> Batch:
         label_names: What else is a label in a mapping.
 
     Raises:
-        ValueError: A tuple has more than three parts.
+        UsageError: A tuple has more than three parts.
 
     Example:
         >>> import torch
@@ -56,7 +58,7 @@ def split_batch(batch: Any, label_names: Iterable[str] = ()) -> Batch:
         return Batch(x, x, labels)
     x, *rest = batch
     if len(rest) > 2:
-        raise ValueError(f"a batch of {len(rest) + 1} parts is not (x, target, index): override split_batch")
+        raise UsageError(f"a batch of {len(rest) + 1} parts is not (x, target, index): override split_batch")
     return Batch(x, x, dict(zip(("target", "index"), rest, strict=False)))
 
 
@@ -64,7 +66,7 @@ def size_of(batch: Any) -> int:
     """How many samples a batch has.
 
     Raises:
-        ValueError: There is no tensor in it.
+        UsageError: There is no tensor in it.
 
     Example:
         >>> import torch
@@ -76,7 +78,7 @@ def size_of(batch: Any) -> int:
     for value in (*inputs, *split.labels.values()):
         if isinstance(value, Tensor) and value.dim():
             return len(value)
-    raise ValueError("a batch has no tensor to say how many samples it has: let the data give numbers, at least")
+    raise UsageError("a batch has no tensor to say how many samples it has: let the data give numbers, at least")
 
 
 def target_of(labels: dict[str, Tensor]) -> Tensor | None:
@@ -94,14 +96,14 @@ def pick_view(batch: Any, view: str | list[str], labels: Iterable[str], setting:
         setting: What the views were named by, for a complaint.
 
     Raises:
-        ValueError: The batch is no mapping, or has no such view (the nearest are given).
+        UsageError: The batch is no mapping, or has no such view (the nearest are given).
 
     Example:
         >>> pick_view({"image": 1, "edges": 2, "rows": 3}, ["edges", "rows"], labels=())
         {'edges': 2, 'rows': 3}
     """
     if isinstance(batch, Tensor) or not isinstance(batch, Mapping):
-        raise ValueError(
+        raise UsageError(
             f"a batch is {type(batch).__name__}, and views are picked by their names: let the data give a mapping, "
             "e.g. PairedViewsDataModule"
         )
@@ -110,7 +112,7 @@ def pick_view(batch: Any, view: str | list[str], labels: Iterable[str], setting:
         if name not in items:
             there = [other for other in items if other not in set(labels)]
             nearest = get_close_matches(name, there, n=3, cutoff=0.3) or there
-            raise ValueError(f"{setting}: the batch has no {name!r}; the nearest of its views are {', '.join(nearest)}")
+            raise UsageError(f"{setting}: the batch has no {name!r}; the nearest of its views are {', '.join(nearest)}")
     return items[view] if isinstance(view, str) else {name: items[name] for name in view}
 
 
@@ -118,7 +120,7 @@ def split_views(batch: Any, views: Views, label_names: Iterable[str] = ()) -> Ba
     """As `split_batch`, of a batch in views that are named: the student's, then the teacher's.
 
     Raises:
-        ValueError: As `pick_view`.
+        UsageError: As `pick_view`.
     """
     labels = split_batch(batch, label_names).labels if isinstance(batch, Mapping) else {}
     student, teacher = (pick_view(batch, view, labels, setting) for setting, view in views)

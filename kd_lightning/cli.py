@@ -21,7 +21,8 @@ from typing_extensions import override
 
 import kd_lightning
 from kd_lightning import run_folder
-from kd_lightning.complaints import Complaint, Stopped, in_one_line, on_purpose, one_line
+from kd_lightning.complaints import Stopped, in_one_line, on_purpose, one_line
+from kd_lightning.core.errors import UsageError
 from kd_lightning.explain import PACKAGES, at, blame, explain, nulls
 from kd_lightning.methods import Setting, find_config, merge, read_settings
 from kd_lightning.quiet import quiet
@@ -44,7 +45,7 @@ class CLI(LightningCLI):
         command: ``fit``, ``validate``, ``test`` or ``predict``: what it is built for.
 
     Raises:
-        Complaint: Something in the configuration is wrong.
+        UsageError: Something in the configuration is wrong.
     """
 
     def __init__(self, args: list[str], command: str = "fit") -> None:
@@ -85,7 +86,7 @@ class CLI(LightningCLI):
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             options = [action.dest for action in parser._actions]
-            raise Complaint(explain(error, self.settings, options)) from error
+            raise UsageError(explain(error, self.settings, options)) from error
         for field, expected in nulls(self.config):
             raise self._complaint(field, f"expected {expected}, got null")
         seed = self.config["seed_everything"]
@@ -123,7 +124,7 @@ class CLI(LightningCLI):
         """Does what it was built for.
 
         Raises:
-            Complaint: It cannot be done, for a reason that the user can put right.
+            UsageError: It cannot be done, for a reason that the user can put right.
         """
         fits = self.command == "fit" and not getattr(self.trainer, "fast_dev_run", False)
         try:
@@ -148,7 +149,7 @@ class CLI(LightningCLI):
 
     def _write(self, batches: list[Any]) -> None:
         if self.trainer.world_size > 1 or not all(isinstance(batch, torch.Tensor) for batch in batches):
-            raise Complaint(
+            raise UsageError(
                 "predict: writes the logits of one process only: use one device and a model that gives logits"
             )
         path = Path(self.trainer.default_root_dir) / "predictions.safetensors"
@@ -161,8 +162,6 @@ class CLI(LightningCLI):
         cause = error
         while cause.__cause__ and str(cause).startswith("Does not validate against any of the Union"):
             cause = cause.__cause__  # jsonargparse wraps what a constructor raised
-        if isinstance(cause, Complaint):
-            raise cause
         field, made = blame(cause, self.config)
         what = one_line(cause)
         if what.startswith("Error(s) in loading state_dict"):
@@ -171,10 +170,10 @@ class CLI(LightningCLI):
             raise cause
         if named := re.match(r"([a-z]\w*)=", what):
             field += f".{named[1]}"
-        raise (self._complaint(field, what) if field else Complaint(what)) from cause
+        raise (self._complaint(field, what) if field else UsageError(what)) from cause
 
-    def _complaint(self, field: str, what: str) -> Complaint:
-        return Complaint(at(self.settings, field.split("."), what))
+    def _complaint(self, field: str, what: str) -> UsageError:
+        return UsageError(at(self.settings, field.split("."), what))
 
 
 def build(args: list[str]) -> CLI:
@@ -187,7 +186,7 @@ def build(args: list[str]) -> CLI:
         Its ``.trainer``, ``.model``, ``.datamodule`` and ``.config``. ``.run()`` fits.
 
     Raises:
-        Complaint: Something in the configuration is wrong.
+        UsageError: Something in the configuration is wrong.
     """
     with quiet():
         return CLI(args)
@@ -206,7 +205,7 @@ def main(args: list[str] | None = None) -> int:
 
     def command() -> int:
         if not given or given[0] not in COMMANDS:
-            raise Complaint(f"name a command: {', '.join(COMMANDS)}; got {given[0] if given else 'nothing'}")
+            raise UsageError(f"name a command: {', '.join(COMMANDS)}; got {given[0] if given else 'nothing'}")
         with quiet():
             CLI(given[1:], given[0]).run()
         return 0

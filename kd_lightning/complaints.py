@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import linecache
 import os
 import sys
-import traceback
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import NoReturn
 
-
-class Complaint(ValueError):
-    """Something that the user gave is wrong: one line that names the place, what is wrong with it, and the remedy."""
+from kd_lightning.core.errors import UsageError
 
 
 class Parser(ArgumentParser):
@@ -24,7 +20,7 @@ class Parser(ArgumentParser):
         if message.startswith("unrecognized arguments: "):
             wrong = message.split()[2].partition("=")[0]
             message = f"there is no option {wrong}{nearest(wrong, self._option_string_actions)}"
-        raise Complaint(f"{self.prog.rpartition(' ')[2]}: {message}")
+        raise UsageError(f"{self.prog.rpartition(' ')[2]}: {message}")
 
 
 class Stopped(Exception):
@@ -53,7 +49,7 @@ def in_one_line(command: Callable[[], int]) -> int:
 
     Example:
         >>> def command() -> int:
-        ...     raise Complaint("trainer.max_epoch: did you mean max_epochs?")
+        ...     raise UsageError("trainer.max_epoch: did you mean max_epochs?")
         >>> in_one_line(command)
         2
     """
@@ -75,13 +71,8 @@ def in_one_line(command: Callable[[], int]) -> int:
 
 
 def on_purpose(error: BaseException) -> bool:
-    """Whether an error was raised to tell the user something, by us, Lightning or the system; the others are bugs."""
-    if isinstance(error, (Complaint, OSError)) or type(error).__name__ == "MisconfigurationException":
-        return True
-    *_, (frame, line) = [(None, 0), *traceback.walk_tb(error.__traceback__)]
-    if frame is None or not str(frame.f_globals.get("__name__")).startswith("kd_lightning"):
-        return False
-    return linecache.getline(frame.f_code.co_filename, line).strip().startswith("raise ")
+    """True for an error that tells the user something, from us, Lightning or the system; the others are bugs."""
+    return isinstance(error, UsageError | OSError) or type(error).__name__ == "MisconfigurationException"
 
 
 def one_line(error: BaseException) -> str:

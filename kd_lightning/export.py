@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import kd_lightning
+from kd_lightning.core.errors import UsageError
 from kd_lightning.networks.digest import digest_tensors
 from kd_lightning.networks.files import WeightsError, plain_network, read_weights
 from kd_lightning.networks.weights import under
@@ -31,7 +32,7 @@ def export_student(module: nn.Module, path: str | PathLike[str]) -> Path:
         The path.
 
     Raises:
-        ValueError: The name is no ``*.safetensors``, or a LightningModule has no ``student``.
+        UsageError: The name is no ``*.safetensors``, or a LightningModule has no ``student``.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -47,7 +48,7 @@ def export_student(module: nn.Module, path: str | PathLike[str]) -> Path:
     try:
         network = module.get_submodule(name)
     except AttributeError:
-        raise ValueError(f"{type(module).__name__} has no network named `{name}`: export the network itself") from None
+        raise UsageError(f"{type(module).__name__} has no network named `{name}`: export the network itself") from None
     return _write(network.state_dict(), plain_network(dict(module.hparams), name), path)
 
 
@@ -63,7 +64,7 @@ def export(checkpoint: str, output: str) -> Path:
 
     Raises:
         WeightsError: The checkpoint cannot be read or holds no student.
-        ValueError: The name of the output is no ``*.safetensors``.
+        UsageError: The name of the output is no ``*.safetensors``.
 
     Example:
         >>> export("runs/mnist/distilled/bets.ckpt", "student.safetensors")
@@ -83,7 +84,7 @@ def export(checkpoint: str, output: str) -> Path:
 def _write(state: Mapping[str, Tensor], student: dict[str, Any] | None, path: str | PathLike[str]) -> Path:
     path = Path(path).expanduser()
     if path.suffix != ".safetensors":
-        raise ValueError(f"output {str(path)!r}: name it *.safetensors, the format that is written")
+        raise UsageError(f"output {str(path)!r}: name it *.safetensors, the format that is written")
     # A copy of each, for safetensors takes neither tied tensors nor other layouts than the contiguous one.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     about = {"version": kd_lightning.__version__, "sha256": digest_tensors(tensors), "student": student}

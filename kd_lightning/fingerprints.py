@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from kd_lightning.core.errors import UsageError
+
 _VOUCHED = "_kd_vouched"  # on a tensor: the rows that it shows, and how often these had been written into
 
 
@@ -34,7 +36,7 @@ def fingerprints(inputs: Any) -> Tensor:
         int64 (N,), on the device of the inputs.
 
     Raises:
-        ValueError: There is something in the inputs that is no tensor with rows, or they have unlike numbers of rows.
+        UsageError: There is something in the inputs that is no tensor with rows, or they have unlike numbers of rows.
 
     Example:
         >>> image = torch.zeros(1, 1, 2, 2)
@@ -47,7 +49,7 @@ def fingerprints(inputs: Any) -> Tensor:
     if isinstance(inputs, Mapping):
         parts = [_of(part, name) for name, part in cast("Mapping[str, Any]", inputs).items()]
         if not parts or len({part.shape for part in parts}) > 1:
-            raise ValueError(f"inputs have {[len(part) for part in parts]} rows: give tensors of equally many rows")
+            raise UsageError(f"inputs have {[len(part) for part in parts]} rows: give tensors of equally many rows")
         return torch.stack(parts).sum(dim=0)
     return _of(inputs)
 
@@ -93,7 +95,7 @@ class _Plan(NamedTuple):
 def _of(x: Any, name: str = "") -> Tensor:
     if not isinstance(x, Tensor) or not x.shape:
         what = f"{name!r} of the inputs" if name else "the input"
-        raise ValueError(f"{what} is no tensor with rows, but {type(x).__name__}: give the networks tensors (N, ...)")
+        raise UsageError(f"{what} is no tensor with rows, but {type(x).__name__}: give the networks tensors (N, ...)")
     stride = x.stride()
     plan = _plan(name, x.dtype, x.shape[1:], stride[1:], x.device)
     if x.requires_grad:

@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from kd_lightning.cli import build
-from kd_lightning.complaints import Complaint
+from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import Learner
 from kd_lightning.quiet import quiet
 from kd_lightning.taps import logits_of, run
@@ -31,11 +31,11 @@ def main(args: Sequence[str]) -> int:
         The exit code.
     """
     if not args:
-        raise Complaint("layers: name a configuration: kd-lightning layers --config FILE")
+        raise UsageError("layers: name a configuration: kd-lightning layers --config FILE")
     run = build([*args, "--trainer.logger=false", "--trainer.enable_checkpointing=false"])
     learner: Any = run.model
     if not isinstance(learner, Learner):
-        raise Complaint(f"layers: {type(learner).__name__} is no scheme of kd_lightning, so that it has no terms")
+        raise UsageError(f"layers: {type(learner).__name__} is no scheme of kd_lightning, so that it has no terms")
     with quiet():
         batch = learner.split_batch(_first_batch(run.datamodule))
     networks = {name: learner.get_submodule(name) for name in ("student", "teacher") if hasattr(learner, name)}

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from kd_lightning.batch import Batch, Views, split_batch, split_views, target_of
+from kd_lightning.core.errors import UsageError
 from kd_lightning.evaluation import Evaluation, Stage
 from kd_lightning.networks import freeze, is_frozen
 from kd_lightning.steps import batches_done, log_is_due
@@ -41,7 +42,7 @@ class Learner(LightningModule, ABC):
         lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
 
     Raises:
-        ValueError: There are no terms, or a term's name is not usable as one.
+        UsageError: There are no terms, or a term's name is not usable as one.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class Learner(LightningModule, ABC):
         """One optimizer over everything that learns, and its scheduler."""
         for name, term in self._terms().items():
             if hasattr(term.loss, "discriminate"):
-                raise ValueError(
+                raise UsageError(
                     f"term {name!r} has a discriminator, which {type(self).__name__} would train to help the student: "
                     "use AdversarialDistiller"
                 )
@@ -190,7 +191,7 @@ class Learner(LightningModule, ABC):
     def _log_training(self, losses: dict[str, Tensor], total: Tensor) -> None:
         if not torch.isfinite(total):
             found = ", ".join(f"{name}={loss.item():g}" for name, loss in losses.items())
-            raise ValueError(
+            raise UsageError(
                 f"the training loss is not finite at step {self.trainer.global_step} ({found}): "
                 "look for non-finite inputs, a learning rate that is too high, or a temperature far below 1"
             )
@@ -206,7 +207,7 @@ class Learner(LightningModule, ABC):
         inputs, _, labels = self.split_batch(batch)
         target = target_of(labels)
         if target is None:
-            raise ValueError(
+            raise UsageError(
                 f"{stage} batches have no target ({', '.join(labels) or 'no labels'}): evaluation needs one"
             )
         for name, logits in self.candidates(inputs).items():

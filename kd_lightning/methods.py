@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from kd_lightning.complaints import Complaint, nearest
+from kd_lightning.complaints import nearest
+from kd_lightning.core.errors import UsageError
 
 _HERE = Path(__file__).parent
 SHIPPED = next((folder for folder in (_HERE / "configs", _HERE.parent / "configs") if folder.is_dir()), _HERE)
@@ -72,46 +73,46 @@ def find_config(name: str) -> Path:
         name: A path; the shipped files are found with and without the leading ``configs/``.
 
     Raises:
-        Complaint: There is no such file.
+        UsageError: There is no such file.
     """
     if not name:
-        raise Complaint("--config: name a YAML file")
+        raise UsageError("--config: name a YAML file")
     path = Path(name).expanduser()
     for candidate in (path, SHIPPED / name, SHIPPED / name.removeprefix("configs/")):
         if candidate.is_file():
             return candidate
     if path.is_dir():
         there = ", ".join(sorted(file.name for file in path.glob("*.yaml"))) or "no YAML file"
-        raise Complaint(f"--config {name}: is a folder, not a file: it holds {there}")
+        raise UsageError(f"--config {name}: is a folder, not a file: it holds {there}")
     shipped = [f"configs/{file.relative_to(SHIPPED).as_posix()}" for file in SHIPPED.rglob("*.yaml")]
     beside = [str(file) for file in path.parent.glob("*.yaml")]
-    raise Complaint(f"--config {name}: no such file{nearest(name, [*beside, *shipped])}")
+    raise UsageError(f"--config {name}: no such file{nearest(name, [*beside, *shipped])}")
 
 
 def read_settings(path: Path) -> list[Setting]:
     """Everything that a YAML file sets, in its order.
 
     Raises:
-        Complaint: The file cannot be read, is not YAML, is no mapping, or sets a key twice.
+        UsageError: The file cannot be read, is not YAML, is no mapping, or sets a key twice.
     """
     import yaml  # here, so that `methods` and `--help` do not wait for it
 
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
     except OSError as error:
-        raise Complaint(f"{path}: cannot be read: {error.strerror}") from None
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise Complaint(f"{path}: is no text in UTF-8, so no YAML file") from None
+        raise UsageError(f"{path}: is no text in UTF-8, so no YAML file") from None
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise Complaint(f"{path}{line}: is not valid YAML: {error.problem}") from None
+        raise UsageError(f"{path}{line}: is not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
-        raise Complaint(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
 
     def walk(node: yaml.Node, keys: tuple[str, ...], line: int) -> Iterator[Setting]:
         where = f"{path}:{line}"
         if len(keys) > 50:
-            raise Complaint(f"{where}: {'.'.join(keys[:3])}... is nested without end: an alias refers to itself")
+            raise UsageError(f"{where}: {'.'.join(keys[:3])}... is nested without end: an alias refers to itself")
         if isinstance(node, yaml.ScalarNode):
             yield Setting(keys, node.value, where)
             return
@@ -125,12 +126,12 @@ def read_settings(path: Path) -> list[Setting]:
             line = key.start_mark.line + 1
             if key.value in seen:
                 name = ".".join((*keys, key.value))
-                raise Complaint(f"{path}:{line}: {name} is set twice, first in line {seen[key.value]}: remove one")
+                raise UsageError(f"{path}:{line}: {name} is set twice, first in line {seen[key.value]}: remove one")
             seen[key.value] = line
             yield from walk(value, (*keys, str(key.value)), line)
 
     if not isinstance(root, yaml.MappingNode):
-        raise Complaint(
+        raise UsageError(
             f"{path}: {'is empty' if root is None else 'holds no mapping'}: write `model: ...`, `data: ...`"
         )
     return list(walk(root, (), 1))
@@ -165,12 +166,12 @@ def main(args: Sequence[str]) -> int:
         print("\n".join(f"{method.name:{width}}  {method.about}" for method in known))
         return 0
     if len(args) > 1:
-        raise Complaint(f"methods {' '.join(args)}: name one method, or none to list them all")
+        raise UsageError(f"methods {' '.join(args)}: name one method, or none to list them all")
     named = [m for m in known if m.name == args[0]] or [m for m in known if m.path.stem == args[0]]
     if len(named) == 1:
         print(named[0].path.read_text(encoding="utf-8"), end="")
         return 0
     if named:
-        raise Complaint(f"methods {args[0]}: there are several: {', '.join(method.name for method in named)}")
+        raise UsageError(f"methods {args[0]}: there are several: {', '.join(method.name for method in named)}")
     names = {name for method in known for name in (method.name, method.path.stem)}
-    raise Complaint(f"methods {args[0]}: there is no such method{nearest(args[0], names)}")
+    raise UsageError(f"methods {args[0]}: there is no such method{nearest(args[0], names)}")

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from kd_lightning.core.errors import UsageError
+
 
 class Rows(NamedTuple):
     """What a loss on logits sees."""
@@ -31,7 +33,7 @@ def to_rows(student: Tensor, teacher: Tensor | None, target: Tensor | None, igno
         ignore_index: Class index of a position that counts on neither side.
 
     Raises:
-        ValueError: Positions do not fit each other, or all are ignored.
+        UsageError: Positions do not fit each other, or all are ignored.
 
     Example:
         >>> import torch
@@ -49,7 +51,7 @@ def to_rows(student: Tensor, teacher: Tensor | None, target: Tensor | None, igno
     labels = None if target is None else _flat(target, pixels) if probabilities else target.flatten()
     if {len(part) for part in (rows, shown, labels) if part is not None} != {len(rows)}:
         shapes = [None if part is None else tuple(part.shape) for part in (student, teacher, target)]
-        raise ValueError(
+        raise UsageError(
             f"student logits {shapes[0]}, teacher logits {shapes[1]} and target {shapes[2]} are not of the same "
             "positions: give both networks the same batch, and each position one label"
         )
@@ -57,7 +59,7 @@ def to_rows(student: Tensor, teacher: Tensor | None, target: Tensor | None, igno
         return Rows(rows, shown, labels)
     kept = labels != ignore_index
     if not kept.any():
-        raise ValueError(f"every label of the batch is {ignore_index}, so that no position is left to learn from")
+        raise UsageError(f"every label of the batch is {ignore_index}, so that no position is left to learn from")
     return Rows(rows[kept], None if shown is None else shown[kept], labels[kept])
 
 

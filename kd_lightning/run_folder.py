@@ -17,7 +17,8 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from typing_extensions import override
 
 from kd_lightning.callbacks import ExactResume, LeanLoop, MovingTeacher, TeacherFreezing
-from kd_lightning.complaints import Complaint, nearest
+from kd_lightning.complaints import nearest
+from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import Learner
 from kd_lightning.networks import is_frozen
 from kd_lightning.networks.files import WeightsError, read_weights
@@ -146,14 +147,14 @@ def checkpoint(folder: str | Path, wanted: str | None) -> str | None:
     """The path of a checkpoint: ``last`` and ``best`` are those of the run's folder.
 
     Raises:
-        Complaint: There is no such file.
+        UsageError: There is no such file.
     """
     if wanted is None:
         return None
     path = Path(folder) / f"{wanted}.ckpt" if wanted in ("last", "best") else Path(wanted).expanduser()
     if not path.is_file():
         there = nearest(str(path), map(str, path.parent.glob("*.ckpt"))) or ": fit first, or name another --ckpt_path"
-        raise Complaint(f"ckpt_path: {path} is no file{there}")
+        raise UsageError(f"ckpt_path: {path} is no file{there}")
     return str(path)
 
 
@@ -161,15 +162,15 @@ def check_checkpoint(path: str) -> None:
     """Looks into a checkpoint before Lightning does, which has less to say about what is wrong with one.
 
     Raises:
-        Complaint: It cannot be read, or is not of a run.
+        UsageError: It cannot be read, or is not of a run.
     """
     try:
         read_weights(path, "student")
     except WeightsError as error:
-        raise Complaint(f"ckpt_path: {error}") from None
+        raise UsageError(f"ckpt_path: {error}") from None
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if is_zipfile(path) else {}
     if "pytorch-lightning_version" not in content:
-        raise Complaint(
+        raise UsageError(
             f"ckpt_path: {path} holds weights, but is no checkpoint of a run: name its last.ckpt or best.ckpt"
         )
 
@@ -180,13 +181,13 @@ def refuse_second_run(folder: str | Path, ckpt_path: str | None) -> None:
     A checkpoint or metrics make a folder a run's: a start that failed before either may be repeated in place.
 
     Raises:
-        Complaint: The folder holds a run, and `ckpt_path` is none of its checkpoints.
+        UsageError: The folder holds a run, and `ckpt_path` is none of its checkpoints.
     """
     folder = Path(folder)
     checkpoints = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
     if (checkpoints or (folder / "metrics.csv").exists()) and not _resumes(folder, ckpt_path):
         resume = f"resume it with --ckpt_path {checkpoints[-1]}, or " if checkpoints else ""
-        raise Complaint(
+        raise UsageError(
             f"trainer.default_root_dir: {folder} holds a run already: {resume}name another folder "
             f"with --trainer.default_root_dir {folder}-2"
         )

@@ -12,6 +12,8 @@ import torch._dynamo
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from kd_lightning.core.errors import UsageError
+
 # A compiled network takes no notice of hooks that come and go unless its graphs are guarded against it. Torch keeps the
 # setting by thread. The import costs nothing beside lightning, which needs this part of torch as well.
 torch._dynamo.config.skip_nnmodule_hook_guards = False
@@ -38,9 +40,9 @@ def watch(network: nn.Module, layers: Iterable[str] = ()) -> Generator[Activatio
         The activations, filled in when the context closes.
 
     Raises:
-        ValueError: There is no such layer (the nearest names are given).
-        TypeError: A layer gave something other than a tensor.
-        RuntimeError: A layer ran never, or more than once, or its output was overwritten in place.
+        UsageError: There is no such layer (the nearest names are given).
+        UsageError: A layer gave something other than a tensor.
+        UsageError: A layer ran never, or more than once, or its output was overwritten in place.
 
     Example:
         >>> import torch
@@ -74,7 +76,7 @@ def watch(network: nn.Module, layers: Iterable[str] = ()) -> Generator[Activatio
     for layer, values in outputs.items():
         seen[layer] = _only(layer, values)
         if layer in versions and seen[layer]._version != versions[layer]:
-            raise RuntimeError(
+            raise UsageError(
                 f"the output of layer {layer!r} was overwritten in place by a later layer (a ReLU with inplace=True?): "
                 "name that later layer, or build it with inplace=False"
             )
@@ -106,11 +108,11 @@ def differentiable(inputs: Any) -> Any:
     """The same input, as one that derivatives can be taken by: for losses that ask how the logits depend on it.
 
     Raises:
-        TypeError: It is no floating-point tensor.
+        UsageError: It is no floating-point tensor.
     """
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         found = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
-        raise TypeError(f"a term takes derivatives by the input, which is {found}: it must be a floating-point tensor")
+        raise UsageError(f"a term takes derivatives by the input, which is {found}: it must be a floating-point tensor")
     return inputs if inputs.requires_grad else inputs.detach().requires_grad_()
 
 
@@ -133,15 +135,15 @@ def logits_of(output: object) -> object:
 def _only(layer: str, outputs: list[object]) -> Tensor:
     what = "the network" if layer == "logits" else f"layer {layer!r}"
     if not outputs:
-        raise RuntimeError(
+        raise UsageError(
             f"{what} did not run while it was watched: name a layer that takes part in the forward pass (or call "
             "torch.compiler.reset(), if the network was compiled before kd_lightning was imported)"
         )
     if len(outputs) > 1:
-        raise RuntimeError(f"{what} ran {len(outputs)} times while it was watched, so that it has no single activation")
+        raise UsageError(f"{what} ran {len(outputs)} times while it was watched, so that it has no single activation")
     if not isinstance(outputs[0], Tensor):
         remedy = "return one, or an object with .logits" if layer == "logits" else "name a layer that gives one"
-        raise TypeError(f"{what} gave {type(outputs[0]).__name__}, not a tensor: {remedy}")
+        raise UsageError(f"{what} gave {type(outputs[0]).__name__}, not a tensor: {remedy}")
     return outputs[0]
 
 
@@ -165,6 +167,6 @@ def _listen(network: nn.Module, layer: str, record: Callable[[str, object], None
             return None
         names = [name for name, _ in network.named_modules() if name]
         nearest = get_close_matches(layer, names, n=3, cutoff=0.3) or names[:8]
-        raise ValueError(
+        raise UsageError(
             f"{type(network).__name__} has no layer {layer!r}; the nearest names are {', '.join(nearest)}"
         ) from None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.distributed import gather, share
 from kd_lightning.losses.checks import WidthError
 from kd_lightning.rows import to_rows
@@ -35,7 +36,7 @@ class Term(nn.Module):
         ignore_index: Label of tokens or pixels that are left out, on both sides.
 
     Raises:
-        ValueError: `weight` is not finite, neither side is addressed, an addressed layer was not seen, or a loss that
+        UsageError: `weight` is not finite, neither side is addressed, an addressed layer was not seen, or a loss that
             needs labels lacks one.
 
     Example:
@@ -57,9 +58,9 @@ class Term(nn.Module):
     ) -> None:
         super().__init__()
         if not math.isfinite(weight):
-            raise ValueError(f"weight={weight} of a {type(loss).__name__} term is not a finite number")
+            raise UsageError(f"weight={weight} of a {type(loss).__name__} term is not a finite number")
         if student is None and teacher is None:
-            raise ValueError(f"a {type(loss).__name__} term looks at nothing: set its student or its teacher")
+            raise UsageError(f"a {type(loss).__name__} term looks at nothing: set its student or its teacher")
         self.loss = loss
         self.weight = weight
         self.student = student
@@ -77,7 +78,7 @@ class Term(nn.Module):
         """The loss, unweighted, of the activations and labels that this term addresses; or `measure` of the same."""
         loss, address = self.loss, self.student
         if teacher is None and self.teacher is not None:
-            raise ValueError(f"a {type(loss).__name__} term compares with a teacher and there is none: teacher=None")
+            raise UsageError(f"a {type(loss).__name__} term compares with a teacher and there is none: teacher=None")
         try:
             seen: Picked = student[address] if isinstance(address, str) else _pick(student, address)
             shown = None if self.teacher is None else _pick(teacher or {}, self.teacher)
@@ -109,25 +110,25 @@ class Term(nn.Module):
         if getattr(loss, "needs_target", False):
             missing = [name for name in names(address) or [None] if name not in labels]
             if missing:
-                raise ValueError(
+                raise UsageError(
                     f"{type(loss).__name__} needs the label {missing[0]!r}; "
                     f"this batch has {', '.join(labels) or 'no labels'}: set the term's target"
                 )
         return [labels.get(name) for name in address] if isinstance(address, list) else None
 
-    def _not_seen(self, student: Activations, teacher: Activations) -> ValueError:
+    def _not_seen(self, student: Activations, teacher: Activations) -> UsageError:
         for side, seen, address in (("student", student, self.student), ("teacher", teacher, self.teacher)):
             for layer in names(address):
                 if layer not in seen:
-                    return ValueError(
+                    return UsageError(
                         f"a {type(self.loss).__name__} term compares the {side}'s {layer!r}, "
                         f"and only {', '.join(seen)} was seen: set the term's {side}"
                     )
         raise AssertionError("every layer was seen")
 
-    def _width(self, error: WidthError) -> ValueError:
+    def _width(self, error: WidthError) -> UsageError:
         layer = names(self.student if error.side == "student" else self.teacher)[error.layer]
-        return ValueError(
+        return UsageError(
             f"the {error.side}'s {layer} gives {error.channels} channels, {type(self.loss).__name__} was built "
             f"for {error.expected}: change its {error.side}_channels, or the layer (kd-lightning layers "
             "--config FILE shows them all)"
@@ -155,9 +156,9 @@ def names(address: Address | None) -> list[str]:
 def check_terms(terms: dict[str, Term]) -> dict[str, Term]:
     """Returns `terms`; a ValueError unless there are some, and each can be called what it is."""
     if not terms:
-        raise ValueError("terms is empty: give at least one, e.g. terms={'task': Term(TaskLoss(), teacher=None)}")
+        raise UsageError("terms is empty: give at least one, e.g. terms={'task': Term(TaskLoss(), teacher=None)}")
     taken = nn.ModuleDict()
     for name in terms:
         if not name or "." in name or hasattr(taken, name):
-            raise ValueError(f"a term cannot be called {name!r}: avoid dots and the names of dict and module methods")
+            raise UsageError(f"a term cannot be called {name!r}: avoid dots and the names of dict and module methods")
     return terms

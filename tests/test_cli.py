@@ -19,11 +19,10 @@ from lightning.pytorch import LightningModule
 from safetensors.torch import load_file
 from torch import nn
 
-from kd_lightning import OfflineDistiller, __version__, load_student
+from kd_lightning import OfflineDistiller, UsageError, __version__, load_student
 from kd_lightning.__main__ import main
 from kd_lightning.callbacks import ExactResume
 from kd_lightning.cli import build
-from kd_lightning.complaints import Complaint
 from kd_lightning.data import MNISTDataModule
 from kd_lightning.losses import KDLoss
 from kd_lightning.methods import SHIPPED, find_config, methods
@@ -286,8 +285,17 @@ def test_a_bug_keeps_its_traceback_and_a_mistake_gets_one_on_demand(config, monk
         with pytest.raises(ValueError, match="someone else's"):
             main(["fit", config])
     monkeypatch.setenv("KD_LIGHTNING_TRACEBACK", "1")
-    with pytest.raises(Complaint, match=r"data\.batch_size"):
+    with pytest.raises(UsageError, match=r"data\.batch_size"):
         main(["fit", config, "--data.batch_size=0"])
+
+
+def test_a_usage_error_from_a_users_own_code_costs_one_line(config, monkeypatch, capsys):
+    def training_step(self: object, *_: object) -> None:
+        error = UsageError("my_setting=3 must be even: give it 2 or 4")  # built here, as by a helper, and raised below
+        raise error
+
+    monkeypatch.setattr("kd_lightning.schemes.OfflineDistiller.training_step", training_step)
+    assert complaint(capsys, "fit", config).endswith("model.my_setting: my_setting=3 must be even: give it 2 or 4")
 
 
 # ---- what a run leaves in its folder

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kd_lightning.batch import target_of
+from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import Learner
 from kd_lightning.taps import tap
 
@@ -38,7 +39,7 @@ class ActivationStatistics(Callback):
         file: Where to; ``statistics.safetensors`` in the run's folder if not given.
 
     Raises:
-        ValueError: There are no layers, `covariance` or `spectral` names others, or a number is below 1; when the fit
+        UsageError: There are no layers, `covariance` or `spectral` names others, or a number is below 1; when the fit
             starts: the data has no training images to give, or the scheme is none of this package's; when it ends: a
             layer of `spectral` is too large.
 
@@ -55,11 +56,11 @@ class ActivationStatistics(Callback):
         file: str | Path | None = None,
     ) -> None:
         if not layers or not {*(covariance or ()), *(spectral or ())} <= set(layers):
-            raise ValueError(
+            raise UsageError(
                 f"layers={layers} must name some, and covariance={covariance} and spectral={spectral} none but those"
             )
         if any(count < 1 for count in (spectral or {}).values()):
-            raise ValueError(f"spectral={spectral} must keep at least 1 eigenvector of each layer")
+            raise UsageError(f"spectral={spectral} must keep at least 1 eigenvector of each layer")
         self.layers = layers
         self.covariance = covariance or []
         self.spectral = spectral or {}
@@ -69,7 +70,7 @@ class ActivationStatistics(Callback):
         """Refuses what it could not record, before anything is trained."""
         data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "train_rows") or not isinstance(pl_module, Learner):
-            raise ValueError(
+            raise UsageError(
                 f"ActivationStatistics looks at a Learner's training images, and {type(data).__name__} of "
                 f"{type(pl_module).__name__} gives none: use a data module of kd_lightning.data"
             )
@@ -94,7 +95,7 @@ class ActivationStatistics(Callback):
         split = learner.split_batch(batch)
         target = target_of(split.labels)
         if target is None or target.is_floating_point():
-            raise ValueError("ActivationStatistics are of classes, and a batch has no class indices: drop it")
+            raise UsageError("ActivationStatistics are of classes, and a batch has no class indices: drop it")
         return split.student, target
 
 
@@ -116,7 +117,7 @@ def statistics(network: nn.Module, batches: Any, wanted: ActivationStatistics) -
         for layer in wanted.layers:
             rows = torch.cat([some[layer] for some in seen]).double()
             if layer in wanted.spectral and rows.shape[1] > 4096:
-                raise ValueError(f"spectral: {layer!r} gives {rows.shape[1]} numbers, and a graph is of 4096 at most")
+                raise UsageError(f"spectral: {layer!r} gives {rows.shape[1]} numbers, and a graph is of 4096 at most")
             key, square = (layer, label), rows.mT @ rows if layer in whole else rows.square().sum(dim=0)
             sums[key] = rows.sum(dim=0).add_(sums.get(key, 0))
             squares[key] = square.add_(squares.get(key, 0))

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.schemes import OfflineDistiller
 from kd_lightning.taps import tap
 
@@ -29,7 +30,7 @@ class AttentionMaps(Callback):
         every_n_epochs: Epochs from one picture to the next.
 
     Raises:
-        ValueError: An argument is out of its range; when the fit starts: the scheme has no teacher, there is no
+        UsageError: An argument is out of its range; when the fit starts: the scheme has no teacher, there is no
             TensorBoard logger or no validation; when it draws: an input is no image, or a layer gives no map.
 
     Example:
@@ -39,9 +40,9 @@ class AttentionMaps(Callback):
 
     def __init__(self, student: list[str], teacher: list[str], images: int = 4, every_n_epochs: int = 1) -> None:
         if not student or len(student) != len(teacher):
-            raise ValueError(f"student={student} and teacher={teacher} must be pairs of layers, as many on each side")
+            raise UsageError(f"student={student} and teacher={teacher} must be pairs of layers, as many on each side")
         if images < 1 or every_n_epochs < 1:
-            raise ValueError(f"images={images} and every_n_epochs={every_n_epochs} must be at least 1")
+            raise UsageError(f"images={images} and every_n_epochs={every_n_epochs} must be at least 1")
         self.student = student
         self.teacher = teacher
         self.images = images
@@ -50,14 +51,14 @@ class AttentionMaps(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses what it could not draw, before anything is trained."""
         if not isinstance(pl_module, OfflineDistiller):
-            raise ValueError(
+            raise UsageError(
                 f"{type(pl_module).__name__} is no OfflineDistiller, whose maps AttentionMaps draws: drop it"
             )
         if not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             found = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none"
-            raise ValueError(f"AttentionMaps writes images and the logger is {found}: add a TensorBoardLogger")
+            raise UsageError(f"AttentionMaps writes images and the logger is {found}: add a TensorBoardLogger")
         if not trainer.enable_validation:
-            raise ValueError("AttentionMaps draws validation images and there are none: give the data a val_size")
+            raise UsageError("AttentionMaps draws validation images and there are none: give the data a val_size")
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -90,7 +91,7 @@ class AttentionMaps(Callback):
     def _first(self, inputs: Any) -> Tensor:
         if not isinstance(inputs, Tensor) or inputs.dim() != 4 or inputs.shape[1] not in (1, 3):
             what = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
-            raise ValueError(f"AttentionMaps draws images (N, 1 or 3, H, W), and the input is {what}: drop it")
+            raise UsageError(f"AttentionMaps draws images (N, 1 or 3, H, W), and the input is {what}: drop it")
         return inputs[: self.images]
 
 
@@ -114,7 +115,7 @@ def side_by_side(images: Tensor, maps: list[Tensor], enlarge: int = 3) -> Tensor
 
 def _map(side: str, layer: str, features: Tensor) -> Tensor:
     if features.dim() != 4:
-        raise ValueError(
+        raise UsageError(
             f"the {side}'s layer {layer!r} gives {tuple(features.shape)}, and AttentionMaps draws maps (N, C, H, W): "
             "name a convolutional layer"
         )

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from kd_lightning.callbacks.moving_teacher import MovingTeacher
+from kd_lightning.core.errors import UsageError
 from kd_lightning.steps import epoch
 
 
@@ -38,7 +39,7 @@ class BornAgain(MovingTeacher):
         student: The dotted name of the network that it copies.
 
     Raises:
-        ValueError: `epochs` is below 1; at the start of the fit, as for `MovingTeacher`, or the last generation would
+        UsageError: `epochs` is below 1; at the start of the fit, as for `MovingTeacher`, or the last generation would
             be cut short, or something that learns has no ``reset_parameters()``.
 
     Example:
@@ -54,7 +55,7 @@ class BornAgain(MovingTeacher):
         self, epochs: int, seed: int | None = None, teacher: str = "teacher", student: str = "student"
     ) -> None:
         if epochs < 1:
-            raise ValueError(f"epochs={epochs} of a generation must be at least 1")
+            raise UsageError(f"epochs={epochs} of a generation must be at least 1")
         super().__init__(teacher, student)
         self.epochs = epochs
         self.seed = seed
@@ -85,12 +86,12 @@ class BornAgain(MovingTeacher):
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
         epochs = trainer.max_epochs or 0
         if epochs > self.epochs and epochs % self.epochs:
-            raise ValueError(
+            raise UsageError(
                 f"max_epochs={epochs} would end in the middle of a generation of {self.epochs}: make it a multiple"
             )
         for name, module in pl_module.named_modules():
             if _learns(module) and _reset_of(module) is None:
-                raise ValueError(
+                raise UsageError(
                     f"{name!r} has parameters of its own and cannot be born again: "
                     f"give {type(module).__name__} a reset_parameters()"
                 )

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from kd_lightning.callbacks.cache_file import Kind
 from kd_lightning.callbacks.cache_walk import Inputs, Walk, index_of, merged
+from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import Batch
 from kd_lightning.networks import digest, is_frozen
 from kd_lightning.schemes import OfflineDistiller
@@ -64,7 +65,7 @@ class Asking:
         for start, answers in chain(self._first, self._asked):
             for layer, values in answers.items():
                 if (shape := tuple(values.shape[1:])) != (first := self.kinds[layer].shape[1:]):
-                    raise ValueError(
+                    raise UsageError(
                         f"the teacher's {layer} is {first} for some rows and {shape} for others: bring all inputs to "
                         "one size, or train without TeacherCache"
                     )
@@ -91,7 +92,7 @@ class Asking:
             own, answers = len(index_of(batch)), self.live(batch)
             for layer, values in answers.items():
                 if values.shape[:1] != (own,):
-                    raise ValueError(
+                    raise UsageError(
                         f"the teacher's {layer} is {tuple(values.shape)} for {own} rows, and has none for each: "
                         "address another layer, or train without TeacherCache"
                     )
@@ -102,14 +103,14 @@ def servable(module: LightningModule) -> OfflineDistiller:
     """A scheme whose teacher's answers are fixed by its input.
 
     Raises:
-        ValueError: They are not, or it has no teacher whose place could be taken.
+        UsageError: They are not, or it has no teacher whose place could be taken.
     """
     if not isinstance(module, OfflineDistiller):
-        raise ValueError(f"{type(module).__name__} has no watch_teacher to stand in for: train without TeacherCache")
+        raise UsageError(f"{type(module).__name__} has no watch_teacher to stand in for: train without TeacherCache")
     if parameters := set(module.layers("teacher")) & {name for name, _ in module.teacher.named_parameters()}:
-        raise ValueError(f"terms look at the teacher's {', '.join(parameters)}, which no row has: drop TeacherCache")
+        raise UsageError(f"terms look at the teacher's {', '.join(parameters)}, which no row has: drop TeacherCache")
     if any(isinstance(layer, _BatchNorm) and layer.running_mean is None for layer in module.teacher.modules()):
-        raise ValueError("the teacher's BatchNorm looks at the whole batch, which differs: train without TeacherCache")
+        raise UsageError("the teacher's BatchNorm looks at the whole batch, which differs: train without TeacherCache")
     if not is_frozen(module.teacher):
-        raise ValueError("the teacher is not frozen, and what it said would not hold: train without TeacherCache")
+        raise UsageError("the teacher is not frozen, and what it said would not hold: train without TeacherCache")
     return module

@@ -17,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from kd_lightning.core.errors import UsageError
+
 BLANK = "0" * 64
 """Stands in the header, while a digest is computed, for the digest itself."""
 _NAMES = {
@@ -62,7 +64,7 @@ class Writer:
 
     Raises:
         OSError: The folder cannot be written to, or has no room.
-        ValueError: A tensor is of a dtype that the format does not have.
+        UsageError: A tensor is of a dtype that the format does not have.
     """
 
     def __init__(self, folder: Path, name: str, kinds: Mapping[str, Kind]) -> None:
@@ -126,7 +128,7 @@ class Writer:
         about: dict[str, object] = {"__metadata__": {"key": key, "sha256": digest}}
         for name, kind in self.kinds.items():
             if kind.dtype not in _NAMES:
-                raise ValueError(f"{name} is {kind.dtype}, which no safetensors file holds: keep it in memory")
+                raise UsageError(f"{name} is {kind.dtype}, which no safetensors file holds: keep it in memory")
             start = self.starts[name]
             about[name] = {
                 "dtype": _NAMES[kind.dtype],

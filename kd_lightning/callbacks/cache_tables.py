@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kd_lightning.callbacks.cache_file import Kind
 from kd_lightning.callbacks.cache_walk import Inputs
+from kd_lightning.core.errors import UsageError
 from kd_lightning.taps import Activations
 
 
@@ -60,7 +61,7 @@ class Tables:
 
         Raises:
             ChangedError: An input is not the one that the teacher was asked about, or there is no such row.
-            ValueError: There are not as many indices as inputs.
+            UsageError: There are not as many indices as inputs.
         """
         if self.waits:
             return self._take(self._find_later(index, inputs, view))
@@ -70,7 +71,7 @@ class Tables:
                 at = at + view * self.rows
             if inputs is not None and not torch.equal(known := self.fingerprints.index_select(0, at), inputs):
                 if known.shape != inputs.shape:
-                    raise ValueError(
+                    raise UsageError(
                         f"a batch has {len(known)} indices and {len(inputs)} rows of input: give each row its own"
                     )
                 raise self._error(index, known != inputs, known=True)

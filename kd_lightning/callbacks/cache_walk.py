@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from kd_lightning.batch import Batch
+from kd_lightning.core.errors import UsageError
 from kd_lightning.distributed import gather, is_distributed
 from kd_lightning.fingerprints import fingerprints
 from kd_lightning.learner import Learner
@@ -42,7 +43,7 @@ class Walk:
     takes a ``view``. ``training_is_random`` says that there is no end of ways.
 
     Raises:
-        ValueError: There is no such data module, or training inputs are random.
+        UsageError: There is no such data module, or training inputs are random.
     """
 
     def __init__(self, trainer: Trainer, learner: Learner) -> None:
@@ -50,12 +51,12 @@ class Walk:
         self.learner = learner
         self.data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(self.data, "train_rows"):
-            raise ValueError(
+            raise UsageError(
                 f"{type(self.data).__name__} has no train_rows() to walk over: give the trainer a data module of "
                 "kd_lightning.data, or train without TeacherCache"
             )
         if self.data.training_is_random:
-            raise ValueError(
+            raise UsageError(
                 "training inputs are random, and what the teacher said about one does not hold for the next: set the "
                 "data's `views` to a number of ways to augment an image, its augmentation to null, or train without "
                 "TeacherCache"
@@ -98,14 +99,14 @@ class Walk:
                 split = self.learner.split_batch(self._as_in_training(batch))
                 indices = merged(index_of(split))
                 if (end := start + len(indices)) > whole:
-                    raise ValueError(OTHER_ROWS)
+                    raise UsageError(OTHER_ROWS)
                 self._seen[0, start:end] = indices
                 self._seen[1, start:end] = merged(fingerprints(split.teacher))
                 yield start, split
                 start = end
         first, *others = self._seen[0].tensor_split(self.views or 1)
         if start != whole or any(not torch.equal(first, other) for other in others):
-            raise ValueError(OTHER_ROWS)
+            raise UsageError(OTHER_ROWS)
 
     def _loader(self, view: int, size: int | None = None) -> Any:
         own = {} if self.views is None else {"view": view}
@@ -121,7 +122,7 @@ class Walk:
 def index_of(batch: Batch) -> Tensor:
     """The indices of a batch's rows."""
     if "index" not in batch.labels:
-        raise ValueError(f"batches have {', '.join(batch.labels) or 'no labels'} and no index to look up: add one")
+        raise UsageError(f"batches have {', '.join(batch.labels) or 'no labels'} and no index to look up: add one")
     return batch.labels["index"]
 
 

@@ -8,6 +8,8 @@ from difflib import get_close_matches
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from kd_lightning.core.errors import UsageError
+
 
 class Compiled(Callback):
     """Compiles networks in place with ``torch.compile`` while a fit lasts; names, weights and checkpoints stay.
@@ -21,7 +23,7 @@ class Compiled(Callback):
         backend: Its backend; the default needs a C++ compiler on a CPU.
 
     Raises:
-        ValueError: At the start of a fit: the module has no such network.
+        UsageError: At the start of a fit: the module has no such network.
 
     Example:
         >>> callback = Compiled(["student"], mode="max-autotune-no-cudagraphs")
@@ -43,7 +45,7 @@ class Compiled(Callback):
         for name in self.networks:
             if name not in names:
                 nearest = ", ".join(get_close_matches(name, names, n=3, cutoff=0.3) or names[:8])
-                raise ValueError(
+                raise UsageError(
                     f"{type(pl_module).__name__} has no network {name!r} to compile; the nearest are {nearest}"
                 )
             network = pl_module.get_submodule(name)

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from kd_lightning.batch import split_batch
 from kd_lightning.callbacks.moving_teacher import MovingTeacher
+from kd_lightning.core.errors import UsageError
 from kd_lightning.distributed import is_distributed
 from kd_lightning.networks import digest, freeze, leave_out
 from kd_lightning.steps import log_is_due
@@ -50,10 +51,10 @@ class Distillation(Callback):
         terms: The losses by name, each with its addresses and weight.
 
     Raises:
-        ValueError: At the start of a fit: there is no such student (the nearest names are given), it shares parameters
+        UsageError: At the start of a fit: there is no such student (the nearest names are given), it shares parameters
             with the teacher, or their module has no single loss to add to. In a step: a loss is not finite, or they
             log something else under its name.
-        RuntimeError: In a step: the student ran never, or more than once, or its input was overwritten. At a resume:
+        UsageError: In a step: the student ran never, or more than once, or its input was overwritten. At a resume:
             the teacher is not the one that the run was started with.
 
     Example:
@@ -72,7 +73,7 @@ class Distillation(Callback):
                 ("differentiates_input", "OfflineDistiller"),
             ):
                 if hasattr(term.loss, needs):
-                    raise ValueError(
+                    raise UsageError(
                         f"term {name!r}: {type(term.loss).__name__} needs more of a step than the drop-in has: "
                         f"learn by {scheme}"
                     )
@@ -182,12 +183,12 @@ class Distillation(Callback):
         there = [name for name, _ in module.named_modules(remove_duplicate=False)]
         if self.student not in there:
             nearest = get_close_matches(self.student, there, n=3, cutoff=0.3) or there[1:9]
-            raise ValueError(
+            raise UsageError(
                 f"{type(module).__name__} has no network {self.student!r} to be the student; the nearest names are "
                 f"{', '.join(nearest)}"
             )
         if set(module.get_submodule(self.student).parameters()) & set(self.teacher.parameters()):
-            raise ValueError(
+            raise UsageError(
                 f"the teacher and the student {self.student!r} share parameters, and freezing one has frozen both: "
                 "copy one of them"
             )
@@ -195,17 +196,17 @@ class Distillation(Callback):
     def _check_calls(self, module: LightningModule, calls: list[_Call]) -> None:
         where = f"the student {self.student!r} of {type(module).__name__}"
         if not calls:
-            raise RuntimeError(
+            raise UsageError(
                 f"{where} did not run in training_step: name the network that it calls for its logits (or call "
                 "torch.compiler.reset(), if that was compiled before kd_lightning was imported)"
             )
         if len(calls) > 1:
-            raise RuntimeError(
+            raise UsageError(
                 f"{where} ran {len(calls)} times in training_step, and the terms compare one output: make it one call "
                 "on the concatenated inputs, or name a network that runs once"
             )
         if calls[0].versions not in ([], _versions(calls[0].args, calls[0].kwargs)):
-            raise RuntimeError(
+            raise UsageError(
                 f"the input of {where} was overwritten in place, and the teacher would see another one: clone it there"
             )
 
@@ -220,7 +221,7 @@ class Distillation(Callback):
         # one that moves comes with the state of what moves it
         moves = any(isinstance(other, MovingTeacher) and other.student == self.student for other in callbacks)
         if self._digest not in (None, found) and not moves:
-            raise RuntimeError(
+            raise UsageError(
                 f"this run was started with another teacher of {self.student!r} (sha256 {self._digest[:12]}) than it "
                 f"is resumed with ({found[:12]}): build or load the one of then, or start a new run"
             )
@@ -229,7 +230,7 @@ class Distillation(Callback):
     def _join(self, module: LightningModule, optimizers: list[Optimizer]) -> None:
         if not module.automatic_optimization or len(optimizers) > 1:
             has = f"{len(optimizers)} optimizers" if len(optimizers) > 1 else "manual optimization"
-            raise ValueError(
+            raise UsageError(
                 f"{type(module).__name__} has {has}, and so no single loss to add terms to: add kd_lightning.losses "
                 "to its own losses in training_step"
             )
@@ -240,7 +241,7 @@ class Distillation(Callback):
         if not new:
             return
         if not optimizers:
-            raise ValueError(
+            raise UsageError(
                 f"{type(module).__name__} has no optimizer to train {', '.join(new)} of the terms: give it one"
             )
         # Their first group, for a new one would be one too many for a scheduler that they have built already.
@@ -253,7 +254,7 @@ class Distillation(Callback):
         values: dict[str, Any] = {f"train/{name}": loss.detach() for name, loss in losses.items()}
         for name, term in self._terms().items():
             if not torch.isfinite(losses[name]):
-                raise ValueError(
+                raise UsageError(
                     f"the term {name!r} is not finite at step {trainer.global_step} ({losses[name].item():g}): look "
                     "for non-finite inputs, a learning rate that is too high, or a temperature far below 1"
                 )
@@ -262,7 +263,7 @@ class Distillation(Callback):
         logged = cast("dict[str, Any]", trainer._results or {})  # pyright: ignore[reportPrivateUsage]
         for name in () if self._has_logged else values:
             if f"training_step.{name}" in logged and not logged[f"training_step.{name}"].has_reset:
-                raise ValueError(
+                raise UsageError(
                     f"{name!r} is logged by {type(module).__name__} or another term: give the term another name"
                 )
         self._has_logged = True

@@ -36,6 +36,7 @@ from typing_extensions import override
 
 from kd_lightning.callbacks.step_graph import StepGraph
 from kd_lightning.callbacks.teacher import TeacherFreezing
+from kd_lightning.core.errors import UsageError
 
 TESTED = ("2.6.6",)
 """The versions of Lightning with which this was found equal to Lightning's own loop."""
@@ -331,7 +332,7 @@ class _Step:
             finally:
                 self.state["_current_fx_name"] = before
             if not isinstance(output, Tensor) or self.results.noticed != noticed:
-                raise TypeError("training_step logs at a step that is not logged, or gives more than a loss")
+                raise UsageError("training_step logs at a step that is not logged, or gives more than a loss")
             self.optimizer.zero_grad()
             output.backward()
         if self.trainer.gradient_clip_val:
@@ -368,7 +369,7 @@ class _Step:
             self.result = result = ClosureResult(output)  # Lightning divides by the number even when it is one
         else:
             if output is None and self.several:
-                raise RuntimeError("training_step gave None, which one process of several must not: return a loss")
+                raise UsageError("training_step gave None, which one process of several must not: return a loss")
             self.result = result = ClosureResult.from_training_step_output(output, number)
         loss = result.closure_loss
         if loss is None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from kd_lightning.callbacks.scheduled import Scheduled, find_terms
 from kd_lightning.callbacks.schedules import Schedule
+from kd_lightning.core.errors import UsageError
 
 
 class LossSchedule(Scheduled):
@@ -24,7 +25,7 @@ class LossSchedule(Scheduled):
         unit: Whether the schedule counts optimizer steps or epochs.
 
     Raises:
-        ValueError: At the start of the fit: there is no such term, or its loss has no such number.
+        UsageError: At the start of the fit: there is no such term, or its loss has no such number.
 
     Example:
         >>> from kd_lightning.callbacks import Cosine, Linear
@@ -44,7 +45,7 @@ class LossSchedule(Scheduled):
         self._losses = [loss for loss in losses if self.number in _numbers(loss)]
         if not self._losses:
             there = sorted({number for loss in losses for number in _numbers(loss)})
-            raise ValueError(
+            raise UsageError(
                 f"the loss of {self.term} has no {self.number!r} to schedule; its numbers: {', '.join(there) or 'none'}"
             )
 

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from kd_lightning.callbacks.moving_teacher import MovingTeacher
+from kd_lightning.core.errors import UsageError
 from kd_lightning.networks.average import update_ema
 from kd_lightning.steps import optimizer_step
 
@@ -32,7 +33,7 @@ class MomentumTeacher(MovingTeacher):
         student: The dotted name of the network that it averages.
 
     Raises:
-        ValueError: `momentum` is not in [0, 1); at the start of the fit, as for `MovingTeacher`, or the teacher is in
+        UsageError: `momentum` is not in [0, 1); at the start of the fit, as for `MovingTeacher`, or the teacher is in
             half precision, which such small steps do not change.
 
     Example:
@@ -45,7 +46,7 @@ class MomentumTeacher(MovingTeacher):
         self, momentum: float = 0.999, warm_up: bool = True, teacher: str = "teacher", student: str = "student"
     ) -> None:
         if not 0 <= momentum < 1:
-            raise ValueError(f"momentum={momentum} must lie in [0, 1): at 1 the teacher would never move")
+            raise UsageError(f"momentum={momentum} must lie in [0, 1): at 1 the teacher would never move")
         super().__init__(teacher, student)
         self.momentum = momentum
         self.warm_up = warm_up
@@ -58,7 +59,7 @@ class MomentumTeacher(MovingTeacher):
         """Refuses to average in half precision."""
         for parameter in self._teacher.parameters():
             if parameter.dtype.itemsize < 4:
-                raise ValueError(
+                raise UsageError(
                     f"{self.teacher!r} is in {parameter.dtype}, in which an average does not move: "
                     "train with precision 32-true, bf16-mixed or 16-mixed"
                 )

@@ -12,6 +12,7 @@ from torch import nn
 
 from kd_lightning.callbacks.teacher import TeacherFreezing
 from kd_lightning.callbacks.teacher_cache import TeacherCache
+from kd_lightning.core.errors import UsageError
 from kd_lightning.distributed import is_distributed
 from kd_lightning.networks import freeze, take_back
 from kd_lightning.networks.average import check_twins
@@ -31,7 +32,7 @@ class MovingTeacher(Callback, ABC):
         student: The dotted name of the network that it is made of.
 
     Raises:
-        ValueError: At the start of the fit: there is no such network (the nearest names are given), both are not two
+        UsageError: At the start of the fit: there is no such network (the nearest names are given), both are not two
             networks of one architecture, or another callback relies on a teacher that stays as it is.
     """
 
@@ -117,7 +118,7 @@ class MovingTeacher(Callback, ABC):
         if name in names:
             return module.get_submodule(name)
         nearest = get_close_matches(name, names, n=3, cutoff=0.3) or names[:8]
-        raise ValueError(
+        raise UsageError(
             f"{type(module).__name__} has no network {name!r} for {type(self).__name__}; the nearest names are "
             f"{', '.join(nearest)}"
         )
@@ -125,14 +126,14 @@ class MovingTeacher(Callback, ABC):
     def _refuse_one_network(self) -> None:
         shared = set(self._teacher.parameters()) & set(self._student.parameters())
         if self._teacher is self._student or shared:
-            raise ValueError(
+            raise UsageError(
                 f"{self.teacher!r} and {self.student!r} share parameters, so that there is nothing to learn from: "
                 "build the teacher as a network of its own"
             )
         try:
             check_twins(self._teacher, self._student)
         except ValueError as error:
-            raise ValueError(f"{self.teacher!r} cannot be made of {self.student!r}: {error}") from None
+            raise UsageError(f"{self.teacher!r} cannot be made of {self.student!r}: {error}") from None
 
     def _refuse_others(self, callbacks: list[Callback], module: LightningModule) -> None:
         networks = dict(module.named_modules(remove_duplicate=False))
@@ -140,7 +141,7 @@ class MovingTeacher(Callback, ABC):
             holds = isinstance(other, TeacherFreezing) and networks.get(other.network) is self._teacher
             moves = isinstance(other, MovingTeacher) and other._teacher is self._teacher and other is not self
             if holds or moves or isinstance(other, TeacherCache):
-                raise ValueError(
+                raise UsageError(
                     f"{type(self).__name__} moves {self.teacher!r}, and {type(other).__name__} needs it to itself or "
                     "as it is: give the trainer one of them"
                 )

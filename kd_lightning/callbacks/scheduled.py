@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from kd_lightning.callbacks.schedules import Schedule
+from kd_lightning.core.errors import UsageError
 from kd_lightning.steps import epoch, optimizer_step
 from kd_lightning.terms import Term
 
@@ -24,12 +25,12 @@ class Scheduled(Callback, ABC):
         unit: Whether the schedule's t counts optimizer steps or epochs.
 
     Raises:
-        ValueError: There is no such unit.
+        UsageError: There is no such unit.
     """
 
     def __init__(self, schedule: Schedule, unit: Literal["step", "epoch"] = "step") -> None:
         if unit not in ("step", "epoch"):
-            raise ValueError(f"unit={unit!r} is neither 'step' nor 'epoch'")
+            raise UsageError(f"unit={unit!r} is neither 'step' nor 'epoch'")
         self.schedule = schedule
         self.unit = unit
 
@@ -46,17 +47,17 @@ def find_terms(module: nn.Module, name: str | None) -> dict[str, list[Term]]:
     """The terms in a module by their names, or those of one name; equal names may be in different places.
 
     Raises:
-        ValueError: There is none (the nearest names are given).
+        UsageError: There is none (the nearest names are given).
     """
     found: dict[str, list[Term]] = {}
     for path, candidate in module.named_modules():
         if isinstance(candidate, Term):
             found.setdefault(path.rpartition(".")[2], []).append(candidate)
     if not found:
-        raise ValueError(f"{type(module).__name__} has no terms whose schedule this could be: give it one")
+        raise UsageError(f"{type(module).__name__} has no terms whose schedule this could be: give it one")
     if name is None:
         return found
     if name not in found:
         nearest = get_close_matches(name, found, n=3, cutoff=0.3) or found
-        raise ValueError(f"there is no term {name!r} to follow a schedule; the nearest names are {', '.join(nearest)}")
+        raise UsageError(f"there is no term {name!r} to follow a schedule; the nearest names are {', '.join(nearest)}")
     return {name: found[name]}

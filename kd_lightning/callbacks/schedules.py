@@ -7,20 +7,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from kd_lightning.core.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Schedule(ABC):
     """A number for every t = 0, 1, 2, ...; nothing is remembered, so that a resumed run goes on as it was.
 
     Raises:
-        ValueError: A value that it could give is not finite, or its duration is below 1.
+        UsageError: A value that it could give is not finite, or its duration is below 1.
     """
 
     def __post_init__(self) -> None:
         if (duration := getattr(self, "duration", 1)) < 1:
-            raise ValueError(f"duration={duration} of {self} must be at least 1")
+            raise UsageError(f"duration={duration} of {self} must be at least 1")
         if not all(map(math.isfinite, self.extremes())):
-            raise ValueError(f"{self} would give values that are not finite numbers: change them")
+            raise UsageError(f"{self} would give values that are not finite numbers: change them")
 
     @abstractmethod
     def __call__(self, t: int) -> float:
@@ -124,7 +126,7 @@ class Exponential(Schedule):
         duration: How long it takes.
 
     Raises:
-        ValueError: An end is not above 0, or as for `Schedule`.
+        UsageError: An end is not above 0, or as for `Schedule`.
 
     Example:
         >>> [Exponential(16.0, 1.0, duration=4)(t) for t in range(6)]
@@ -138,7 +140,7 @@ class Exponential(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.start, self.end) <= 0:
-            raise ValueError(f"{self} has an end that is not above 0: no factor leads there, use Linear or Cosine")
+            raise UsageError(f"{self} has an end that is not above 0: no factor leads there, use Linear or Cosine")
 
     def __call__(self, t: int) -> float:
         """The value at t."""
@@ -158,7 +160,7 @@ class Steps(Schedule):
         values: Value by boundary; one of the boundaries is 0.
 
     Raises:
-        ValueError: There is no boundary 0, or one below it, or as for `Schedule`.
+        UsageError: There is no boundary 0, or one below it, or as for `Schedule`.
 
     Example:
         >>> [Steps({0: 1.0, 2: 0.5, 3: 0.0})(t) for t in range(5)]
@@ -170,7 +172,7 @@ class Steps(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.values, default=None) != 0:
-            raise ValueError(f"{self} does not say what holds from the start: its first boundary must be 0")
+            raise UsageError(f"{self} does not say what holds from the start: its first boundary must be 0")
 
     def __call__(self, t: int) -> float:
         """The value at t."""

@@ -7,6 +7,7 @@ from typing import Literal
 from lightning.pytorch import LightningModule, Trainer
 
 from kd_lightning.callbacks.moving_teacher import MovingTeacher
+from kd_lightning.core.errors import UsageError
 from kd_lightning.steps import epoch, optimizer_step
 
 
@@ -30,7 +31,7 @@ class SnapshotTeacher(MovingTeacher):
         student: The dotted name of the network that it copies.
 
     Raises:
-        ValueError: `every` is below 1 or there is no such unit; at the start of the fit, as for `MovingTeacher`.
+        UsageError: `every` is below 1 or there is no such unit; at the start of the fit, as for `MovingTeacher`.
 
     Example:
         >>> from kd_lightning.callbacks import Steps, TermWeightSchedule
@@ -42,7 +43,7 @@ class SnapshotTeacher(MovingTeacher):
         self, every: int, unit: Literal["step", "epoch"] = "epoch", teacher: str = "teacher", student: str = "student"
     ) -> None:
         if every < 1 or unit not in ("step", "epoch"):
-            raise ValueError(f"every={every} and unit={unit!r}: a cycle has at least 1, and counts 'step' or 'epoch'")
+            raise UsageError(f"every={every} and unit={unit!r}: a cycle has at least 1, and counts 'step' or 'epoch'")
         super().__init__(teacher, student)
         self.every = every
         self.unit = unit

@@ -10,6 +10,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
+
 
 class SyntheticImages(Callback):
     """Writes images that a scheme drew for its student to TensorBoard, side by side, as ``synthetic_images``.
@@ -22,7 +24,7 @@ class SyntheticImages(Callback):
         every_n_epochs: Epochs from one picture to the next.
 
     Raises:
-        ValueError: An argument is out of its range; when the fit starts: the scheme has no such method, or there is no
+        UsageError: An argument is out of its range; when the fit starts: the scheme has no such method, or there is no
             TensorBoard logger.
 
     Example:
@@ -32,17 +34,17 @@ class SyntheticImages(Callback):
 
     def __init__(self, images: int = 64, every_n_epochs: int = 1) -> None:
         if images < 1 or every_n_epochs < 1:
-            raise ValueError(f"images={images} and every_n_epochs={every_n_epochs} must be at least 1")
+            raise UsageError(f"images={images} and every_n_epochs={every_n_epochs} must be at least 1")
         self.images = images
         self.every_n_epochs = every_n_epochs
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses what it could not draw, before anything is trained."""
         if not hasattr(pl_module, "synthetic_images"):
-            raise ValueError(f"{type(pl_module).__name__} makes no images up for SyntheticImages to show: drop it")
+            raise UsageError(f"{type(pl_module).__name__} makes no images up for SyntheticImages to show: drop it")
         if not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             found = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none"
-            raise ValueError(f"SyntheticImages writes images and the logger is {found}: add a TensorBoardLogger")
+            raise UsageError(f"SyntheticImages writes images and the logger is {found}: add a TensorBoardLogger")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws, where a picture is due."""

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.distributed import gather
 from kd_lightning.networks import digest, freeze, is_frozen, take_back, unfreeze
 from kd_lightning.steps import epoch
@@ -30,9 +31,9 @@ class TeacherFreezing(Callback):
         unfreeze_at: The epoch from whose first batch on the network is trained; never if not given.
 
     Raises:
-        ValueError: The epochs are not in order; at the start of the fit: there is no such network (the nearest names
+        UsageError: The epochs are not in order; at the start of the fit: there is no such network (the nearest names
             are given), or nothing in it could learn.
-        RuntimeError: The network changed while it was to stay, differs among the ranks, or is not the one with which
+        UsageError: The network changed while it was to stay, differs among the ranks, or is not the one with which
             the resumed run was started.
 
     Example:
@@ -44,7 +45,7 @@ class TeacherFreezing(Callback):
 
     def __init__(self, network: str = "teacher", freeze_at: int = 0, unfreeze_at: int | None = None) -> None:
         if freeze_at < 0 or (unfreeze_at is not None and unfreeze_at <= freeze_at):
-            raise ValueError(
+            raise UsageError(
                 f"freeze_at={freeze_at} and unfreeze_at={unfreeze_at}: they must be epochs >= 0, "
                 "and the network is frozen before it is unfrozen"
             )
@@ -92,7 +93,7 @@ class TeacherFreezing(Callback):
         else:
             take_back(unfreeze(self._held)).train()
             if not any(parameter.requires_grad for parameter in self._held.parameters()):
-                raise ValueError(
+                raise UsageError(
                     f"nothing in {self.network!r} could learn when it is not frozen: "
                     "name the whole network, or require gradients of its parameters"
                 )
@@ -102,7 +103,7 @@ class TeacherFreezing(Callback):
         if self._held is None:
             return
         if self._digest is not None and self._digest != (found := digest(self._held)):
-            raise RuntimeError(
+            raise UsageError(
                 f"this run was started with another network {self.network!r} (sha256 {self._digest[:12]}) than it is "
                 f"resumed with ({found[:12]}): build or load the one of then, or start a new run"
             )
@@ -159,7 +160,7 @@ class TeacherFreezing(Callback):
         if self.network == "teacher" and self.always_stays:
             return None
         nearest = get_close_matches(self.network, names, n=3, cutoff=0.3) or names[:8]
-        raise ValueError(
+        raise UsageError(
             f"{type(module).__name__} has no network {self.network!r} to freeze; the nearest names are "
             f"{', '.join(nearest)}"
         )
@@ -169,13 +170,13 @@ class TeacherFreezing(Callback):
         self._digest = digest(self._held)
         own = torch.tensor(list(bytes.fromhex(self._digest)), device=pl_module.device)
         if not (gather(own).view(-1, len(own)) == own).all():
-            raise RuntimeError(f"{self.network!r} is not the same network on all ranks: load it from one file on each")
+            raise UsageError(f"{self.network!r} is not the same network on all ranks: load it from one file on each")
 
     def _prove(self) -> None:
         assert self._held is not None
         assert self._digest is not None
         if (found := digest(self._held)) != self._digest:
-            raise RuntimeError(
+            raise UsageError(
                 f"{self.network!r} was to stay as it is and has changed (sha256 {self._digest[:12]} before, "
                 f"{found[:12]} now): look for code that writes to its parameters or buffers"
             )

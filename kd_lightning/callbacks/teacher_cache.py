@@ -14,6 +14,7 @@ from kd_lightning.callbacks.cache_asking import Asking, servable
 from kd_lightning.callbacks.cache_folder import CacheFolder
 from kd_lightning.callbacks.cache_tables import ChangedError, Tables, empty
 from kd_lightning.callbacks.cache_walk import Walk, index_of
+from kd_lightning.core.errors import UsageError
 from kd_lightning.fingerprints import fingerprints, is_vouched
 from kd_lightning.learner import Batch
 from kd_lightning.schemes import OfflineDistiller
@@ -60,10 +61,10 @@ class TeacherCache(Callback):
             images another class. With `ChannelsLast`, on a CPU with AMX, it takes a third of the time.
 
     Raises:
-        ValueError: An argument is out of its range. When training starts: what the teacher shows is not fixed by the
+        UsageError: An argument is out of its range. When training starts: what the teacher shows is not fixed by the
             index, or is larger than the limit and there is no folder.
         OSError: The folder cannot be written to, or is not shared.
-        RuntimeError: In training: a row's input is not the one that the teacher was asked about; or, in the first
+        UsageError: In training: a row's input is not the one that the teacher was asked about; or, in the first
             batch of an epoch, the look-up is not what the teacher says.
 
     Example:
@@ -78,9 +79,9 @@ class TeacherCache(Callback):
         precision: Literal["trainer", "bf16"] = "trainer",
     ) -> None:
         if not memory_limit_mib > 0:
-            raise ValueError(f"memory_limit_mib={memory_limit_mib} is not above 0")
+            raise UsageError(f"memory_limit_mib={memory_limit_mib} is not above 0")
         if precision not in ("trainer", "bf16"):
-            raise ValueError(f"precision={precision!r} is neither 'trainer' nor 'bf16'")
+            raise UsageError(f"precision={precision!r} is neither 'trainer' nor 'bf16'")
         self.folder = None if folder is None else Path(folder).expanduser()
         self.memory_limit_mib = memory_limit_mib
         self.precision = precision
@@ -96,7 +97,7 @@ class TeacherCache(Callback):
         """Asks the teacher about every row, or finds the file that says what it would answer, and takes its place."""
         learner = servable(pl_module)
         if self.precision == "bf16" and trainer.precision == "64-true":
-            raise ValueError("precision='bf16' does not reach a teacher in 64-true: leave TeacherCache's at 'trainer'")
+            raise UsageError("precision='bf16' does not reach a teacher in 64-true: leave TeacherCache's at 'trainer'")
         asking = Asking(Walk(trainer, learner), learner, halves=self.precision == "bf16")
         self._compared, self._path = False, None
         self._tables = self._made(asking) if self.folder is None else self._kept(asking, self.folder)
@@ -161,16 +162,16 @@ class TeacherCache(Callback):
         except ChangedError as change:
             raise self._says(change, trainer) from None
 
-    def _says(self, change: ChangedError, trainer: Trainer) -> RuntimeError:
+    def _says(self, change: ChangedError, trainer: Trainer) -> UsageError:
         # one that was found late may be of the epoch before
         where = "" if change.others is None else f" in epoch {epoch(trainer)}"
         if not change.known:
-            return RuntimeError(
+            return UsageError(
                 f"training row {change.row}{where} is none that train_rows() gave: give all of them there, or train "
                 "without TeacherCache"
             )
         others = f" (and {change.others} more of its batch)" if change.others else ""
-        return RuntimeError(
+        return UsageError(
             f"training row {change.row}{others}{where} is not what the teacher was shown: an augmentation hides in a "
             "hook, or train_rows() is not what is trained on; make it the data's `augmentation`, or train without "
             "TeacherCache"
@@ -188,7 +189,7 @@ class TeacherCache(Callback):
         difference = (live - cached).abs().max().item()
         if not difference <= allowed:  # a row that the pass did not see is NaN
             remedy = "train without TeacherCache" if self._path is None else f"delete {self._path}"
-            raise RuntimeError(
+            raise UsageError(
                 f"cached teacher {layer} are off by {difference:.3g} (at most {allowed:.3g} is rounding) in epoch "
                 f"{epoch(trainer)}: rows are shifted, or the teacher computes otherwise than it did; {remedy}"
             )
@@ -214,7 +215,7 @@ class TeacherCache(Callback):
         """What the teacher says, in memory."""
         kinds = asking.begin()
         if (size := sum(kind.size for kind in kinds.values()) / MIB) > self.memory_limit_mib:
-            raise ValueError(
+            raise UsageError(
                 f"what the teacher shows of all rows at {', '.join(kinds)} takes {size:.4g} MiB, more than "
                 f"memory_limit_mib={self.memory_limit_mib:g}: give TeacherCache a folder to map it from, raise the "
                 "limit, or let the terms address fewer or smaller layers"

@@ -9,6 +9,7 @@ from torch import nn
 
 from kd_lightning.callbacks.scheduled import Scheduled, find_terms
 from kd_lightning.callbacks.schedules import Schedule
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_temperature
 
 
@@ -24,7 +25,7 @@ class TemperatureSchedule(Scheduled):
         term: The name of the only term that follows it; all of them if not given.
 
     Raises:
-        ValueError: A value would not be above 0; at the start of the fit: there is no such term, or no temperature.
+        UsageError: A value would not be above 0; at the start of the fit: there is no such term, or no temperature.
 
     Example:
         >>> from kd_lightning.callbacks import Linear
@@ -44,7 +45,7 @@ class TemperatureSchedule(Scheduled):
         inside = [module for terms in found.values() for term in terms for module in term.loss.modules()]
         self._losses = [module for module in inside if _has_temperature(module)]
         if not self._losses:
-            raise ValueError(f"no loss of {', '.join(found)} has a temperature to schedule: name another term, or none")
+            raise UsageError(f"no loss of {', '.join(found)} has a temperature to schedule: name another term, or none")
 
     def apply(self, value: float) -> None:
         """Sets every temperature."""

@@ -22,7 +22,7 @@ class TermWeightSchedule(Scheduled):
         unit: Whether the schedule counts optimizer steps or epochs.
 
     Raises:
-        ValueError: At the start of the fit: there is no such term.
+        UsageError: At the start of the fit: there is no such term.
 
     Example:
         >>> from kd_lightning.callbacks import Linear, Steps

@@ -17,7 +17,8 @@ from kd_lightning.compare.survey import Survey, Surveyed
 from kd_lightning.compare.tensorboard import Layout
 from kd_lightning.compare.training import finished, keep_traceback, training_of
 from kd_lightning.compare.worker import Done, Failed, GetReady, Message, Worker
-from kd_lightning.complaints import Complaint, Parser
+from kd_lightning.complaints import Parser
+from kd_lightning.core.errors import UsageError
 from kd_lightning.methods import find_config
 
 NETWORKS = "networks.json"
@@ -33,7 +34,7 @@ def main(args: list[str]) -> int:
         0, or 1 if a run failed.
 
     Raises:
-        Complaint: The arguments, or the compare file, are wrong.
+        UsageError: The arguments, or the compare file, are wrong.
     """
     parser = Parser(
         prog="kd-lightning compare",
@@ -47,7 +48,7 @@ def main(args: list[str]) -> int:
     parser.add_argument("--report-only", action="store_true", help="run nothing: show what is finished")
     options = parser.parse_args(args)
     if options.processes < 1:
-        raise Complaint(f"compare: --processes {options.processes}: at least one is needed")
+        raise UsageError(f"compare: --processes {options.processes}: at least one is needed")
     path = find_config(options.config)
     plan, root, console = read_plan(path), options.root or Path("runs/compare") / path.stem, Console()
     known = {run: result for run in plan.runs if (result := finished(run, root)) is not None}

@@ -17,7 +17,7 @@ def read_yaml(path: Path) -> Config:
     """What a YAML file says.
 
     Raises:
-        Complaint: The file cannot be read, is not YAML, is no mapping, or sets a key twice.
+        UsageError: The file cannot be read, is not YAML, is no mapping, or sets a key twice.
     """
     read_settings(path)  # for what it refuses
     return yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -26,6 +26,7 @@ from kd_lightning.compare.evaluation import (
 from kd_lightning.compare.survey import network_key
 from kd_lightning.compare.training import CONFIG, LOGITS, Training
 from kd_lightning.compare.worker import Tell
+from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import Learner
 from kd_lightning.networks import digest
 from kd_lightning.quiet import quiet
@@ -105,7 +106,7 @@ def predict(
         limit: How many rows.
 
     Raises:
-        ValueError: The model has no such candidate.
+        UsageError: The model has no such candidate.
     """
     model.eval()
     logits: list[list[Tensor]] = []
@@ -116,13 +117,13 @@ def predict(
         inputs, _, labels = model.split_batch(batch)
         found = {} if network is None else model.candidates(inputs)
         if network not in (None, "mean", *found):
-            raise ValueError(f"network={network!r} is neither mean nor any of {', '.join(found)}")
+            raise UsageError(f"network={network!r} is neither mean nor any of {', '.join(found)}")
         chosen = (
             list(found.values()) if network == "mean" else [found[network] if network else logits_of(model(inputs))]
         )
         target = target_of(labels)
         if target is None:
-            raise ValueError(f"a batch has no target to be measured against ({', '.join(labels) or 'no labels'})")
+            raise UsageError(f"a batch has no target to be measured against ({', '.join(labels) or 'no labels'})")
         rows = [to_rows(cast("Tensor", values).float(), None, target) for values in chosen]  # of tokens, one each
         logits.append([each.student.cpu() for each in rows])
         targets.append(cast("Tensor", rows[0].target).cpu())
@@ -149,7 +150,7 @@ def _beside_teacher(task: Training, logits: Tensor, target: Tensor) -> dict[str,
     with np.load(task.teacher_folder / LOGITS) as saved:
         teacher, teachers_target = torch.from_numpy(saved["logits"]), torch.from_numpy(saved["target"])
     if not torch.equal(target, teachers_target):
-        raise ValueError(
+        raise UsageError(
             f"student and teacher ({task.teacher_folder}) were not tested on the same images: give both one data"
         )
     return {"agreement": agreement(logits, teacher), "divergence": divergence(logits, teacher)}

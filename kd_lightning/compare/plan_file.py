@@ -9,7 +9,8 @@ from typing import Any, cast
 
 from kd_lightning.compare.config import Config, read_yaml
 from kd_lightning.compare.plan import CHECKPOINT, Group, Plan, Variant
-from kd_lightning.complaints import Complaint, nearest
+from kd_lightning.complaints import nearest
+from kd_lightning.core.errors import UsageError
 from kd_lightning.methods import find_config, merge
 
 _KINDS: dict[str, tuple[type, ...]] = {"text": (str,), "a list": (list,), "a mapping": (dict,), "files": (str, list)}
@@ -36,7 +37,7 @@ def read_plan(path: Path) -> Plan:
     """Reads a compare file; the configuration files that it names are looked for beside it.
 
     Raises:
-        Complaint: Something in it, or in a file that it names, is wrong.
+        UsageError: Something in it, or in a file that it names, is wrong.
     """
     content = _checked(str(path), read_yaml(path), _PLAN, required=["groups"])
     build = _Builder(path, content)
@@ -71,7 +72,7 @@ class _Builder:
         content = group["variants"][name]
         where = f"{self.path}: groups.{group_name}.variants.{name}"
         if where in self.building:
-            raise Complaint(f"{where}: is its own teacher or baseline, if by way of others: name another")
+            raise UsageError(f"{where}: is its own teacher or baseline, if by way of others: name another")
         self.building.append(where)
         baseline = content.get("baseline", group.get("baseline"))
         config = self._config(where, group, content)
@@ -96,8 +97,8 @@ class _Builder:
             beside = self.path.parent / name
             try:
                 config = merge(config, read_yaml(beside if beside.is_file() else find_config(name)))
-            except Complaint as complaint:
-                raise Complaint(f"{where}: {complaint}") from None
+            except UsageError as complaint:
+                raise UsageError(f"{where}: {complaint}") from None
         for changes in (self.content, group, content):
             config = merge(config, changes.get("set", {}))
         return config
@@ -122,9 +123,9 @@ class _Builder:
             there = list(self.groups[group_name]["variants"])
             if key != "baseline":
                 there += [f"{other}/{variant}" for other, group in self.groups.items() for variant in group["variants"]]
-            raise Complaint(f"{where}: there is no {key} {reference!r}{nearest(reference, there)}")
+            raise UsageError(f"{where}: there is no {key} {reference!r}{nearest(reference, there)}")
         if key == "baseline" and other_group != group_name:
-            raise Complaint(f"{where}: baseline {reference!r} has other images or seeds: name one of its own group")
+            raise UsageError(f"{where}: baseline {reference!r} has other images or seeds: name one of its own group")
         return self.variant(other_group, name)
 
 
@@ -137,26 +138,26 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _checked(where: str, value: Any, kinds: dict[str, str], required: list[str]) -> Config:
     if not isinstance(value, dict):
-        raise Complaint(f"{where}: is {value!r} and not a mapping with {' and '.join(required)}")
+        raise UsageError(f"{where}: is {value!r} and not a mapping with {' and '.join(required)}")
     content = cast("Config", value)
     for key, item in content.items():
         if key not in kinds:
-            raise Complaint(f"{where}: there is no such key as {key!r}{nearest(str(key), kinds)}")
+            raise UsageError(f"{where}: there is no such key as {key!r}{nearest(str(key), kinds)}")
         if not isinstance(item, _KINDS[kinds[key]]):
-            raise Complaint(f"{where}: {key} is {item!r} and not {kinds[key]}")
+            raise UsageError(f"{where}: {key} is {item!r} and not {kinds[key]}")
     for key in required:
         if not content.get(key):
-            raise Complaint(f"{where}: {key} is missing or empty")
+            raise UsageError(f"{where}: {key} is missing or empty")
     return content
 
 
 def _check_seeds(where: str, seeds: list[Any]) -> None:
     whole = all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds)
     if not whole or len(set(seeds)) < len(seeds):
-        raise Complaint(f"{where}: seeds is {seeds} and not a list of different whole numbers, such as [0, 1, 2]")
+        raise UsageError(f"{where}: seeds is {seeds} and not a list of different whole numbers, such as [0, 1, 2]")
 
 
 def _usable(where: str, name: Any) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise Complaint(f"{where}: {name!r} becomes a folder: use letters, digits, dots, dashes and underscores")
+        raise UsageError(f"{where}: {name!r} becomes a folder: use letters, digits, dots, dashes and underscores")
     return name

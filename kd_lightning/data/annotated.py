@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.data.idx import LabelledImages
 from kd_lightning.data.mnist import MNISTDataModule
 from kd_lightning.data.split import split_rows
@@ -35,7 +36,7 @@ class Affine(nn.Module):
         Input and output (N, C, H, W); what comes in from outside is 0.
 
     Raises:
-        ValueError: A number is not finite, or `scale` is not above 0.
+        UsageError: A number is not finite, or `scale` is not above 0.
 
     Example:
         >>> image = torch.zeros(1, 1, 3, 3).index_fill_(3, torch.tensor([1]), 1.0)
@@ -46,7 +47,7 @@ class Affine(nn.Module):
     def __init__(self, degrees: float = 0.0, scale: float = 1.0, right: float = 0.0, down: float = 0.0) -> None:
         super().__init__()
         if not all(map(math.isfinite, (degrees, scale, right, down))) or scale <= 0:
-            raise ValueError(
+            raise UsageError(
                 f"degrees={degrees}, scale={scale}, right={right} and down={down} must be finite, and scale above 0"
             )
         self.degrees = degrees
@@ -108,7 +109,7 @@ class AnnotatedMNISTDataModule(MNISTDataModule):
         views: In how many ways the augmentation shows an image.
 
     Raises:
-        ValueError: An argument is out of its range, or the file is of other digits or another annotator.
+        UsageError: An argument is out of its range, or the file is of other digits or another annotator.
         FileNotFoundError: There is neither file nor annotator.
     """
 
@@ -143,9 +144,9 @@ class AnnotatedMNISTDataModule(MNISTDataModule):
             views,
         )
         if not 0 <= threshold < 1:
-            raise ValueError(f"threshold={threshold} must lie in [0, 1)")
+            raise UsageError(f"threshold={threshold} must lie in [0, 1)")
         if not 10 <= labels <= (train_size or labels):
-            raise ValueError(f"labels={labels} must be at least 10 and no more than train_size={train_size}")
+            raise UsageError(f"labels={labels} must be at least 10 and no more than train_size={train_size}")
         self.file = file
         self.annotator = annotator
         self.labels = labels
@@ -182,12 +183,12 @@ class AnnotatedMNISTDataModule(MNISTDataModule):
         with safe_open(path, "pt") as file:
             by = (file.metadata() or {}).get("annotator")
         if set(found) != {"index", "probabilities"} or not torch.equal(found["index"], self._unlabelled):
-            raise ValueError(
+            raise UsageError(
                 f"file={str(path)!r} annotates other digits than those that labels, train_size, val_size and seed "
                 "leave without a label: name another file, and it will be written"
             )
         if self.annotator is not None and by != digest(self.annotator):
-            raise ValueError(f"file={str(path)!r} is another annotator's: name another file, and it will be written")
+            raise UsageError(f"file={str(path)!r} is another annotator's: name another file, and it will be written")
         return found
 
     @cached_property

@@ -9,6 +9,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.data.idx import LabelledImages
 from kd_lightning.data.mnist import MNISTDataModule
 
@@ -94,7 +95,7 @@ class DataFreeMNISTDataModule(MNISTDataModule):
         channels: How often the one channel is shown.
 
     Raises:
-        ValueError: An argument is out of its range, or a file of the package is damaged; the training set is asked for.
+        UsageError: An argument is out of its range, or a file of the package is damaged; the training set is asked for.
 
     Example:
         >>> batch = next(iter(DataFreeMNISTDataModule(batch_size=4).train_dataloader()))
@@ -148,5 +149,5 @@ class DataFreeMNISTDataModule(MNISTDataModule):
 
     def _read(self, split: str) -> LabelledImages:
         if split == "train":
-            raise ValueError("DataFreeMNISTDataModule reads no training image: use MNISTDataModule for what needs them")
+            raise UsageError("DataFreeMNISTDataModule reads no training image: use MNISTDataModule for what needs them")
         return super()._read(split)

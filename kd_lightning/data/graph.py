@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.data.idx import LabelledImages
 from kd_lightning.data.mnist import PACKAGED, read_published
 from kd_lightning.data.split import split_rows
@@ -44,8 +45,8 @@ class DigitGraphDataModule(ViewsDataModule):
         eval_batch_size: At most this many nodes a batch outside training, on each process.
 
     Raises:
-        ValueError: An argument is out of its range.
-        ModuleNotFoundError: scikit-learn is not there.
+        UsageError: An argument is out of its range.
+        UsageError: scikit-learn is not there.
 
     Example:
         >>> data = DigitGraphDataModule("mnist", labels=20, batch_size=20)
@@ -70,7 +71,7 @@ class DigitGraphDataModule(ViewsDataModule):
         eval_batch_size: int = 2000,
     ) -> None:
         if labels < 10:
-            raise ValueError(f"labels={labels} must be at least 10, one of each digit")
+            raise UsageError(f"labels={labels} must be at least 10, one of each digit")
         super().__init__(
             batch_size,
             labels,
@@ -82,12 +83,12 @@ class DigitGraphDataModule(ViewsDataModule):
             channels=1,
         )
         if digits not in ("sklearn", "mnist"):
-            raise ValueError(f"digits={digits!r} is neither 'sklearn' nor 'mnist'")
+            raise UsageError(f"digits={digits!r} is neither 'sklearn' nor 'mnist'")
         if learn_from not in ("labelled", "all"):
-            raise ValueError(f"learn_from={learn_from!r} is neither 'labelled' nor 'all'")
+            raise UsageError(f"learn_from={learn_from!r} is neither 'labelled' nor 'all'")
         available = len(_read(digits).labels)
         if unseen < 0 or neighbours < 1 or labels + val_size + unseen >= available:
-            raise ValueError(
+            raise UsageError(
                 f"labels={labels}, val_size={val_size} and unseen={unseen} must leave some of the {available} nodes to "
                 f"test on, unseen be at least 0 and neighbours={neighbours} at least 1"
             )
@@ -192,7 +193,7 @@ def read_digits() -> LabelledImages:
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("digits='sklearn' needs scikit-learn: pip install 'kd-lightning[graph]'") from None
+        raise UsageError("digits='sklearn' needs scikit-learn: pip install 'kd-lightning[graph]'") from None
     found: Any = load_digits()
     images = torch.from_numpy(found.images).mul(15).to(torch.uint8).unsqueeze(1)
     return LabelledImages(images, torch.from_numpy(found.target).long())

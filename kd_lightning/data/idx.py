@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kd_lightning.core.errors import UsageError
+
 PIECE = 2**20
 
 
@@ -39,20 +41,20 @@ def read_labelled_images(
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: A file is damaged, is not the published one, or its counts, sizes, labels or pixels are wrong.
+        UsageError: A file is damaged, is not the published one, or its counts, sizes, labels or pixels are wrong.
     """
     images_path = _find(Path(directory), f"{split}-images-idx3-ubyte")
     labels_path = _find(Path(directory), f"{split}-labels-idx1-ubyte")
     images = _read(images_path, 3, md5 or {})
     labels = _read(labels_path, 1, md5 or {})
     if len(images) != len(labels):
-        raise ValueError(
+        raise UsageError(
             f"{len(images)} images in {images_path} but {len(labels)} labels in {labels_path}: get both anew"
         )
     if (largest := int(labels.max())) >= num_classes:
-        raise ValueError(f"{labels_path} holds the label {largest}, but there are {num_classes} classes: get it anew")
+        raise UsageError(f"{labels_path} holds the label {largest}, but there are {num_classes} classes: get it anew")
     if images.amin() == images.amax():
-        raise ValueError(f"every pixel in {images_path} is {int(images.amin())}: get it anew")
+        raise UsageError(f"every pixel in {images_path} is {int(images.amin())}: get it anew")
     return LabelledImages(images.unsqueeze(1), labels.long())
 
 
@@ -71,16 +73,16 @@ def _read(path: Path, dimensions: int, md5: Mapping[str, str]) -> Tensor:
             while piece := file.read(PIECE):
                 content += piece
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path} is damaged ({str(error).rstrip('.')}): get it anew") from error
+            raise UsageError(f"{path} is damaged ({str(error).rstrip('.')}): get it anew") from error
     published = md5.get(path.name.removesuffix(".gz"))
     if published and (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != published:
-        raise ValueError(f"{path} is not the published file (md5 {found}, published {published}): get it anew")
+        raise UsageError(f"{path} is not the published file (md5 {found}, published {published}): get it anew")
     # two zero bytes, 8 for unsigned bytes, the number of dimensions; then each size, big-endian
     header = 4 + 4 * dimensions
     if content[:4] != bytearray([0, 0, 8, dimensions]) or len(content) < header:
         start = bytes(content[:4])
-        raise ValueError(f"{path} is no IDX file of bytes in {dimensions} dimensions (it starts with {start!r})")
+        raise UsageError(f"{path} is no IDX file of bytes in {dimensions} dimensions (it starts with {start!r})")
     sizes = [int.from_bytes(content[at : at + 4], "big") for at in range(4, header, 4)]
     if math.prod(sizes) != len(content) - header or not math.prod(sizes):
-        raise ValueError(f"{path} announces {sizes} bytes but holds {len(content) - header}: get it anew")
+        raise UsageError(f"{path} announces {sizes} bytes but holds {len(content) - header}: get it anew")
     return torch.frombuffer(content, dtype=torch.uint8, offset=header).view(sizes)

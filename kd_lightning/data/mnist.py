@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.data.idx import LabelledImages, read_labelled_images
 from kd_lightning.data.split import check_sizes, split_rows
 from kd_lightning.data.tensors import Augmentation, EvaluationLoader, TrainLoader, view_seeds
@@ -53,7 +54,7 @@ class MNISTDataModule(LightningDataModule):
             each time is another; without an augmentation it is of no effect.
 
     Raises:
-        ValueError: An argument is out of its range, or a file of the package is damaged.
+        UsageError: An argument is out of its range, or a file of the package is damaged.
 
     Example:
         >>> data = MNISTDataModule(batch_size=64, train_size=100, epoch_steps=1500)
@@ -86,7 +87,7 @@ class MNISTDataModule(LightningDataModule):
         _check_whole("views", views, least=1, optional=True)
         check_sizes(train_size, val_size, TRAIN_ROWS)
         if augmentation is not None and not callable(augmentation):
-            raise ValueError(f"augmentation={augmentation!r} is not callable: give a function of one image, or null")
+            raise UsageError(f"augmentation={augmentation!r} is not callable: give a function of one image, or null")
         # what a checkpoint remembers: an augmentation is no plain value, and would need pickled code to load
         remembered = {
             "batch_size": batch_size,
@@ -172,7 +173,7 @@ class MNISTDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Reads what the stage needs, so that a damaged file or a wrong size is reported before anything starts."""
         if stage == "validate" and not self.val_size:
-            raise ValueError("val_size=0 holds no images out to validate on: set val_size, or use test")
+            raise UsageError("val_size=0 holds no images out to validate on: set val_size, or use test")
         if stage == "fit" and not self.val_size and self.trainer is not None:
             # Lightning's own way to say that there is no validation: it warns of a loader that is empty or missing
             self._limit_val_batches = self.trainer.limit_val_batches
@@ -193,7 +194,7 @@ class MNISTDataModule(LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """Shuffled batches; see `TrainLoader`."""
         if overfit_batches := getattr(self.trainer, "overfit_batches", 0):
-            raise ValueError(
+            raise UsageError(
                 f"overfit_batches={overfit_batches} would see other images in each epoch: set train_size instead"
             )
         rank, world_size = self._rank_and_world_size()
@@ -291,7 +292,7 @@ class FashionMNISTDataModule(MNISTDataModule):
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: An argument is out of its range, or a file is damaged.
+        UsageError: An argument is out of its range, or a file is damaged.
     """
 
     def __init__(
@@ -337,4 +338,4 @@ def _check_whole(name: str, value: object, least: int, optional: bool = False) -
     if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value!r} is not a whole number of at least {least}{' or null' if optional else ''}")
+        raise UsageError(f"{name}={value!r} is not a whole number of at least {least}{' or null' if optional else ''}")

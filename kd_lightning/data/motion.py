@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.data.draws import uniform
 
 
@@ -22,7 +23,7 @@ class MovingDigit(nn.Module):
         Output (N, frames, H, W) of the first channel.
 
     Raises:
-        ValueError: There are fewer than two frames, or the pace is not above 0.
+        UsageError: There are fewer than two frames, or the pace is not above 0.
 
     Example:
         >>> MovingDigit(3).of_samples(torch.zeros(2, 3, 28, 28), torch.tensor([3, 7]), torch.tensor([0, 1])).shape
@@ -32,7 +33,7 @@ class MovingDigit(nn.Module):
     def __init__(self, frames: int = 3, pace: float = 2.0) -> None:
         super().__init__()
         if frames < 2 or not (math.isfinite(pace) and pace > 0):
-            raise ValueError(f"frames={frames} must be at least 2 and pace={pace} a finite number above 0")
+            raise UsageError(f"frames={frames} must be at least 2 and pace={pace} a finite number above 0")
         self.frames = frames
         self.pace = pace
 
@@ -72,13 +73,13 @@ class OpticalFlow(nn.Module):
         Output (N, 2 (frames - 1), H, W): u and v in pixels, of the first pair of frames, then of the next.
 
     Raises:
-        ValueError: The window is not odd, or the ridge not above 0; or as for `MovingDigit`.
+        UsageError: The window is not odd, or the ridge not above 0; or as for `MovingDigit`.
     """
 
     def __init__(self, frames: int = 3, pace: float = 2.0, window: int = 5, ridge: float = 0.01) -> None:
         super().__init__()
         if window < 1 or window % 2 == 0 or not ridge > 0:
-            raise ValueError(f"window={window} must be odd and ridge={ridge} above 0")
+            raise UsageError(f"window={window} must be odd and ridge={ridge} above 0")
         self.moving = MovingDigit(frames, pace)
         self.window = window
         self.ridge = ridge

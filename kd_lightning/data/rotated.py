@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import cache
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.data.idx import LabelledImages
 from kd_lightning.data.mnist import PACKAGED, MNISTDataModule, read_published
 from kd_lightning.data.tensors import Augmentation
@@ -30,7 +31,7 @@ class RotatedMNISTDataModule(MNISTDataModule):
         views: In how many ways the augmentation shows an image.
 
     Raises:
-        ValueError: An argument is out of its range, or a file of the package is damaged.
+        UsageError: An argument is out of its range, or a file of the package is damaged.
 
     Example:
         >>> x, y, index = next(iter(RotatedMNISTDataModule(degrees=45.0).test_dataloader()))
@@ -65,7 +66,7 @@ class RotatedMNISTDataModule(MNISTDataModule):
             views,
         )
         if not math.isfinite(degrees):
-            raise ValueError(f"degrees={degrees} is not a finite angle")
+            raise UsageError(f"degrees={degrees} is not a finite angle")
         self.degrees = degrees
         self.hparams["degrees"] = degrees
 

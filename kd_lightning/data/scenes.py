@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.data.draws import choice, uniform
 from kd_lightning.data.idx import LabelledImages
 from kd_lightning.data.mnist import NUM_CLASSES
@@ -53,7 +54,7 @@ class DigitScenesDataModule(ViewsDataModule):
         eval_batch_size: At most this many scenes a batch outside training, on each process.
 
     Raises:
-        ValueError: `about` is neither; or as for MNIST.
+        UsageError: `about` is neither; or as for MNIST.
 
     Example:
         >>> batch = next(iter(DigitScenesDataModule("captions").test_dataloader()))
@@ -84,7 +85,7 @@ class DigitScenesDataModule(ViewsDataModule):
             channels=1,
         )
         if about not in ("answers", "captions"):
-            raise ValueError(f"about={about!r} is neither 'answers' nor 'captions'")
+            raise UsageError(f"about={about!r} is neither 'answers' nor 'captions'")
         self.about = about
         self.shuffled = shuffled
         for given in ("channels", "views"):

@@ -7,6 +7,8 @@ import random
 import torch
 from torch import Tensor
 
+from kd_lightning.core.errors import UsageError
+
 
 def split_rows(labels: Tensor, train_size: int | None, val_size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Disjoint rows to train and to validate on, each in ascending order.
@@ -21,7 +23,7 @@ def split_rows(labels: Tensor, train_size: int | None, val_size: int, seed: int)
         seed: Of the shuffle.
 
     Raises:
-        ValueError: There are fewer rows than asked for.
+        UsageError: There are fewer rows than asked for.
 
     Example:
         >>> train, val = split_rows(torch.tensor([0, 1, 0, 1, 0, 1, 0, 1]), train_size=2, val_size=4, seed=0)
@@ -47,7 +49,7 @@ def split_rows(labels: Tensor, train_size: int | None, val_size: int, seed: int)
 def check_sizes(train_size: int | None, val_size: int, available: int) -> None:
     """A ValueError if there are fewer rows than asked for; some must be left to train on."""
     if (train_size or 1) + val_size > available:
-        raise ValueError(
+        raise UsageError(
             f"train_size={train_size} and val_size={val_size} are more than the {available} images that there are: "
             "lower one of them"
         )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.data.idx import LabelledImages
 from kd_lightning.fingerprints import vouch
 
@@ -36,7 +37,7 @@ class EvaluationLoader:
         seeds: A number for each row of the resident tensors, int64; see `view_seeds`.
 
     Raises:
-        ValueError: There are too few rows for every rank to get equally many batches.
+        UsageError: There are too few rows for every rank to get equally many batches.
 
     Example:
         >>> data = LabelledImages(torch.zeros(7, 1, 2, 2, dtype=torch.uint8), torch.arange(7))
@@ -57,7 +58,7 @@ class EvaluationLoader:
     ) -> None:
         chunks = math.ceil(len(rows) / (batch_size * world_size)) * world_size
         if chunks > len(rows):
-            raise ValueError(
+            raise UsageError(
                 f"{len(rows)} rows cannot be shared by {world_size} processes in batches of {batch_size}: "
                 "raise eval_batch_size, or evaluate on one device"
             )
@@ -108,7 +109,7 @@ class TrainLoader:
             drawn for an image depends on the seed, the view and its row alone. Without it there is no end of ways.
 
     Raises:
-        ValueError: The rows are fewer than one global batch, or the last batch would differ among the ranks.
+        UsageError: The rows are fewer than one global batch, or the last batch would differ among the ranks.
 
     Example:
         >>> data = LabelledImages(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.arange(5))
@@ -143,12 +144,12 @@ class TrainLoader:
         rest = len(rows) % self.global_batch if drop_last else 0
         self.epoch_rows = epoch_steps * self.global_batch if epoch_steps else len(rows) - rest
         if not self.epoch_rows:
-            raise ValueError(
+            raise UsageError(
                 f"train_size={len(rows)} images are fewer than one global batch (batch_size={batch_size} x "
                 f"{world_size} processes): lower batch_size, or set epoch_steps to the batches that an epoch is to have"
             )
         if self.epoch_rows % world_size:
-            raise ValueError(
+            raise UsageError(
                 f"drop_last=False leaves a last batch of {len(rows) % self.global_batch} images, unequal shares for "
                 f"{world_size} processes: set drop_last=True or epoch_steps"
             )

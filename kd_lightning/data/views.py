@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.data.mnist import MNISTDataModule
 from kd_lightning.data.tensors import Augmentation, Batch, EvaluationLoader, TrainLoader
 
@@ -172,7 +173,7 @@ class PairedViewsDataModule(ViewsDataModule):
         views: In how many ways the augmentation shows an image.
 
     Raises:
-        ValueError: A modality has the name of something else, or `shuffled` is none of them; or as for MNIST.
+        UsageError: A modality has the name of something else, or `shuffled` is none of them; or as for MNIST.
 
     Example:
         >>> data = PairedViewsDataModule({"edges": EdgeMap(), "rows": Rows()})
@@ -209,11 +210,11 @@ class PairedViewsDataModule(ViewsDataModule):
             views,
         )
         if taken := {"image", "target", "index"} & set(modalities):
-            raise ValueError(f"a modality cannot be called {', '.join(sorted(taken))}, which the batch has: rename it")
+            raise UsageError(f"a modality cannot be called {', '.join(sorted(taken))}, which the batch has: rename it")
         known = ["image", *modalities]
         if shuffled is not None and shuffled not in known:
             nearest = get_close_matches(shuffled, known, n=3, cutoff=0.3) or known
-            raise ValueError(f"shuffled={shuffled!r} is no modality; the nearest are {', '.join(nearest)}")
+            raise UsageError(f"shuffled={shuffled!r} is no modality; the nearest are {', '.join(nearest)}")
         self.modalities = modalities
         self.shuffled = shuffled
         self.hparams["shuffled"] = shuffled

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.data.draws import uniform
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -24,7 +25,7 @@ class NumberWords(nn.Module):
         Output float32 (N, 5, 27): each letter, one-hot; shorter words end in nothings.
 
     Raises:
-        ValueError: `misspelled` is not in [0, 1].
+        UsageError: `misspelled` is not in [0, 1].
 
     Example:
         >>> word = NumberWords(0.0).of_samples(torch.zeros(1, 1, 28, 28), torch.tensor([2]), torch.tensor([0]))
@@ -35,7 +36,7 @@ class NumberWords(nn.Module):
     def __init__(self, misspelled: float = 0.2) -> None:
         super().__init__()
         if not 0 <= misspelled <= 1:
-            raise ValueError(f"misspelled={misspelled} must lie in [0, 1]")
+            raise UsageError(f"misspelled={misspelled} must lie in [0, 1]")
         self.misspelled = misspelled
 
     def of_samples(self, images: Tensor, labels: Tensor, index: Tensor, test: bool = False) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_same_shape, upcast
 from kd_lightning.losses.connectors import Features, check_channel_lists, connect, pairs_of_maps
 
@@ -29,7 +30,7 @@ def ab_loss(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
         margin: How far from zero is enough; > 0.
 
     Raises:
-        ValueError: The shapes differ, there are no features, or the margin is not a finite number above 0.
+        UsageError: The shapes differ, there are no features, or the margin is not a finite number above 0.
 
     Example:
         >>> ab_loss(torch.tensor([[0.5, 0.5, 2.0]]), torch.tensor([[3.0, -3.0, 0.1]]))
@@ -53,7 +54,7 @@ class ABLoss(nn.Module):
         margin: How far from zero is enough; > 0.
 
     Raises:
-        ValueError: The two lists are of different lengths or empty, or the margin is not a finite number above 0; at a
+        UsageError: The two lists are of different lengths or empty, or the margin is not a finite number above 0; at a
             call: the layers are not as many, or of other widths or sizes.
     """
 
@@ -79,5 +80,5 @@ class ABLoss(nn.Module):
 
 def _check_margin(margin: float) -> float:
     if not (math.isfinite(margin) and margin > 0):
-        raise ValueError(f"margin={margin} must be a finite number above 0, e.g. 1.0")
+        raise UsageError(f"margin={margin} must be a finite number above 0, e.g. 1.0")
     return margin

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import upcast
 
 
@@ -17,7 +18,7 @@ def activation_loss(student: Tensor) -> Tensor:
         student: Features (N, ...).
 
     Raises:
-        ValueError: They are empty, or have no dimension beside N.
+        UsageError: They are empty, or have no dimension beside N.
 
     Example:
         >>> import torch
@@ -25,7 +26,7 @@ def activation_loss(student: Tensor) -> Tensor:
         tensor(-2.)
     """
     if student.dim() < 2 or not student.numel():
-        raise ValueError(f"features {tuple(student.shape)} must be (N, ...) and not empty: address a layer of features")
+        raise UsageError(f"features {tuple(student.shape)} must be (N, ...) and not empty: address a layer of features")
     return -upcast(student).abs().mean()
 
 

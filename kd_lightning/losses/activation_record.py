@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import upcast
 
 
@@ -22,7 +23,7 @@ def activation_record_loss(student: Tensor | list[Tensor], target: Tensor) -> Te
         target: Of all of them, flattened and one behind the other, (N, D).
 
     Raises:
-        ValueError: The record is not of as many samples and numbers as the layers.
+        UsageError: The record is not of as many samples and numbers as the layers.
 
     Example:
         >>> activation_record_loss(torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, -9.0]]))
@@ -32,7 +33,7 @@ def activation_record_loss(student: Tensor | list[Tensor], target: Tensor) -> Te
     sizes = [layer[0].numel() if len(layer) else 0 for layer in layers]
     if target.dim() != 2 or any(len(layer) != len(target) for layer in layers) or sum(sizes) != target.shape[1]:
         shapes = ", ".join(str(tuple(layer.shape)) for layer in layers)
-        raise ValueError(
+        raise UsageError(
             f"activations {shapes} and a record {tuple(target.shape)} of them do not fit: record the layers that the "
             "term addresses, in their order"
         )

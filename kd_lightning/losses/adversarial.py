@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_fraction, upcast
 from kd_lightning.losses.classes import check_classes
 from kd_lightning.losses.connectors import connect
@@ -27,7 +28,7 @@ def adversarial_loss(verdict: Tensor, target: Tensor | None = None) -> Tensor:
         target: Class indices (N,), of the conditional form.
 
     Raises:
-        ValueError: The verdict is no such matrix, or names classes and there is no target.
+        UsageError: The verdict is no such matrix, or names classes and there is no target.
 
     Example:
         >>> adversarial_loss(torch.zeros(2, 1))
@@ -54,7 +55,7 @@ def discrimination_loss(
         smoothing: m, how much the discriminator is asked to take the student for the teacher, against its winning.
 
     Raises:
-        ValueError: As for `adversarial_loss`.
+        UsageError: As for `adversarial_loss`.
 
     Example:
         >>> discrimination_loss(torch.zeros(2, 1), torch.zeros(2, 1))
@@ -83,7 +84,7 @@ class AdversarialLoss(nn.Module):
         smoothing: m in [0, 1/2).
 
     Raises:
-        ValueError: `smoothing` is not below 1/2; at a call: the discriminator says other than (N, 1 + classes), or
+        UsageError: `smoothing` is not below 1/2; at a call: the discriminator says other than (N, 1 + classes), or
             the features of both sides are not alike behind the connector.
     """
 
@@ -96,7 +97,7 @@ class AdversarialLoss(nn.Module):
     ) -> None:
         super().__init__()
         if check_fraction(smoothing, "smoothing") >= 0.5:
-            raise ValueError(f"smoothing={smoothing} must be below 0.5, or the discriminator takes all for the teacher")
+            raise UsageError(f"smoothing={smoothing} must be below 0.5, or the discriminator takes all for the teacher")
         self.discriminator = discriminator
         self.connector = nn.Identity() if connector is None else connector
         self.classes = classes
@@ -134,7 +135,7 @@ class AdversarialLoss(nn.Module):
     def _verdict(self, features: Tensor) -> Tensor:
         verdict = connect(self.discriminator, features)
         if verdict.shape != (len(features), 1 + self.classes):
-            raise ValueError(
+            raise UsageError(
                 f"the discriminator says {tuple(verdict.shape)} of features {tuple(features.shape)}, and "
                 f"(N, {1 + self.classes}) was expected of classes={self.classes}: change one of them"
             )
@@ -142,7 +143,7 @@ class AdversarialLoss(nn.Module):
 
 
 def _refuse(student: Tensor, teacher: Tensor) -> NoReturn:
-    raise ValueError(
+    raise UsageError(
         f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} are told apart by their "
         "shape: give the loss a connector to the same shape as the teacher's, or address other layers"
     )
@@ -152,10 +153,10 @@ def _said(verdict: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
     """Real or not, (N,), and the loss of the class that is named, 0 where none is."""
     verdict = upcast(verdict)
     if verdict.dim() != 2 or not len(verdict):
-        raise ValueError(f"a verdict {tuple(verdict.shape)} must be (N, 1) or (N, 1 + C)")
+        raise UsageError(f"a verdict {tuple(verdict.shape)} must be (N, 1) or (N, 1 + C)")
     if verdict.shape[1] == 1:
         return verdict[:, 0], verdict.new_zeros(())
     if target is None:
-        raise ValueError(f"a verdict {tuple(verdict.shape)} names classes and there is no target: give one, or (N, 1)")
+        raise UsageError(f"a verdict {tuple(verdict.shape)} names classes and there is no target: give one, or (N, 1)")
     check_classes(verdict[:, 1:], target)
     return verdict[:, 0], functional.cross_entropy(verdict[:, 1:], target)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import upcast
 from kd_lightning.losses.connectors import Features, check_channel_lists, connect, lists_of_maps
 from kd_lightning.losses.vectors import unit
@@ -28,7 +29,7 @@ def afd_loss(student: list[Tensor], teacher: list[Tensor], attention: Tensor) ->
         attention: (N, T, S).
 
     Raises:
-        ValueError: Two shapes do not fit.
+        UsageError: Two shapes do not fit.
 
     Example:
         >>> student, teacher = torch.tensor([[[1.0, 0.0], [0.6, 0.8]]]), torch.tensor([[1.0, 0.0]])
@@ -38,14 +39,14 @@ def afd_loss(student: list[Tensor], teacher: list[Tensor], attention: Tensor) ->
     errors: list[Tensor] = []
     for s, t in zip(student, teacher, strict=True):
         if s.dim() != 3 or t.shape != (s.shape[0], s.shape[2]) or not s.numel():
-            raise ValueError(
+            raise UsageError(
                 f"student features {tuple(s.shape)} and teacher features {tuple(t.shape)} must be vectors (N, S, P) "
                 "and (N, P): give all of the student's layers the teacher's size"
             )
         errors.append((upcast(s) - upcast(t).unsqueeze(1)).square().mean(dim=2))
     found = torch.stack(errors, dim=1)  # (N, T, S)
     if attention.shape != found.shape:
-        raise ValueError(
+        raise UsageError(
             f"attention {tuple(attention.shape)} does not fit errors {tuple(found.shape)}: it must be (N, T, S) of T "
             "teacher and S student layers"
         )
@@ -67,7 +68,7 @@ class AFDLoss(nn.Module):
         dimension: D, of queries and keys.
 
     Raises:
-        ValueError: One of the lists is empty; at a call: the layers are not as many, no maps of the same two or more
+        UsageError: One of the lists is empty; at a call: the layers are not as many, no maps of the same two or more
             images, or of other widths.
     """
 

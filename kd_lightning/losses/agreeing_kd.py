@@ -23,7 +23,7 @@ def agreeing_kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0)
         temperature: T > 0; higher is softer.
 
     Raises:
-        ValueError: The shapes differ, or the temperature is not a finite number above 0.
+        UsageError: The shapes differ, or the temperature is not a finite number above 0.
 
     Example:
         >>> import torch

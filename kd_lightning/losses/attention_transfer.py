@@ -27,7 +27,7 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: Feature maps (N, C', H', W').
 
     Raises:
-        ValueError: They are not maps of the same N images.
+        UsageError: They are not maps of the same N images.
 
     Example:
         >>> attention_transfer_loss(torch.tensor([[[[2.0, 0.0]]]]), torch.tensor([[[[0.0, 3.0]], [[0.0, 1.0]]]]))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import WidthError, check_temperature, upcast
 from kd_lightning.losses.classes import check_classes
 from kd_lightning.losses.kd import kd_loss
@@ -32,7 +33,7 @@ def attentive_ensemble_loss(
         temperature: T > 0.
 
     Raises:
-        ValueError: The shapes do not fit, or T is not a finite number above 0.
+        UsageError: The shapes do not fit, or T is not a finite number above 0.
 
     Example:
         >>> teacher = torch.tensor([[[4.0, 0.0], [0.0, 4.0]]])
@@ -42,7 +43,7 @@ def attentive_ensemble_loss(
     """
     check_temperature(temperature)
     if teacher.dim() != 3 or student.dim() != 2 or teacher.shape[::2] != student.shape or not teacher.shape[1]:
-        raise ValueError(
+        raise UsageError(
             f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} must be (N, C) and "
             "(N, K, C) with the same N >= 1 and C >= 2: let an Ensemble teach"
         )
@@ -68,7 +69,7 @@ class AttentiveEnsembleLoss(nn.Module):
         temperature: T > 0.
 
     Raises:
-        ValueError: There are fewer than two teachers, or T is not a finite number above 0; at a call: the features have
+        UsageError: There are fewer than two teachers, or T is not a finite number above 0; at a call: the features have
             another width, or as for the function.
     """
 
@@ -77,7 +78,7 @@ class AttentiveEnsembleLoss(nn.Module):
     def __init__(self, teachers: int, features: int, width: int = 32, temperature: float = 4.0) -> None:
         super().__init__()
         if teachers < 2:
-            raise ValueError(f"teachers={teachers}: an attention chooses among at least 2")
+            raise UsageError(f"teachers={teachers}: an attention chooses among at least 2")
         self.teachers = teachers
         self.features = features
         self.temperature = check_temperature(temperature)
@@ -99,7 +100,7 @@ class AttentiveEnsembleLoss(nn.Module):
     def forward(self, student: list[Tensor], teacher: Tensor, target: Tensor) -> Tensor:
         """The loss of the student's logits and features, and of teachers' logits (N, K, C)."""
         if len(student) != 2:
-            raise ValueError(f"{len(student)} layers of the student: its term's student is [logits, <layer>]")
+            raise UsageError(f"{len(student)} layers of the student: its term's student is [logits, <layer>]")
         logits, features = student
         return attentive_ensemble_loss(logits, teacher, self.confidence(features), target, self.temperature)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import upcast
 
 
@@ -21,7 +22,7 @@ def batch_norm_statistics_loss(student: Tensor | list[Tensor]) -> Tensor:
         student: Three of each layer: what goes into it (N, C, ...), its ``running_mean`` (C,) and ``running_var`` (C,).
 
     Raises:
-        ValueError: These are not three a layer, the shapes do not fit, or there is one sample alone.
+        UsageError: These are not three a layer, the shapes do not fit, or there is one sample alone.
 
     Example:
         >>> features = torch.tensor([[[1.0, 3.0]], [[1.0, 3.0]]])
@@ -29,7 +30,7 @@ def batch_norm_statistics_loss(student: Tensor | list[Tensor]) -> Tensor:
         tensor(3.)
     """
     if isinstance(student, Tensor) or not student or len(student) % 3:
-        raise ValueError(
+        raise UsageError(
             "BatchNormStatisticsLoss looks at three of each layer in a batch: address a list of what goes into a "
             "BatchNorm, its running_mean and its running_var"
         )
@@ -50,7 +51,7 @@ class BatchNormStatisticsLoss(nn.Module):
 
 def _distance(features: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     if features.dim() < 2 or len(features) < 2 or not mean.shape == variance.shape == features.shape[1:2]:
-        raise ValueError(
+        raise UsageError(
             f"features {tuple(features.shape)}, mean {tuple(mean.shape)} and variance {tuple(variance.shape)} must be "
             "(N, C, ...) of a batch of N >= 2 samples, (C,) and (C,): address the layer before a BatchNorm and its "
             "running_mean and running_var"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_temperature, upcast
 from kd_lightning.losses.ensemble import arithmetic_mean, check_stacked_logits
 from kd_lightning.losses.kd import kd_loss
@@ -31,7 +32,7 @@ def ca_mkd_loss(student: Tensor, teacher: Tensor, target: Tensor, temperature: f
         temperature: T > 0; higher is softer.
 
     Raises:
-        ValueError: The shapes do not fit each other, there is one teacher only, or the temperature is not a finite
+        UsageError: The shapes do not fit each other, there is one teacher only, or the temperature is not a finite
             number above 0.
 
     Example:
@@ -67,13 +68,13 @@ def confidences(logits: Tensor, target: Tensor) -> Tensor:
     They sum to 1. Where the label is -100, that of an image without one, all teachers count the same.
 
     Raises:
-        ValueError: There is one teacher only, or the labels are not class indices (N,).
+        UsageError: There is one teacher only, or the labels are not class indices (N,).
     """
     samples, teachers, _ = logits.shape
     if teachers < 2:
-        raise ValueError(f"logits {tuple(logits.shape)} are those of one teacher, and confidence is relative: give two")
+        raise UsageError(f"logits {tuple(logits.shape)} are those of one teacher, and confidence is relative: give two")
     if target.shape != (samples,) or target.dtype not in (torch.int64, torch.uint8):
-        raise ValueError(
+        raise UsageError(
             f"logits {tuple(logits.shape)} and target {tuple(target.shape)} of {target.dtype} do not fit: logits are "
             "(N, K, C), targets int64 class indices (N,)"
         )

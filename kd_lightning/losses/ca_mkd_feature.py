@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.ca_mkd import confidences
 from kd_lightning.losses.checks import upcast
 from kd_lightning.losses.connectors import connect, convolution
@@ -33,7 +34,7 @@ def ca_mkd_feature_loss(student: list[Tensor], teacher: list[Tensor], logits: Te
         target: Class indices (N,).
 
     Raises:
-        ValueError: The shapes do not fit each other, or there is one teacher only.
+        UsageError: The shapes do not fit each other, or there is one teacher only.
 
     Example:
         >>> maps = [torch.zeros(1, 2, 1, 1), torch.zeros(1, 3, 1, 1)]
@@ -42,7 +43,7 @@ def ca_mkd_feature_loss(student: list[Tensor], teacher: list[Tensor], logits: Te
         tensor(1.0540)
     """
     if [part.shape for part in student] != [part.shape for part in teacher]:
-        raise ValueError(
+        raise UsageError(
             f"student features {[tuple(part.shape) for part in student]} and teacher features "
             f"{[tuple(part.shape) for part in teacher]} must be the same shapes, one for each teacher"
         )
@@ -67,7 +68,7 @@ class CAMKDFeatureLoss(nn.Module):
         pool_size: To which height and width a teacher's map is pooled before its classifier.
 
     Raises:
-        ValueError: There are not two classifiers, or one is not linear or takes no maps of that size; at a call: the
+        UsageError: There are not two classifiers, or one is not linear or takes no maps of that size; at a call: the
             features or labels do not fit.
     """
 
@@ -77,11 +78,11 @@ class CAMKDFeatureLoss(nn.Module):
     def __init__(self, student_channels: int, classifiers: list[nn.Module], pool_size: int = 1) -> None:
         super().__init__()
         if len(classifiers) < 2:
-            raise ValueError(f"{len(classifiers)} classifiers, and confidence is relative: give those of two teachers")
+            raise UsageError(f"{len(classifiers)} classifiers, and confidence is relative: give those of two teachers")
         widths: list[int] = []
         for classifier in classifiers:
             if not isinstance(classifier, nn.Linear) or pool_size < 1 or classifier.in_features % pool_size**2:
-                raise ValueError(
+                raise UsageError(
                     f"{classifier} takes no flattened maps of {pool_size} x {pool_size}: give the teachers' last "
                     "nn.Linear, and as pool_size what their networks pool to before it"
                 )
@@ -96,7 +97,7 @@ class CAMKDFeatureLoss(nn.Module):
         hints = teacher if isinstance(teacher, list) else [teacher]
         are_maps = all(part.dim() == 4 for part in (student, *hints))
         if not are_maps or student.shape[1] != self.student_channels or len(hints) != len(self.connectors):
-            raise ValueError(
+            raise UsageError(
                 f"student features {tuple(student.shape)} and teacher features {[tuple(hint.shape) for hint in hints]} "
                 f"must be a map (N, {self.student_channels}, H, W) and one of each of the {len(self.connectors)} "
                 "teachers: list their layers in the term"

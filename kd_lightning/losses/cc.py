@@ -7,6 +7,7 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.relations import as_rows
 from kd_lightning.losses.vectors import products, unit
 
@@ -33,7 +34,7 @@ def cc_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2
         order: Last power in its expansion, at least 1.
 
     Raises:
-        ValueError: Not the same N >= 2 samples, or there is no such kernel.
+        UsageError: Not the same N >= 2 samples, or there is no such kernel.
 
     Example:
         >>> import torch
@@ -79,4 +80,4 @@ def _series(rows: Tensor, gamma: float, order: int) -> Tensor:
 
 def _check_kernel(gamma: float, order: int) -> None:
     if not 0 < gamma < math.inf or order < 1:
-        raise ValueError(f"gamma={gamma} and order={order} are no kernel: gamma must be above 0, order at least 1")
+        raise UsageError(f"gamma={gamma} and order={order} are no kernel: gamma must be above 0, order at least 1")

@@ -7,8 +7,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from kd_lightning.core.errors import UsageError
 
-class WidthError(ValueError):
+
+class WidthError(UsageError):
     """Features are not as wide as a loss was built for; a term says of which layer.
 
     Args:
@@ -32,28 +34,28 @@ class WidthError(ValueError):
 def check_temperature(temperature: float, name: str = "temperature") -> float:
     """Returns `temperature`; a ValueError unless it is finite and above zero."""
     if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"{name}={temperature} must be a finite number above 0, e.g. 4.0")
+        raise UsageError(f"{name}={temperature} must be a finite number above 0, e.g. 4.0")
     return temperature
 
 
 def check_fraction(value: float, name: str) -> float:
     """Returns `value`; a ValueError unless it lies in [0, 1]."""
     if not 0 <= value <= 1:
-        raise ValueError(f"{name}={value} must lie in [0, 1]")
+        raise UsageError(f"{name}={value} must lie in [0, 1]")
     return value
 
 
 def check_not_negative(value: float, name: str) -> float:
     """Returns `value`; a ValueError unless it is finite and at least zero."""
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name}={value} must be a finite number, at least 0")
+        raise UsageError(f"{name}={value} must be a finite number, at least 0")
     return value
 
 
 def check_logits(student: Tensor, teacher: Tensor) -> None:
     """A ValueError with both shapes unless both are (N, C), N >= 1 and C >= 2: a comparison never broadcasts."""
     if student.shape != teacher.shape or student.dim() != 2 or student.shape[0] < 1 or student.shape[1] < 2:
-        raise ValueError(
+        raise UsageError(
             f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} must both be (N, C) with "
             "the same N >= 1 and C >= 2: give both networks the same num_classes and the same batch"
         )
@@ -62,7 +64,7 @@ def check_logits(student: Tensor, teacher: Tensor) -> None:
 def check_alone(logits: Tensor, at_least: int = 1) -> None:
     """A ValueError with the shape unless these are logits (N, C) of so many samples and C >= 2."""
     if logits.dim() != 2 or len(logits) < at_least or logits.shape[1] < 2:
-        raise ValueError(
+        raise UsageError(
             f"logits {tuple(logits.shape)} must be (N, C) with C >= 2 and N >= {at_least} samples: address logits, of "
             "a batch that is large enough"
         )
@@ -71,7 +73,7 @@ def check_alone(logits: Tensor, at_least: int = 1) -> None:
 def check_maps(student: Tensor, teacher: Tensor) -> None:
     """A ValueError with both shapes unless both are (N, C, H, W) of the same N >= 1 and not empty."""
     if student.dim() != 4 or teacher.dim() != 4 or len(student) != len(teacher) or 0 in student.shape + teacher.shape:
-        raise ValueError(
+        raise UsageError(
             f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} must be maps "
             "(N, C, H, W) with the same N >= 1: address convolutional layers"
         )
@@ -80,7 +82,7 @@ def check_maps(student: Tensor, teacher: Tensor) -> None:
 def check_same_shape(student: Tensor, teacher: Tensor) -> None:
     """A ValueError with both shapes unless both are (N, ...) of one shape and not empty."""
     if student.shape != teacher.shape or student.dim() < 2 or not student.numel():
-        raise ValueError(
+        raise UsageError(
             f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} must have the same "
             "shape (N, ...): address layers of one shape, or bring the student's to the teacher's"
         )
@@ -89,12 +91,12 @@ def check_same_shape(student: Tensor, teacher: Tensor) -> None:
 def check_samples(student: Tensor, teacher: Tensor, at_least: int = 2) -> None:
     """A ValueError with both shapes unless both are (N, ...) of the same N, enough to compare samples; not empty."""
     if student.dim() < 2 or teacher.dim() < 2 or len(student) != len(teacher) or 0 in student.shape + teacher.shape:
-        raise ValueError(
+        raise UsageError(
             f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} must be (N, ...) "
             "with the same N: give both networks the same batch"
         )
     if len(student) < at_least:
-        raise ValueError(
+        raise UsageError(
             f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} are of "
             f"{len(student)} sample, and samples are compared with each other: use batches of at least {at_least}"
         )

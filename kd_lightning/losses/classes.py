@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kd_lightning.core.errors import UsageError
+
 
 def check_classes(student: Tensor, target: Tensor) -> None:
     """A ValueError with both shapes unless they are logits (N, C), N >= 1 and C >= 2, and class indices (N,)."""
     logits = student.dim() == 2 and student.shape[0] >= 1 and student.shape[1] >= 2
     if not logits or target.shape != student.shape[:1] or target.dtype not in (torch.int64, torch.uint8):
-        raise ValueError(
+        raise UsageError(
             f"logits {tuple(student.shape)} and target {tuple(target.shape)} of {target.dtype} do not fit: logits are "
             "(N, C), N >= 1 and C >= 2, targets int64 class indices (N,)"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_map_widths, check_maps, check_width, upcast
 
 Features = Tensor | list[Tensor]
@@ -35,7 +36,7 @@ def layer_pairs(student: Features, teacher: Features) -> list[tuple[Tensor, Tens
     """One pair for each layer that a term lists, or the one pair that there is.
 
     Raises:
-        ValueError: The two sides list different numbers of layers, or none.
+        UsageError: The two sides list different numbers of layers, or none.
 
     Example:
         >>> import torch
@@ -44,7 +45,7 @@ def layer_pairs(student: Features, teacher: Features) -> list[tuple[Tensor, Tens
     """
     students, teachers = ([side] if isinstance(side, Tensor) else side for side in (student, teacher))
     if not students or len(students) != len(teachers):
-        raise ValueError(
+        raise UsageError(
             f"{len(students)} layers of the student cannot be paired with {len(teachers)} of the teacher: "
             "list as many on each side of the term, in their order"
         )
@@ -55,7 +56,7 @@ def check_channel_lists(student_channels: list[int], teacher_channels: list[int]
     """A ValueError unless both name a width for every layer, and as many of them where layers are compared in pairs."""
     unlike = paired and len(student_channels) != len(teacher_channels)
     if unlike or not student_channels or not teacher_channels:
-        raise ValueError(
+        raise UsageError(
             f"student_channels={student_channels} and teacher_channels={teacher_channels} must each name a width for "
             f"every layer{', and as many' if paired else ''}"
         )
@@ -88,7 +89,7 @@ def lists_of_maps(
 
 def _check_count(students: int, teachers: int, student_channels: list[int], teacher_channels: list[int]) -> None:
     if (students, teachers) != (len(student_channels), len(teacher_channels)):
-        raise ValueError(
+        raise UsageError(
             f"{students} layers of the student and {teachers} of the teacher, and the loss was built for "
             f"{len(student_channels)} and {len(teacher_channels)}: list as many"
         )

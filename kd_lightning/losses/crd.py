@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_fraction, check_samples, check_temperature, check_width, upcast
 from kd_lightning.losses.connectors import connect
 from kd_lightning.losses.vectors import products, unit
@@ -59,7 +60,7 @@ class CRDLoss(nn.Module):
         momentum: How much of a bank's row stays.
 
     Raises:
-        ValueError: An argument is out of its range; in a call: no class indices and image indices came, an index is not
+        UsageError: An argument is out of its range; in a call: no class indices and image indices came, an index is not
             below `num_samples`, or there are not the same N >= 2 samples.
 
     Example:
@@ -89,7 +90,7 @@ class CRDLoss(nn.Module):
     ) -> None:
         super().__init__()
         if min(num_samples, dim, negatives) < 1:
-            raise ValueError(f"num_samples={num_samples}, dim={dim} and negatives={negatives} must be at least 1")
+            raise UsageError(f"num_samples={num_samples}, dim={dim} and negatives={negatives} must be at least 1")
         self.temperature = check_temperature(temperature)
         self.momentum = check_fraction(momentum, "momentum")
         self.negatives = negatives
@@ -148,13 +149,13 @@ class CRDLoss(nn.Module):
     def _check_target(self, target: list[Tensor | None] | None, count: int) -> tuple[Tensor, Tensor]:
         given = [part for part in target if part is not None] if isinstance(target, list) else []
         if [part.shape for part in given] != [(count,), (count,)] or any(part.is_floating_point() for part in given):
-            raise ValueError(
+            raise UsageError(
                 f"target {[tuple(part.shape) for part in given]} of {count} samples must be class indices (N,) and "
                 "image indices (N,): set the term's target to [target, index], and use a loader that gives the index"
             )
         label, index = given
         if int(index.max()) >= len(self.labels):
-            raise ValueError(
+            raise UsageError(
                 f"there is an image of index {int(index.max())} and num_samples={len(self.labels)}: "
                 "set num_samples to the rows of the full training set"
             )

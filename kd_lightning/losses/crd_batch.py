@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_samples, check_temperature
 from kd_lightning.losses.crd import embed
 from kd_lightning.losses.relations import as_rows
@@ -33,7 +34,7 @@ def in_batch_crd_loss(student: Tensor, teacher: Tensor, target: Tensor, temperat
         temperature: T.
 
     Raises:
-        ValueError: Not the same N >= 2 samples, a wrong target or temperature.
+        UsageError: Not the same N >= 2 samples, a wrong target or temperature.
 
     Example:
         >>> in_batch_crd_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), temperature=1.0)
@@ -42,7 +43,7 @@ def in_batch_crd_loss(student: Tensor, teacher: Tensor, target: Tensor, temperat
     check_temperature(temperature)
     student, teacher = as_rows(student, teacher)
     if target.shape != (len(student),) or target.is_floating_point():
-        raise ValueError(f"target {tuple(target.shape)} of {len(student)} samples must be class indices (N,)")
+        raise UsageError(f"target {tuple(target.shape)} of {len(student)} samples must be class indices (N,)")
     logits = products(student, teacher) / temperature
     alike = (target.unsqueeze(0) == target.unsqueeze(1)).fill_diagonal_(fill_value=False)
     logits = logits.masked_fill(alike, -math.inf)
@@ -73,7 +74,7 @@ class InBatchCRDLoss(nn.Module):
         """The loss of features (N, ...) and class indices (N,)."""
         check_samples(student, teacher)
         if target is None:
-            raise ValueError("InBatchCRDLoss needs class indices (N,): set the term's target")
+            raise UsageError("InBatchCRDLoss needs class indices (N,): set the term's target")
         student = embed(self.student_embedding, student, "student")
         teacher = embed(self.teacher_embedding, teacher, "teacher")
         return in_batch_crd_loss(student, teacher, target, self.temperature)

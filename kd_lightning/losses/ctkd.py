@@ -32,7 +32,7 @@ def ctkd_loss(
         width: R > 0; T stays below T_0 + R.
 
     Raises:
-        ValueError: The shapes differ, `reversal` is not in [0, 1], or a bound is not a finite number above 0.
+        UsageError: The shapes differ, `reversal` is not in [0, 1], or a bound is not a finite number above 0.
 
     Example:
         >>> theta = torch.ones((), requires_grad=True)
@@ -65,7 +65,7 @@ class CTKDLoss(nn.Module):
         reversal: The strength of the reversal, in [0, 1]. A `LossSchedule` may move it.
 
     Raises:
-        ValueError: An argument is out of its range.
+        UsageError: An argument is out of its range.
     """
 
     def __init__(self, lowest: float = 1.0, width: float = 20.0, reversal: float = 1.0) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_map_widths, check_temperature
 from kd_lightning.losses.connectors import connect
 from kd_lightning.losses.divergence import divergences
@@ -26,7 +27,7 @@ def cwd_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tens
         temperature: T > 0; higher is softer.
 
     Raises:
-        ValueError: They are no maps of the same N images and width, or the temperature is not a finite number above 0.
+        UsageError: They are no maps of the same N images and width, or the temperature is not a finite number above 0.
 
     Example:
         >>> import torch
@@ -36,7 +37,7 @@ def cwd_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tens
     check_temperature(temperature)
     student, teacher = of_one_size(student, teacher)
     if student.shape[1] != teacher.shape[1]:
-        raise ValueError(
+        raise UsageError(
             f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} must have the same "
             "number of channels: CWDLoss connects unlike widths"
         )
@@ -58,7 +59,7 @@ class CWDLoss(nn.Module):
         temperature: T > 0; higher is softer.
 
     Raises:
-        ValueError: The temperature is not a finite number above 0; at a call: the features are no maps of the same N
+        UsageError: The temperature is not a finite number above 0; at a call: the features are no maps of the same N
             images, or of other widths.
     """
 

@@ -33,7 +33,7 @@ def dist_loss(
         gamma: What the relations between a class's samples count, g >= 0.
 
     Raises:
-        ValueError: The shapes differ, there is one sample only, or the temperature is not a finite number above 0.
+        UsageError: The shapes differ, there is one sample only, or the temperature is not a finite number above 0.
 
     Example:
         >>> student = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
@@ -58,7 +58,7 @@ class DISTLoss(nn.Module):
         gamma: What the relations between a class's samples count, at least 0.
 
     Raises:
-        ValueError: An argument is out of its range.
+        UsageError: An argument is out of its range.
     """
 
     compares_samples = True

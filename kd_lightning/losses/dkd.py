@@ -38,7 +38,7 @@ def dkd_loss(
         beta: What the other classes count, b >= 0.
 
     Raises:
-        ValueError: The shapes do not fit each other, or the temperature is not a finite number above 0.
+        UsageError: The shapes do not fit each other, or the temperature is not a finite number above 0.
 
     Example:
         >>> student, teacher = torch.zeros(1, 3), torch.tensor([[4.0, 2.0, 0.0]])
@@ -67,7 +67,7 @@ class DKDLoss(nn.Module):
         beta: What the other classes count, at least 0.
 
     Raises:
-        ValueError: An argument is out of its range.
+        UsageError: An argument is out of its range.
     """
 
     needs_target = True

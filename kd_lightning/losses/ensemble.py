@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_temperature, upcast
 
 Combine = Callable[[Tensor, float, Tensor], Tensor]
@@ -33,7 +34,7 @@ def arithmetic_mean(logits: Tensor, temperature: float, weights: Tensor) -> Tens
         Log-probabilities times T, (N, C).
 
     Raises:
-        ValueError: The temperature is not a finite number above 0, or the weights are not one a teacher.
+        UsageError: The temperature is not a finite number above 0, or the weights are not one a teacher.
 
     Example:
         >>> logits = torch.tensor([[[4.0, 0.0], [0.0, 4.0], [4.0, 0.0]]])
@@ -60,7 +61,7 @@ def geometric_mean(logits: Tensor, temperature: float, weights: Tensor) -> Tenso
         Logits (N, C).
 
     Raises:
-        ValueError: The weights are not one a teacher.
+        UsageError: The weights are not one a teacher.
 
     Example:
         >>> logits = torch.tensor([[[4.0, 0.0], [0.0, 4.0], [4.0, 0.0]]])
@@ -86,7 +87,7 @@ class EnsembleLoss(nn.Module):
         weights: What each teacher counts, above 0; only their ratios matter. All the same if not given.
 
     Raises:
-        ValueError: A weight is not a finite number above 0; at a call: the logits are not (N, C) and (N, K, C), or
+        UsageError: A weight is not a finite number above 0; at a call: the logits are not (N, C) and (N, K, C), or
             there is not one weight a teacher.
 
     Example:
@@ -137,7 +138,7 @@ def check_stacked_logits(student: Tensor, teacher: Tensor) -> None:
     """A ValueError with both shapes unless they are (N, C) and (N, K, C), N >= 1, K >= 1 and C >= 2."""
     one = torch.Size((*teacher.shape[:1], *teacher.shape[2:]))
     if teacher.dim() != 3 or 0 in teacher.shape or student.shape != one or student.shape[1] < 2:
-        raise ValueError(
+        raise UsageError(
             f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} must be (N, C) and those "
             "of K teachers (N, K, C), with the same N >= 1 and C >= 2: give the scheme an Ensemble as its teacher, and "
             "all networks the same num_classes"
@@ -147,13 +148,13 @@ def check_stacked_logits(student: Tensor, teacher: Tensor) -> None:
 def check_weights(weights: list[float] | None) -> list[float] | None:
     """Returns `weights`; a ValueError unless there are none, or some, each a finite number above 0."""
     if weights is not None and not (weights and all(math.isfinite(weight) and weight > 0 for weight in weights)):
-        raise ValueError(f"weights={weights} must be finite numbers above 0, one a teacher")
+        raise UsageError(f"weights={weights} must be finite numbers above 0, one a teacher")
     return weights
 
 
 def _one_a_teacher(weights: Tensor, logits: Tensor) -> Tensor:
     if weights.shape not in (logits.shape[:2], logits.shape[1:2]):
-        raise ValueError(
+        raise UsageError(
             f"weights {tuple(weights.shape)} are not one for each of the {logits.shape[1]} teachers, (K,) or (N, K), "
             f"of logits {tuple(logits.shape)}"
         )

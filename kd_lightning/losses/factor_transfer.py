@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_maps, check_width
 from kd_lightning.losses.connectors import connect
 from kd_lightning.losses.maps import of_one_size
@@ -28,7 +29,7 @@ def factor_transfer_loss(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: The teacher's factor, maps (N, C, H', W').
 
     Raises:
-        ValueError: They are no maps of the same N images and width.
+        UsageError: They are no maps of the same N images and width.
 
     Example:
         >>> import torch
@@ -37,7 +38,7 @@ def factor_transfer_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     student, teacher = of_one_size(student, teacher)
     if student.shape[1] != teacher.shape[1]:
-        raise ValueError(
+        raise UsageError(
             f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} must have the same "
             "number of channels: give the translator the width of the teacher's factor"
         )
@@ -55,7 +56,7 @@ class FactorTransferLoss(nn.Module):
         factor_channels: Width of the teacher's factor.
 
     Raises:
-        ValueError: At a call: the features are no maps of the same N images, or of other widths.
+        UsageError: At a call: the features are no maps of the same N images, or of other widths.
     """
 
     compares_samples = True  # in the translator's BatchNorm

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.ensemble import check_weights
 
 
@@ -23,7 +24,7 @@ class FeatureEnsembleLoss(nn.Module):
         weights: What each teacher counts, above 0; only their ratios matter. All the same if not given.
 
     Raises:
-        ValueError: There are no losses, or the weights are not one a loss, each a finite number above 0; at a call:
+        UsageError: There are no losses, or the weights are not one a loss, each a finite number above 0; at a call:
             the features are not one a loss.
 
     Example:
@@ -36,11 +37,11 @@ class FeatureEnsembleLoss(nn.Module):
     def __init__(self, losses: list[nn.Module], weights: list[float] | None = None) -> None:
         super().__init__()
         if not losses:
-            raise ValueError("losses is empty: give one for each teacher")
+            raise UsageError("losses is empty: give one for each teacher")
         self.losses = nn.ModuleList(losses)
         self.weights = check_weights(weights) or [1.0] * len(losses)
         if len(self.weights) != len(losses):
-            raise ValueError(f"weights={weights} are not one for each of the {len(losses)} losses")
+            raise UsageError(f"weights={weights} are not one for each of the {len(losses)} losses")
         self.needs_target = any(getattr(loss, "needs_target", False) for loss in losses)
         self.compares_samples = any(getattr(loss, "compares_samples", False) for loss in losses)
 
@@ -48,7 +49,7 @@ class FeatureEnsembleLoss(nn.Module):
         """The mean of the losses of the student's features, all or each, and each teacher's."""
         students = student if isinstance(student, list) else [student] * len(self.losses)
         if not isinstance(teacher, list) or not len(students) == len(teacher) == len(self.losses):
-            raise ValueError(
+            raise UsageError(
                 f"{len(self.losses)} losses compare {_kind(student)} of the student with {_kind(teacher)} of the "
                 "teachers: in the term, list one teacher's layer for each loss"
             )

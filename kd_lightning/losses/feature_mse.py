@@ -26,7 +26,7 @@ def feature_mse_loss(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: Of the student's shape.
 
     Raises:
-        ValueError: The shapes differ, or there are no features.
+        UsageError: The shapes differ, or there are no features.
 
     Example:
         >>> import torch

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_maps, upcast
 from kd_lightning.losses.connectors import layer_pairs
 from kd_lightning.losses.vectors import products
@@ -32,7 +33,7 @@ def fsp_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         teacher: As many, of the same widths: no connector comes between channels here.
 
     Raises:
-        ValueError: There are fewer than two layers, or they are no maps of the same N images and the same widths.
+        UsageError: There are fewer than two layers, or they are no maps of the same N images and the same widths.
 
     Example:
         >>> student, teacher = torch.ones(1, 1, 2, 2), torch.full((1, 1, 2, 2), 2.0)
@@ -41,11 +42,11 @@ def fsp_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
     """
     pairs = layer_pairs(student, teacher)
     if len(pairs) < 2:
-        raise ValueError(f"{len(pairs)} layer has no flow to a next one: list two layers or more on each side")
+        raise UsageError(f"{len(pairs)} layer has no flow to a next one: list two layers or more on each side")
     for s, t in pairs:
         check_maps(s, t)
         if s.shape[1] != t.shape[1]:
-            raise ValueError(
+            raise UsageError(
                 f"student features {tuple(s.shape)} and teacher features {tuple(t.shape)} must have the same number of "
                 "channels: FSP is for a student as wide as its teacher, which has fewer layers"
             )

@@ -24,7 +24,7 @@ def gradient_attention_loss(student: Differentiable, teacher: Differentiable, ta
         target: Class indices (N,).
 
     Raises:
-        ValueError: The shapes differ, or logits do not depend on their input.
+        UsageError: The shapes differ, or logits do not depend on their input.
 
     Example:
         >>> import torch

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_map_widths, check_same_shape, upcast
 from kd_lightning.losses.connectors import connect
 
@@ -26,7 +27,7 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: The hint, of the same shape.
 
     Raises:
-        ValueError: The shapes differ, or there are no features.
+        UsageError: The shapes differ, or there are no features.
 
     Example:
         >>> import torch
@@ -49,13 +50,13 @@ class HintLoss(nn.Module):
         kernel_size: Of the regressor.
 
     Raises:
-        ValueError: The kernel size is below 1; at a call: the features are no maps, or of other widths or sizes.
+        UsageError: The kernel size is below 1; at a call: the features are no maps, or of other widths or sizes.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, kernel_size: int = 1) -> None:
         super().__init__()
         if kernel_size < 1:
-            raise ValueError(f"kernel_size={kernel_size} must be at least 1")
+            raise UsageError(f"kernel_size={kernel_size} must be at least 1")
         self.student_channels = student_channels
         self.teacher_channels = teacher_channels
         self.kernel_size = kernel_size
@@ -65,7 +66,7 @@ class HintLoss(nn.Module):
         """The loss of feature maps (N, C, H, W); `target` is not looked at."""
         check_map_widths(student, teacher, self.student_channels, self.teacher_channels)
         if any(s + 1 - self.kernel_size != t for s, t in zip(student.shape[2:], teacher.shape[2:], strict=True)):
-            raise ValueError(
+            raise UsageError(
                 f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} do not meet with "
                 f"kernel_size={self.kernel_size}: it must be 1 + H_s - H_t, so address layers where the student's map "
                 "is as large or larger"

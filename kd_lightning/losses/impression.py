@@ -23,7 +23,7 @@ def impression_loss(student: Tensor, target: Tensor, temperature: float = 20.0) 
         temperature: T > 0; higher is softer.
 
     Raises:
-        ValueError: Shapes or types do not fit each other, or the temperature is not a finite number above 0.
+        UsageError: Shapes or types do not fit each other, or the temperature is not a finite number above 0.
 
     Example:
         >>> import torch

@@ -22,7 +22,7 @@ def information_entropy_loss(student: Tensor) -> Tensor:
         student: Logits (N, C) of at least two samples.
 
     Raises:
-        ValueError: They are not (N, C) with N >= 2 and C >= 2.
+        UsageError: They are not (N, C) with N >= 2 and C >= 2.
 
     Example:
         >>> import torch

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_same_shape, upcast
 from kd_lightning.losses.connectors import layer_pairs
 from kd_lightning.losses.relations import as_rows, squared_distances
@@ -41,7 +42,7 @@ def irg_loss(
         transformations: Weight of how far layers move them; of no effect with a single layer before the last.
 
     Raises:
-        ValueError: The two sides do not pair up, are not of the same N >= 2 samples, or differ in shape at last; a
+        UsageError: The two sides do not pair up, are not of the same N >= 2 samples, or differ in shape at last; a
             weight is negative; or a transformation leads to another number of channels.
 
     Example:
@@ -52,7 +53,7 @@ def irg_loss(
     _check_weights(nodes, edges, transformations)
     *layers, last = layer_pairs(student, teacher)
     if not layers:
-        raise ValueError(
+        raise UsageError(
             "IRG compares at least one layer and then the logits: list two layers on each side of the term"
         )
     rows = [as_rows(s, t) for s, t in layers]
@@ -97,7 +98,7 @@ def _edges(rows: Tensor) -> Tensor:
 
 def _moved(before: Tensor, after: Tensor) -> Tensor:
     if before.shape[1] != after.shape[1]:
-        raise ValueError(
+        raise UsageError(
             f"a transformation leads from {before.shape[1]} to {after.shape[1]} channels: list layers of one width "
             "before the logits, or set transformations=0"
         )
@@ -115,4 +116,4 @@ def _mean(losses: list[Tensor]) -> Tensor:
 
 def _check_weights(nodes: float, edges: float, transformations: float) -> None:
     if not all(0 <= weight < math.inf for weight in (nodes, edges, transformations)):
-        raise ValueError(f"nodes={nodes}, edges={edges} and transformations={transformations} must not be negative")
+        raise UsageError(f"nodes={nodes}, edges={edges} and transformations={transformations} must not be negative")

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_logits, upcast
 from kd_lightning.losses.vectors import unit
 
@@ -29,7 +30,7 @@ def jacobian_loss(student: Differentiable, teacher: Differentiable) -> Tensor:
         teacher: The teacher's logits, of the same shape, and its input, of the same shape as the student's.
 
     Raises:
-        ValueError: The shapes differ, or logits do not depend on their input.
+        UsageError: The shapes differ, or logits do not depend on their input.
 
     Example:
         >>> x = torch.ones(2, 3, requires_grad=True)
@@ -61,14 +62,14 @@ def input_gradient(scores: Tensor, inputs: Tensor, side: Literal["student", "tea
     """How each sample's score depends on its input, (N, D), with a graph of its own.
 
     Raises:
-        ValueError: It does not.
+        UsageError: It does not.
     """
     found: Tensor | None = None
     if scores.requires_grad:
         with torch.autocast(inputs.device.type, enabled=False):  # a backward pass is not cast, wherever it is made
             found = torch.autograd.grad(scores.sum(), inputs, create_graph=True, allow_unused=True)[0]
     if found is None:
-        raise ValueError(
+        raise UsageError(
             f"the {side}'s logits do not depend on its input, as it was seen: let the term's {side} be "
             "[logits, input], and take no TeacherCache, which keeps values and no derivatives"
         )
@@ -79,13 +80,13 @@ def check_differentiable(student: Differentiable, teacher: Differentiable) -> No
     """A ValueError unless both are logits and the input they depend on, and alike."""
     for side, name in ((student, "student"), (teacher, "teacher")):
         if len(side) != 2 or not side[1].requires_grad:
-            raise ValueError(
+            raise UsageError(
                 f"the {name}'s logits and an input that derivatives can be taken by are needed: let the term's {name} "
                 "be [logits, input], in a scheme of this package"
             )
     check_logits(student[0], teacher[0])
     if student[1].shape != teacher[1].shape:
-        raise ValueError(
+        raise UsageError(
             f"the student's input {tuple(student[1].shape)} and the teacher's {tuple(teacher[1].shape)} differ: "
             "derivatives by them are compared value by value"
         )

@@ -37,7 +37,7 @@ def jsd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0, beta: f
             possible, towards 1 it keeps to what the teacher thinks likely.
 
     Raises:
-        ValueError: The shapes differ, `beta` is not in [0, 1], or the temperature is not a finite number above 0.
+        UsageError: The shapes differ, `beta` is not in [0, 1], or the temperature is not a finite number above 0.
 
     Example:
         >>> student, teacher = torch.zeros(1, 2), torch.tensor([[4.0, 0.0]])

@@ -35,7 +35,7 @@ def kd_loss(
         A scalar, in nats times T^2.
 
     Raises:
-        ValueError: The shapes differ, or a temperature is not a finite number above 0.
+        UsageError: The shapes differ, or a temperature is not a finite number above 0.
 
     Example:
         >>> import torch

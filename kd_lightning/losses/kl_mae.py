@@ -26,7 +26,7 @@ def kl_mae_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0, alph
         alpha: The share a of the divergence, in [0, 1].
 
     Raises:
-        ValueError: The shapes differ, the temperature is not a finite number above 0, or `alpha` is not in [0, 1].
+        UsageError: The shapes differ, the temperature is not a finite number above 0, or `alpha` is not in [0, 1].
 
     Example:
         >>> import torch

@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.relations import as_rows, squared_distances
 
 
@@ -28,7 +29,7 @@ def locality_preserving_loss(student: Tensor, teacher: Tensor, neighbours: int =
         width: Distance in the teacher at which a neighbour counts for 1/e.
 
     Raises:
-        ValueError: Not the same N >= 2 samples, or an argument is out of its range.
+        UsageError: Not the same N >= 2 samples, or an argument is out of its range.
 
     Example:
         >>> import torch
@@ -69,4 +70,4 @@ class LocalityPreservingLoss(nn.Module):
 
 def _check_neighbourhood(neighbours: int, width: float) -> None:
     if neighbours < 1 or not 0 < width < math.inf:
-        raise ValueError(f"neighbours={neighbours} must be at least 1 and width={width} a finite number above 0")
+        raise UsageError(f"neighbours={neighbours} must be at least 1 and width={width} a finite number above 0")

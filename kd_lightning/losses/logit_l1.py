@@ -19,7 +19,7 @@ def logit_l1_loss(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: Logits (N, C).
 
     Raises:
-        ValueError: The shapes differ.
+        UsageError: The shapes differ.
 
     Example:
         >>> import torch

@@ -7,6 +7,7 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_logits, upcast
 
 
@@ -27,7 +28,7 @@ def logit_mse_loss(student: Tensor, teacher: Tensor, teacher_scale: float = 1.0)
         teacher_scale: f, what the teacher's logits are multiplied by.
 
     Raises:
-        ValueError: The shapes differ, or `teacher_scale` is not finite.
+        UsageError: The shapes differ, or `teacher_scale` is not finite.
 
     Example:
         >>> import torch
@@ -57,5 +58,5 @@ class LogitMSELoss(nn.Module):
 
 def _check_finite(scale: float) -> float:
     if not math.isfinite(scale):
-        raise ValueError(f"teacher_scale={scale} is not a finite number")
+        raise UsageError(f"teacher_scale={scale} is not a finite number")
     return scale

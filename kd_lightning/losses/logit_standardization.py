@@ -27,7 +27,7 @@ def logit_standardization_kd_loss(student: Tensor, teacher: Tensor, temperature:
         temperature: T > 0; higher is softer.
 
     Raises:
-        ValueError: The shapes differ, or the temperature is not a finite number above 0.
+        UsageError: The shapes differ, or the temperature is not a finite number above 0.
 
     Example:
         >>> import torch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_temperature, upcast
 
 
@@ -26,7 +27,7 @@ def lsp_loss(student: Tensor, teacher: Tensor, target: Tensor, sigma: float = 10
         sigma: Width of the kernel; above 0.
 
     Raises:
-        ValueError: The two sides are not of the same nodes, the edges are none of them, or `sigma` is not above 0.
+        UsageError: The two sides are not of the same nodes, the edges are none of them, or `sigma` is not above 0.
 
     Example:
         >>> nodes, edges = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0, 2], [1, 1]])
@@ -35,12 +36,12 @@ def lsp_loss(student: Tensor, teacher: Tensor, target: Tensor, sigma: float = 10
     """
     check_temperature(sigma, "sigma")
     if student.dim() != 2 or teacher.dim() != 2 or len(student) != len(teacher):
-        raise ValueError(
+        raise UsageError(
             f"LSP compares nodes (V, D) with the same nodes (V, D'), not {tuple(student.shape)} with "
             f"{tuple(teacher.shape)}: tap layers that give all nodes of the graph"
         )
     if target.dim() != 2 or len(target) != 2 or target.is_floating_point():
-        raise ValueError(f"edges {tuple(target.shape)} of {target.dtype} must be int64 (2, E): set the term's target")
+        raise UsageError(f"edges {tuple(target.shape)} of {target.dtype} must be int64 (2, E): set the term's target")
     ours, theirs = (_log_likeness(upcast(x), target, sigma) for x in (student, teacher))
     return (ours.exp() * (ours - theirs)).sum() / len(student)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_fraction, check_map_widths, check_same_shape, upcast
 from kd_lightning.losses.connectors import connect
 
@@ -23,7 +24,7 @@ def mgd_loss(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: Features of the same shape.
 
     Raises:
-        ValueError: The shapes differ, or there are no features.
+        UsageError: The shapes differ, or there are no features.
 
     Example:
         >>> mgd_loss(torch.zeros(2, 1, 1, 2), torch.tensor([[[[3.0, 4.0]]], [[[1.0, 0.0]]]]))
@@ -48,7 +49,7 @@ class MGDLoss(nn.Module):
             place of whole channels, as their classification code does.
 
     Raises:
-        ValueError: The ratio is outside [0, 1]; at a call: the features are no maps of one size of the same N images,
+        UsageError: The ratio is outside [0, 1]; at a call: the features are no maps of one size of the same N images,
             or of other widths.
     """
 
@@ -72,7 +73,7 @@ class MGDLoss(nn.Module):
         """The loss of feature maps (N, C, H, W); `target` is not looked at."""
         check_map_widths(student, teacher, self.student_channels, self.teacher_channels)
         if student.shape[2:] != teacher.shape[2:]:
-            raise ValueError(
+            raise UsageError(
                 f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} must have the "
                 "same height and width: address layers of one size"
             )

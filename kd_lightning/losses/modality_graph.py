@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import WidthError, check_not_negative, upcast
 from kd_lightning.losses.vectors import unit
 
@@ -46,7 +47,7 @@ class ModalityGraphLoss(nn.Module):
         Student logits (N, C) and representation (N, ...), teachers' logits (N, K, C) and representations (N, ...).
 
     Raises:
-        ValueError: There are fewer than two teachers, the lists are not one entry a teacher, or a number is out of its
+        UsageError: There are fewer than two teachers, the lists are not one entry a teacher, or a number is out of its
             range; at a call: the tensors are not what the loss was built for.
 
     Example:
@@ -72,12 +73,12 @@ class ModalityGraphLoss(nn.Module):
     ) -> None:
         super().__init__()
         if teachers < 2:
-            raise ValueError(f"teachers={teachers}: a graph chooses among at least 2")
+            raise UsageError(f"teachers={teachers}: a graph chooses among at least 2")
         for name, given in (("teacher_channels", teacher_channels), ("prior", prior)):
             if given is not None and (len(given) != teachers or min(given) <= 0):
-                raise ValueError(f"{name}={list(given)} must be one number above 0 for each of the {teachers} teachers")
+                raise UsageError(f"{name}={list(given)} must be one number above 0 for each of the {teachers} teachers")
         if (student_channels is None) != (teacher_channels is None):
-            raise ValueError("give both student_channels and teacher_channels, or neither for logits alone")
+            raise UsageError("give both student_channels and teacher_channels, or neither for logits alone")
         self.teachers = teachers
         self.num_classes = num_classes
         self.student_channels = student_channels
@@ -121,13 +122,13 @@ class ModalityGraphLoss(nn.Module):
     def _check(self, logits: Tensor, own: list[Tensor], shown: Tensor, theirs: list[Tensor]) -> None:
         expected = (len(logits), self.teachers, self.num_classes)
         if logits.dim() != 2 or logits.shape[1] != self.num_classes or shown.shape != expected or len(logits) < 2:
-            raise ValueError(
+            raise UsageError(
                 f"student logits {tuple(logits.shape)} and teacher logits {tuple(shown.shape)} must be "
                 f"(N, {self.num_classes}) and (N, {self.teachers}, {self.num_classes}) with the same N >= 2, the "
                 "samples of a batch: set teachers and num_classes, and let a ModalityEnsemble or an Ensemble teach"
             )
         if len(own) != len(self.connectors[:1]) or len(theirs) != len(self.teacher_channels):
-            raise ValueError(
+            raise UsageError(
                 f"{len(own)} and {len(theirs)} representations beside the logits, and the loss was built for "
                 f"{len(self.connectors[:1])} of the student and {len(self.teacher_channels)} of the teachers: "
                 "set student_channels and teacher_channels, or the term's layers"

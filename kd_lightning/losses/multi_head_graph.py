@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_same_shape, check_samples, check_width, upcast
 from kd_lightning.losses.connectors import connect, layer_pairs
 from kd_lightning.losses.vectors import pooled, unit
@@ -23,7 +24,7 @@ def multi_head_graph_loss(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: Of the student's shape.
 
     Raises:
-        ValueError: The shapes differ.
+        UsageError: The shapes differ.
 
     Example:
         >>> multi_head_graph_loss(torch.zeros(1, 2, 2), torch.tensor([[[9.0, -9.0], [0.0, 0.0]]]))
@@ -58,7 +59,7 @@ class MultiHeadGraphLoss(nn.Module):
         heads: H.
 
     Raises:
-        ValueError: There are not two layers a side, or as many; or, in a call, not the same N >= 2 samples.
+        UsageError: There are not two layers a side, or as many; or, in a call, not the same N >= 2 samples.
 
     Example:
         >>> loss = MultiHeadGraphLoss([2, 4], [3, 4])
@@ -71,7 +72,7 @@ class MultiHeadGraphLoss(nn.Module):
     def __init__(self, student_channels: list[int], teacher_channels: list[int], heads: int = 8) -> None:
         super().__init__()
         if len(student_channels) != len(teacher_channels) or len(student_channels) < 2 or heads < 1:
-            raise ValueError(
+            raise UsageError(
                 f"student_channels={student_channels}, teacher_channels={teacher_channels} and heads={heads} "
                 "must be of as many layers, two or more, and at least one head"
             )
@@ -85,7 +86,7 @@ class MultiHeadGraphLoss(nn.Module):
         """The loss of lists of features (N, C, ...), in the order of the widths; `target` is not looked at."""
         pairs = layer_pairs(student, teacher)
         if len(pairs) != len(self.connectors):
-            raise ValueError(
+            raise UsageError(
                 f"{len(pairs)} layers came and the loss was built for {len(self.connectors)}: list as many"
             )
         for layer, pair in enumerate(pairs):

@@ -30,7 +30,7 @@ def ofd_loss(student: Features, teacher: Features) -> Tensor:
         teacher: Pre-activations with a margin, of the same shapes.
 
     Raises:
-        ValueError: The shapes differ, there are no features, or not as many layers.
+        UsageError: The shapes differ, there are no features, or not as many layers.
 
     Example:
         >>> ofd_loss(torch.tensor([[-3.0, 0.5, 1.0]]), torch.tensor([[-1.0, -1.0, 3.0]]))
@@ -51,7 +51,7 @@ class OFDLoss(nn.Module):
         teacher_channels: Widths of the teacher's.
 
     Raises:
-        ValueError: The two lists are of different lengths or empty; at a call: the layers are not as many, no maps of
+        UsageError: The two lists are of different lengths or empty; at a call: the layers are not as many, no maps of
             the same N images, or of other widths.
     """
 

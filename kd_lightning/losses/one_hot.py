@@ -21,7 +21,7 @@ def one_hot_loss(student: Tensor) -> Tensor:
         student: Logits (N, C).
 
     Raises:
-        ValueError: They are not (N, C) with N >= 1 and C >= 2.
+        UsageError: They are not (N, C) with N >= 1 and C >= 2.
 
     Example:
         >>> import torch

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import upcast
 from kd_lightning.losses.connectors import Features, layer_pairs
 from kd_lightning.losses.vectors import unit
@@ -31,7 +32,7 @@ def parameter_distribution_loss(student: Features, teacher: Features) -> Tensor:
         teacher: As many.
 
     Raises:
-        ValueError: A parameter is empty, or there are not as many.
+        UsageError: A parameter is empty, or there are not as many.
 
     Example:
         >>> parameter_distribution_loss(torch.tensor([3.0, -1.0]), torch.tensor([[-2.0, -2.0], [2.0, 2.0]]))
@@ -53,7 +54,7 @@ class ParameterDistributionLoss(nn.Module):
 
 def _distance(student: Tensor, teacher: Tensor) -> Tensor:
     if not (student.numel() and teacher.numel()):
-        raise ValueError(
+        raise UsageError(
             f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} must be parameters, "
             "neither of them empty: address them by their names, e.g. conv.2.weight"
         )

@@ -26,7 +26,7 @@ def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: Features (N, ...) of the same samples, of any width.
 
     Raises:
-        ValueError: Not the same N >= 2 samples.
+        UsageError: Not the same N >= 2 samples.
 
     Example:
         >>> import torch

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import upcast
 
 
@@ -30,7 +31,7 @@ def probability_cross_entropy_loss(student: Tensor, teacher: Tensor | None, targ
         target: Class indices (N,).
 
     Raises:
-        ValueError: The shapes do not fit each other.
+        UsageError: The shapes do not fit each other.
 
     Example:
         >>> import torch
@@ -41,7 +42,7 @@ def probability_cross_entropy_loss(student: Tensor, teacher: Tensor | None, targ
         tensor(2.4612)
     """
     if student.dim() != 2 or target.shape != student.shape[:1] or student.shape[0] < 1 or student.shape[1] < 2:
-        raise ValueError(
+        raise UsageError(
             f"logits {tuple(student.shape)} and target {tuple(target.shape)} do not fit: logits are (N, C), "
             "targets class indices (N,), N >= 1 and C >= 2"
         )

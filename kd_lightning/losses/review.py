@@ -27,7 +27,7 @@ def review_kd_loss(student: Features, teacher: Features) -> Tensor:
         teacher: Maps of the same shapes.
 
     Raises:
-        ValueError: The shapes differ, they are no maps, or not as many layers.
+        UsageError: The shapes differ, they are no maps, or not as many layers.
 
     Example:
         >>> review_kd_loss(torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 3.0))
@@ -51,7 +51,7 @@ class ReviewKDLoss(nn.Module):
         channels: The common width; that of the student's deepest layer, at most 512, if not given.
 
     Raises:
-        ValueError: The two lists are of different lengths or empty; at a call: the layers are not as many, no maps of
+        UsageError: The two lists are of different lengths or empty; at a call: the layers are not as many, no maps of
             the same N images, or of other widths.
     """
 

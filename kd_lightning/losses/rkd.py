@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.relations import as_rows, squared_distances
 
 
@@ -35,7 +36,7 @@ def rkd_loss(student: Tensor, teacher: Tensor, distance: float = 25.0, angle: fl
         angle: Weight of the angles; 0 leaves them out.
 
     Raises:
-        ValueError: Not the same N >= 2 samples, or a weight is no weight.
+        UsageError: Not the same N >= 2 samples, or a weight is no weight.
 
     Example:
         >>> corner, line = torch.tensor([[0.0, 0], [1, 0], [0, 1]]), torch.tensor([[0.0, 0], [1, 0], [2, 0]])
@@ -101,4 +102,4 @@ def _cosines(lengths: Tensor) -> Tensor:
 def _check_weights(distance: float, angle: float) -> None:
     weights = (distance, angle)
     if not any(weights) or not all(0 <= weight < math.inf for weight in weights):
-        raise ValueError(f"distance={distance} and angle={angle} must be finite, not negative and not both 0")
+        raise UsageError(f"distance={distance} and angle={angle} must be finite, not negative and not both 0")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_maps, upcast
 
 
@@ -28,7 +29,7 @@ def sad_loss(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: Feature maps (N, C', H', W').
 
     Raises:
-        ValueError: They are not maps of the same N images, or the student's have a single position.
+        UsageError: They are not maps of the same N images, or the student's have a single position.
 
     Example:
         >>> student, teacher = torch.zeros(1, 8, 1, 2), torch.tensor([[[[0.0, 2.0]]]])
@@ -38,7 +39,7 @@ def sad_loss(student: Tensor, teacher: Tensor) -> Tensor:
     check_maps(student, teacher)
     height, width = student.shape[2:]
     if height * width == 1:
-        raise ValueError(
+        raise UsageError(
             f"student features {tuple(student.shape)} have one position, where all attention is: address a layer "
             "that is not pooled yet"
         )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_same_shape, upcast
 from kd_lightning.losses.connectors import Features, check_channel_lists, connect, lists_of_maps
 from kd_lightning.losses.maps import of_one_size
@@ -26,7 +27,7 @@ def semckd_loss(student: list[list[Tensor]], teacher: list[list[Tensor]], attent
         attention: (N, S, T).
 
     Raises:
-        ValueError: Two shapes differ, or the attention is of other layers.
+        UsageError: Two shapes differ, or the attention is of other layers.
 
     Example:
         >>> student, teacher = torch.zeros(1, 2), [torch.tensor([[2.0, 2.0]]), torch.tensor([[4.0, 4.0]])]
@@ -39,7 +40,7 @@ def semckd_loss(student: list[list[Tensor]], teacher: list[list[Tensor]], attent
     ]
     errors = torch.stack(rows, dim=1)  # (N, S, T)
     if attention.shape != errors.shape:
-        raise ValueError(
+        raise UsageError(
             f"attention {tuple(attention.shape)} does not fit errors {tuple(errors.shape)}: it must be (N, S, T) of S "
             "student and T teacher layers"
         )
@@ -65,7 +66,7 @@ class SemCKDLoss(nn.Module):
         channels: Width inside the projections; twice the teacher's, as published, if not given.
 
     Raises:
-        ValueError: One of the lists is empty; at a call: the layers are not as many, no maps of the same N images, N
+        UsageError: One of the lists is empty; at a call: the layers are not as many, no maps of the same N images, N
             above `batch_size`, or of other widths.
     """
 
@@ -89,7 +90,7 @@ class SemCKDLoss(nn.Module):
         """The loss of feature maps (N, C, H, W), a list on each side; `target` is not looked at."""
         students, teachers = lists_of_maps(student, teacher, self.student_channels, self.teacher_channels)
         if len(students[0]) > self.batch_size:
-            raise ValueError(
+            raise UsageError(
                 f"student features {tuple(students[0].shape)} are of a batch larger than {self.batch_size}: "
                 "set batch_size to the number of images in a batch of all processes"
             )

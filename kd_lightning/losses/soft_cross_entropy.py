@@ -25,7 +25,7 @@ def soft_cross_entropy_loss(student: Tensor, teacher: Tensor, temperature: float
         temperature: T > 0; higher is softer.
 
     Raises:
-        ValueError: The shapes differ, or the temperature is not a finite number above 0.
+        UsageError: The shapes differ, or the temperature is not a finite number above 0.
 
     Example:
         >>> import torch

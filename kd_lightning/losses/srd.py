@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_same_shape, check_samples, check_width, upcast
 from kd_lightning.losses.connectors import connect
 from kd_lightning.losses.vectors import pooled
@@ -27,7 +28,7 @@ def srd_loss(student: Tensor, teacher: Tensor, exponent: float = 4.0) -> Tensor:
         exponent: The power, above 1: the paper's alpha.
 
     Raises:
-        ValueError: The shapes differ, there is one sample only, or the exponent is not above 1.
+        UsageError: The shapes differ, there is one sample only, or the exponent is not above 1.
 
     Example:
         >>> import torch
@@ -55,7 +56,7 @@ class SRDLoss(nn.Module):
         exponent: The power, above 1: the paper's alpha.
 
     Raises:
-        ValueError: The exponent is not above 1; at a call: the features are not (N, C) or (N, C, H, W) of the same N
+        UsageError: The exponent is not above 1; at a call: the features are not (N, C) or (N, C, H, W) of the same N
             and these widths, or there is one sample only.
     """
 
@@ -84,5 +85,5 @@ def _normalised(features: Tensor) -> Tensor:
 
 def _check_exponent(exponent: float) -> float:
     if not 1 < exponent < float("inf"):
-        raise ValueError(f"exponent={exponent} must be a finite number above 1, e.g. 4.0")
+        raise UsageError(f"exponent={exponent} must be a finite number above 1, e.g. 4.0")
     return exponent

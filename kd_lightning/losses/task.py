@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_fraction, upcast
 
 
@@ -20,7 +21,7 @@ def task_loss(student: Tensor, target: Tensor, label_smoothing: float = 0.0) -> 
         label_smoothing: Share of each target spread evenly over all classes, in [0, 1].
 
     Raises:
-        ValueError: Shapes or types do not fit each other, or `label_smoothing` is not in [0, 1].
+        UsageError: Shapes or types do not fit each other, or `label_smoothing` is not in [0, 1].
 
     Example:
         >>> import torch
@@ -31,7 +32,7 @@ def task_loss(student: Tensor, target: Tensor, label_smoothing: float = 0.0) -> 
     indices = target.shape == student.shape[:1] and target.dtype in (torch.int64, torch.uint8)
     probabilities = target.shape == student.shape and target.is_floating_point()
     if student.dim() != 2 or student.shape[0] < 1 or student.shape[1] < 2 or not (indices or probabilities):
-        raise ValueError(
+        raise UsageError(
             f"logits {tuple(student.shape)} and target {tuple(target.shape)} of {target.dtype} do not fit: logits are "
             "(N, C), N >= 1 and C >= 2, targets int64 class indices (N,) or floating-point probabilities (N, C)"
         )

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_temperature, upcast
 from kd_lightning.losses.classes import check_classes
 from kd_lightning.losses.kd import kd_loss
@@ -32,7 +33,7 @@ def tf_kd_loss(student: Tensor, target: Tensor, temperature: float = 20.0, corre
         correct: The virtual teacher's probability a of the labelled class, between 0 and 1.
 
     Raises:
-        ValueError: The shapes do not fit each other, `correct` is not between 0 and 1, or the temperature is not a
+        UsageError: The shapes do not fit each other, `correct` is not between 0 and 1, or the temperature is not a
             finite number above 0.
 
     Example:
@@ -70,5 +71,5 @@ class TfKDLoss(nn.Module):
 
 def _check_correct(correct: float) -> float:
     if not 0 < correct < 1:
-        raise ValueError(f"correct={correct} must lie between 0 and 1, e.g. 0.99")
+        raise UsageError(f"correct={correct} must lie between 0 and 1, e.g. 0.99")
     return correct

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import upcast
 
 
@@ -21,14 +22,14 @@ def total_variation_loss(student: Tensor) -> Tensor:
         student: Images (N, C, H, W).
 
     Raises:
-        ValueError: They are no images of at least 2 x 2.
+        UsageError: They are no images of at least 2 x 2.
 
     Example:
         >>> total_variation_loss(torch.tensor([[[[0.0, 3.0], [0.0, 3.0]]]]))
         tensor(10.2426)
     """
     if student.dim() != 4 or not student.numel() or min(student.shape[2:]) < 2:
-        raise ValueError(f"images {tuple(student.shape)} must be (N, C, H, W) of at least 2 x 2: address the input")
+        raise UsageError(f"images {tuple(student.shape)} must be (N, C, H, W) of at least 2 x 2: address the input")
     x = upcast(student)
     differences = (
         x[..., :, 1:] - x[..., :, :-1],

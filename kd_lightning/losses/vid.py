@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.checks import check_map_widths, check_same_shape, upcast
 from kd_lightning.losses.connectors import connect
 from kd_lightning.losses.maps import of_one_size
@@ -30,7 +31,7 @@ def vid_loss(student: Tensor, teacher: Tensor, variance: Tensor) -> Tensor:
         variance: One a channel, (C,), above 0.
 
     Raises:
-        ValueError: The shapes do not fit.
+        UsageError: The shapes do not fit.
 
     Example:
         >>> vid_loss(torch.zeros(1, 1, 1, 2), torch.tensor([[[[2.0, 0.0]]]]), torch.tensor([4.0]))
@@ -38,7 +39,7 @@ def vid_loss(student: Tensor, teacher: Tensor, variance: Tensor) -> Tensor:
     """
     check_same_shape(student, teacher)
     if variance.shape != student.shape[1:2]:
-        raise ValueError(
+        raise UsageError(
             f"variance {tuple(variance.shape)} and student features {tuple(student.shape)} do not fit: give one "
             "variance a channel"
         )
@@ -59,14 +60,14 @@ class VIDLoss(nn.Module):
         initial_variance: Of every channel; above 1e-5.
 
     Raises:
-        ValueError: The initial variance is not a finite number above 1e-5; at a call: the features are no maps of the
+        UsageError: The initial variance is not a finite number above 1e-5; at a call: the features are no maps of the
             same N images, or of other widths.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, initial_variance: float = 5.0) -> None:
         super().__init__()
         if not (math.isfinite(initial_variance) and initial_variance > _SMALLEST):
-            raise ValueError(f"initial_variance={initial_variance} must be a finite number above {_SMALLEST}, e.g. 5.0")
+            raise UsageError(f"initial_variance={initial_variance} must be a finite number above {_SMALLEST}, e.g. 5.0")
         self.student_channels = student_channels
         self.teacher_channels = teacher_channels
         self.regressor = nn.Sequential(

@@ -33,7 +33,7 @@ def wsld_loss(student: Tensor, teacher: Tensor, target: Tensor, temperature: flo
         temperature: T > 0; higher is softer.
 
     Raises:
-        ValueError: The shapes do not fit each other, or the temperature is not a finite number above 0.
+        UsageError: The shapes do not fit each other, or the temperature is not a finite number above 0.
 
     Example:
         >>> wsld_loss(torch.zeros(1, 2), torch.tensor([[4.0, 0.0]]), torch.tensor([0]))

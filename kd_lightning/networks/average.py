@@ -7,6 +7,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
+
 
 @torch.no_grad()
 def update_ema(average: nn.Module, network: nn.Module, momentum: float) -> None:
@@ -26,7 +28,7 @@ def update_ema(average: nn.Module, network: nn.Module, momentum: float) -> None:
         momentum: Share of the average that stays, in [0, 1].
 
     Raises:
-        ValueError: `momentum` is not in [0, 1], or the networks are not of one architecture.
+        UsageError: `momentum` is not in [0, 1], or the networks are not of one architecture.
 
     Example:
         >>> average, network = nn.Linear(1, 1), nn.Linear(1, 1)
@@ -36,7 +38,7 @@ def update_ema(average: nn.Module, network: nn.Module, momentum: float) -> None:
         1.2
     """
     if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum={momentum} must lie in [0, 1]")
+        raise UsageError(f"momentum={momentum} must lie in [0, 1]")
     check_twins(average, network)
     for averaged, current in zip(average.parameters(), network.parameters(), strict=True):
         averaged.lerp_(current.to(averaged.dtype), 1 - momentum)
@@ -52,13 +54,13 @@ def check_twins(first: nn.Module, second: nn.Module) -> None:
     """Two networks of one architecture: the same names and shapes of parameters and buffers.
 
     Raises:
-        ValueError: They are not (the first difference is given).
+        UsageError: They are not (the first difference is given).
 
     Example:
         >>> check_twins(nn.Linear(4, 2), nn.Linear(4, 2))
         >>> check_twins(nn.Linear(4, 2), nn.Linear(4, 3))
         Traceback (most recent call last):
-        ValueError: Linear has weight (2, 4) and Linear has weight (3, 4): build both networks alike
+        UsageError: Linear has weight (2, 4) and Linear has weight (3, 4): build both networks alike
     """
     one, other = _shapes(first), _shapes(second)
     if one == other:
@@ -68,7 +70,7 @@ def check_twins(first: nn.Module, second: nn.Module) -> None:
         f"{type(network).__name__} has {f'{name} {shapes[name]}' if name in shapes else f'no {name}'}"
         for network, shapes in ((first, one), (second, other))
     ]
-    raise ValueError(f"{' and '.join(found)}: build both networks alike")
+    raise UsageError(f"{' and '.join(found)}: build both networks alike")
 
 
 def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:

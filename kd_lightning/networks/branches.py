@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
+
 
 def branch(network: nn.Module, shared: Sequence[str]) -> nn.Module:
     """A further branch of a network: what is above the shared layers, initialised afresh.
@@ -24,7 +26,7 @@ def branch(network: nn.Module, shared: Sequence[str]) -> nn.Module:
         shared: Dotted names of the layers from the input up to the branching point, in the order in which they run.
 
     Raises:
-        ValueError: A name does not exist (the nearest are given), comes twice or lies in another; or a layer has
+        UsageError: A name does not exist (the nearest are given), comes twice or lies in another; or a layer has
             parameters and no ``reset_parameters``.
 
     Example:
@@ -42,7 +44,7 @@ def branch(network: nn.Module, shared: Sequence[str]) -> nn.Module:
         if reset is not None:
             reset()
         elif any(True for _ in module.parameters(recurse=False)):
-            raise ValueError(
+            raise UsageError(
                 f"layer {name!r} ({type(module).__name__}) has parameters and no reset_parameters(), so that a branch "
                 "would begin with the same values: give its class one, or share the layer"
             )
@@ -61,14 +63,14 @@ def check_branch(network: nn.Module, shared: Sequence[str], inputs: Any) -> None
         inputs: An input of the network.
 
     Raises:
-        ValueError: A layer below is not shared, a shared one runs above too, or the logits differ.
+        UsageError: A layer below is not shared, a shared one runs above too, or the logits differ.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> check_branch(network, ["0", "1"], torch.zeros(2, 4))
         >>> check_branch(network, ["1"], torch.zeros(2, 4))
         Traceback (most recent call last):
-        ValueError: below the branching point '1' there run 0 as well: name them in shared, in order
+        UsageError: below the branching point '1' there run 0 as well: name them in shared, in order
     """
     from kd_lightning.taps import logits_of, run, tap  # here, for it brings in torch._dynamo, which takes seconds
 
@@ -89,7 +91,7 @@ def check_branch(network: nn.Module, shared: Sequence[str], inputs: Any) -> None
     logits = seen["logits"]
     tolerance = torch.finfo(logits.dtype).eps ** 0.5 * float(logits.abs().max())
     if not isinstance(again, Tensor) or again.shape != logits.shape or (again - logits).abs().max() > tolerance:
-        raise ValueError(
+        raise UsageError(
             f"a branch with the weights of {type(network).__name__} does not continue it from {point!r} ({reason}): "
             "branch where everything passes through one layer, with modules alone below"
         )
@@ -119,7 +121,7 @@ class Gate(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """The weights (N, branches)."""
         if features.dim() not in (2, 4) or features.shape[1] != self.features:
-            raise ValueError(
+            raise UsageError(
                 f"a gate of {self.features} features was given {tuple(features.shape)}: set gate_features to the "
                 "channels of the last shared layer, which must give (N, C) or (N, C, H, W)"
             )
@@ -164,17 +166,17 @@ def check_layer(network: nn.Module, layer: str) -> None:
     names = [name for name, _ in network.named_modules() if name]
     if layer not in names:
         nearest = get_close_matches(layer, names, n=3, cutoff=0.3) or names[:8]
-        raise ValueError(f"{type(network).__name__} has no layer {layer!r}; the nearest names are {', '.join(nearest)}")
+        raise UsageError(f"{type(network).__name__} has no layer {layer!r}; the nearest names are {', '.join(nearest)}")
 
 
 def _upper(network: nn.Module, shared: Sequence[str]) -> nn.Module:
     """A copy of the network, with the identity for its shared layers."""
     if not shared:
-        raise ValueError("shared is empty: name the layers up to the branching point, e.g. shared=['conv.0', 'conv.1']")
+        raise UsageError("shared is empty: name the layers up to the branching point, e.g. shared=['conv.0', 'conv.1']")
     for i, name in enumerate(shared):
         check_layer(network, name)
         if around := next((other for j, other in enumerate(shared) if j != i and _is_in(name, other)), None):
-            raise ValueError(f"shared names {name!r} and {around!r}, which are or hold the same layers: name one")
+            raise UsageError(f"shared names {name!r} and {around!r}, which are or hold the same layers: name one")
     copy = deepcopy(network)
     for name in shared:
         copy.set_submodule(name, nn.Identity(), strict=True)
@@ -188,12 +190,12 @@ def _check_order(order: list[str], shared: Sequence[str]) -> None:
         name for name in order[:point] if not any(_is_in(name, layer) or _is_in(layer, name) for layer in shared)
     ]
     if outermost := dict.fromkeys(name for name in missing if name.rpartition(".")[0] not in missing):
-        raise ValueError(
+        raise UsageError(
             f"below the branching point {shared[-1]!r} there run {', '.join(outermost)} as well: "
             "name them in shared, in order"
         )
     if above := [layer for layer in shared if layer not in order[: point + 1] or layer in order[point + 1 :]]:
-        raise ValueError(
+        raise UsageError(
             f"the shared layer {above[0]!r} does not run just once before {shared[-1]!r}, where the branches begin: "
             "name the shared layers in order, and give what runs above modules of its own"
         )

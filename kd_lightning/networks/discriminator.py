@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
+
 
 class Discriminator(nn.Module):
     """Three layers that judge logits or other vectors (Xu et al. 2018, arXiv:1709.00513).
@@ -17,7 +19,7 @@ class Discriminator(nn.Module):
         Input (N, in_features, ...), flattened; output (N, 1 + classes), real or not before the logits of the classes.
 
     Raises:
-        ValueError: `classes` is negative.
+        UsageError: `classes` is negative.
 
     Example:
         >>> import torch
@@ -54,7 +56,7 @@ class ConvDiscriminator(nn.Module):
         Input (N, channels, H, W); output (N, 1 + classes).
 
     Raises:
-        ValueError: `classes` is negative.
+        UsageError: `classes` is negative.
 
     Example:
         >>> import torch
@@ -80,4 +82,4 @@ class ConvDiscriminator(nn.Module):
 
 def _check(classes: int) -> None:
     if classes < 0:
-        raise ValueError(f"classes={classes} must be at least 0")
+        raise UsageError(f"classes={classes} must be at least 0")

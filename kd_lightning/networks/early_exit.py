@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from kd_lightning.core.errors import UsageError
+
 
 class EarlyExit(nn.Module):
     """A network up to one of its layers, and a head on it: what is behind the layer is not there.
@@ -23,7 +25,7 @@ class EarlyExit(nn.Module):
         head: Gives logits of what the layer gives.
 
     Raises:
-        ValueError: There is no such layer (the nearest names are given), it does not run, or the way to it is another
+        UsageError: There is no such layer (the nearest names are given), it does not run, or the way to it is another
             in eval.
 
     Example:
@@ -40,7 +42,7 @@ class EarlyExit(nn.Module):
         self.head = head
         self.training = network.training
         if any(_trunk(deepcopy(network).train(mode), layer).code != self.trunk.code for mode in (True, False)):
-            raise ValueError(
+            raise UsageError(
                 f"what {type(network).__name__} does up to {layer!r} depends on whether it trains, which a trace does "
                 "not keep: use modules, such as nn.Dropout, in place of functions"
             )
@@ -56,7 +58,7 @@ def check_layers(network: nn.Module, layers: Sequence[str]) -> None:
     for layer in layers:
         if layer not in names:
             nearest = get_close_matches(layer, names, n=3, cutoff=0.3) or names[:8]
-            raise ValueError(
+            raise UsageError(
                 f"{type(network).__name__} has no layer {layer!r} for an exit to stand on; the nearest names are "
                 f"{', '.join(nearest)}"
             )
@@ -77,7 +79,7 @@ def _trunk(network: nn.Module, layer: str) -> fx.GraphModule:
     graph = _Tracer(layer).trace(network)
     last = next((node for node in graph.nodes if node.op == "call_module" and node.target == layer), None)
     if last is None:
-        raise ValueError(f"layer {layer!r} does not run in {type(network).__name__}: name one that takes part in it")
+        raise UsageError(f"layer {layer!r} does not run in {type(network).__name__}: name one that takes part in it")
     for node in reversed(graph.nodes):
         if node is last:
             break

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
+
 
 class Ensemble(nn.Module):
     """Several networks that see the same input, as one; their logits are stacked, and a loss combines them.
@@ -24,8 +26,8 @@ class Ensemble(nn.Module):
         (N, C, H, W) to (N, K, C, H, W).
 
     Raises:
-        ValueError: There are no members, one is there twice, or, at a call, their logits differ in shape.
-        TypeError: At a call: a member gave no logits.
+        UsageError: There are no members, one is there twice, or, at a call, their logits differ in shape.
+        UsageError: At a call: a member gave no logits.
 
     Example:
         >>> from kd_lightning.networks import StudentConvNet, TeacherConvNet
@@ -36,10 +38,10 @@ class Ensemble(nn.Module):
     def __init__(self, members: list[nn.Module]) -> None:
         super().__init__()
         if not members:
-            raise ValueError("members is empty: an ensemble needs a network, and makes sense with two")
+            raise UsageError("members is empty: an ensemble needs a network, and makes sense with two")
         for i, member in enumerate(members):
             if (first := next(j for j, other in enumerate(members) if other is member)) != i:
-                raise ValueError(
+                raise UsageError(
                     f"members {first} and {i} are the same {type(member).__name__}: build or load each by itself, "
                     "or give one more weight in the loss"
                 )
@@ -56,8 +58,8 @@ def stack_logits(outputs: Mapping[str, tuple[nn.Module, Any]]) -> Tensor:
     """What networks gave, by their names, as logits (N, K, ...).
 
     Raises:
-        ValueError: Logits differ in shape.
-        TypeError: A network gave none.
+        UsageError: Logits differ in shape.
+        UsageError: A network gave none.
     """
     from kd_lightning.taps import logits_of  # here, for it brings in torch._dynamo, which takes seconds
 
@@ -65,12 +67,12 @@ def stack_logits(outputs: Mapping[str, tuple[nn.Module, Any]]) -> Tensor:
     for name, (network, output) in outputs.items():
         logits, called = logits_of(output), f"{name} ({type(network).__name__})"
         if not isinstance(logits, Tensor):
-            raise TypeError(
+            raise UsageError(
                 f"{called} gave {type(logits).__name__}, not a tensor: return one, or an object with .logits"
             )
         first = next(iter(stacked), called)
         if stacked and logits.shape != stacked[first].shape:
-            raise ValueError(
+            raise UsageError(
                 f"{first} gave logits {tuple(stacked[first].shape)} and {called} {tuple(logits.shape)}: "
                 "give all of them the same num_classes"
             )

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.networks.early_exit import EarlyExit, check_layers
 
 
@@ -65,7 +66,7 @@ class Exits(nn.Module):
             the same: `upto` gives an exit without what it does not need.
 
     Raises:
-        ValueError: There is no such layer (the nearest names are given), layers and heads do not go together, or there
+        UsageError: There is no such layer (the nearest names are given), layers and heads do not go together, or there
             is no exit to answer with.
 
     Example:
@@ -84,9 +85,9 @@ class Exits(nn.Module):
     ) -> None:
         super().__init__()
         if not layers or len(layers) != len(heads):
-            raise ValueError(f"{len(layers)} layers and {len(heads)} heads: give each layer a head, and at least one")
+            raise UsageError(f"{len(layers)} layers and {len(heads)} heads: give each layer a head, and at least one")
         if answer is not None and not 0 <= answer < len(layers):
-            raise ValueError(f"answer={answer} is none of the {len(layers)} exits: count them from 0, or leave it out")
+            raise UsageError(f"answer={answer} is none of the {len(layers)} exits: count them from 0, or leave it out")
         check_layers(network, layers)
         self.network = network
         self.layers = list(layers)

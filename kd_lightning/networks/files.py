@@ -17,12 +17,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.networks.digest import digest_tensors
 
 _SUFFIXES = {".ckpt", ".pt", ".pth", ".safetensors"}
 
 
-class WeightsError(ValueError):
+class WeightsError(UsageError):
     """A file of weights that cannot be used: one line with the file, what is wrong with it, and the remedy."""
 
 
@@ -140,7 +141,7 @@ def _read_torch(path: Path, head: bytes) -> WeightsFile:
         raise WeightsError(f"{path}: is truncated (its end is missing): write or download it again")
     try:
         if not head.startswith((b"PK", b"\x80")):
-            raise ValueError("neither an archive nor a pickle")
+            raise UsageError("neither an archive nor a pickle")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged file raises depends on where the damage is
         if named := re.search(r"GLOBAL ([\w.]+)", str(error)):

@@ -12,6 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from kd_lightning.core.errors import UsageError
+
 _FROZEN = "_kd_frozen"  # on a frozen network: its hook's handle and the names of the parameters that could learn before
 _LEFT_OUT = "_kd_left_out"  # on a network that is left out: the handles of its two hooks
 _REFUSED = ("train", "requires_grad_", "apply")  # the calls that could change a network, by being made on its parent
@@ -175,4 +177,4 @@ def _fill_in(network: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any)
 def check_apart(student: nn.Module, teacher: nn.Module) -> None:
     """A ValueError if the two share parameters, which freezing the teacher would take from the student."""
     if set(student.parameters()) & set(teacher.parameters()):
-        raise ValueError("teacher and student share parameters, and freezing one would freeze both: copy one of them")
+        raise UsageError("teacher and student share parameters, and freezing one would freeze both: copy one of them")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.networks.branches import check_layer
 
 
@@ -33,7 +34,7 @@ class FeatureFusion(nn.Module):
         Input: that of the members; output: logits (N, num_classes).
 
     Raises:
-        ValueError: There are fewer than two members, the lists differ in length, a layer does not exist (the nearest
+        UsageError: There are fewer than two members, the lists differ in length, a layer does not exist (the nearest
             names are given) or two members share parameters; at a call: a layer gives other than (N, channels, H, W).
 
     Example:
@@ -48,7 +49,7 @@ class FeatureFusion(nn.Module):
     ) -> None:
         super().__init__()
         if not 2 <= len(members) == len(layers) == len(channels):
-            raise ValueError(
+            raise UsageError(
                 f"{len(members)} members, {len(layers)} layers and {len(channels)} channels: "
                 "give at least two members, and a layer and its channels for each"
             )
@@ -56,7 +57,7 @@ class FeatureFusion(nn.Module):
             check_layer(member, layer)
         parameters = [parameter for member in members for parameter in member.parameters()]
         if len(set(parameters)) < len(parameters):
-            raise ValueError("two of the members share parameters, so that they could not differ: copy one of them")
+            raise UsageError("two of the members share parameters, so that they could not differ: copy one of them")
         self.members = nn.ModuleList(members)
         self.layers = list(layers)
         self.channels = list(channels)
@@ -83,7 +84,7 @@ class FeatureFusion(nn.Module):
         maps = [activations[layer] for activations, layer in zip(seen, self.layers, strict=True)]
         for i, (feature_map, channels) in enumerate(zip(maps, self.channels, strict=True)):
             if feature_map.dim() != 4 or feature_map.shape[1] != channels:
-                raise ValueError(
+                raise UsageError(
                     f"layer {self.layers[i]!r} of member {i} gives {tuple(feature_map.shape)}, not (N, {channels}, H, "
                     "W): set its channels, or name its last feature map"
                 )

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
+
 
 class Generator(nn.Module):
     """A linear layer and three convolutions, from noise to images of which the first two double the size.
@@ -27,7 +29,7 @@ class Generator(nn.Module):
         unless `standardise` is given.
 
     Raises:
-        ValueError: `size` is not divisible by 4, or a number is too small; at a call: classes are missing.
+        UsageError: `size` is not divisible by 4, or a number is too small; at a call: classes are missing.
 
     Example:
         >>> generator = Generator(latent=16, width=8, classes=10)
@@ -46,10 +48,10 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         if size % 4 or size < 4:
-            raise ValueError(f"size={size} must be a multiple of 4, for the image is enlarged twice")
+            raise UsageError(f"size={size} must be a multiple of 4, for the image is enlarged twice")
         for name, value, least in (("latent", latent, 1), ("width", width, 2), ("channels", channels, 1)):
             if value < least:
-                raise ValueError(f"{name}={value} must be at least {least}")
+                raise UsageError(f"{name}={value} must be at least {least}")
         self.latent = latent
         self.classes = classes
         self.channels = channels
@@ -80,7 +82,7 @@ class Generator(nn.Module):
         """The images."""
         if self.classes:
             if target is None:
-                raise ValueError(f"this generator draws one of {self.classes} classes: give class indices (N,)")
+                raise UsageError(f"this generator draws one of {self.classes} classes: give class indices (N,)")
             noise = torch.cat((noise, functional.one_hot(target, self.classes).to(noise.dtype)), dim=1)
         images = self.layers(self.project(noise)) * self.deviation + self.mean
         return images.expand(-1, self.channels, -1, -1)

@@ -8,15 +8,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
+
 
 def check_blocks(network: nn.Module, blocks: list[list[str]]) -> None:
     """A ValueError if there are fewer than two blocks, one is empty, or the network has no such layer."""
     if len(blocks) < 2 or not all(blocks):
-        raise ValueError(f"blocks={blocks} must be at least two, each of at least one layer")
+        raise UsageError(f"blocks={blocks} must be at least two, each of at least one layer")
     known = dict(network.named_modules())
     for name in (name for block in blocks for name in block):
         if name != "flatten" and not (name and name in known):
-            raise ValueError(f"blocks: {type(network).__name__} has no layer {name!r}; {', '.join(known)[2:]}")
+            raise UsageError(f"blocks: {type(network).__name__} has no layer {name!r}; {', '.join(known)[2:]}")
 
 
 def run_blocks(network: nn.Module, blocks: list[list[str]], x: Tensor) -> Tensor:
@@ -36,7 +38,7 @@ class Blocks(nn.Module):
             flattening all but the first dimension, which networks do without a layer.
 
     Raises:
-        ValueError: There are fewer than two blocks, one is empty, or the network has no such layer.
+        UsageError: There are fewer than two blocks, one is empty, or the network has no such layer.
 
     Example:
         >>> import torch
@@ -79,7 +81,7 @@ class GraftedStudent(nn.Module):
         Input: that of the student; output: the student's logits.
 
     Raises:
-        ValueError: As `Blocks`, or there are not as many numbers of channels as places where blocks meet.
+        UsageError: As `Blocks`, or there are not as many numbers of channels as places where blocks meet.
 
     Example:
         >>> import torch
@@ -103,7 +105,7 @@ class GraftedStudent(nn.Module):
         for side, given in (("student", student_channels), ("teacher", teacher_channels)):
             sides.append(given if isinstance(given, list) else [given] * cuts)
             if len(sides[-1]) != cuts:
-                raise ValueError(f"{side}_channels={given} must be {cuts}, for so often two of the blocks meet")
+                raise UsageError(f"{side}_channels={given} must be {cuts}, for so often two of the blocks meet")
         self.out = nn.ModuleList(nn.Conv2d(ours, theirs, kernel_size=1) for ours, theirs in zip(*sides, strict=True))
         self.into = nn.ModuleList(nn.Conv2d(theirs, ours, kernel_size=1) for ours, theirs in zip(*sides, strict=True))
         for layer in [*self.out, *self.into]:
@@ -129,7 +131,7 @@ class GraftedStudent(nn.Module):
         """The student without 1x1 convolutions: a copy whose layers have taken them in, and which computes the same.
 
         Raises:
-            ValueError: Something that is not linear, or a convolution with padding, comes first in a block.
+            UsageError: Something that is not linear, or a convolution with padding, comes first in a block.
         """
         network = copy.deepcopy(self.parts.network)
         for out, into, block in zip(self.out, self.into, self.parts.blocks[1:], strict=True):
@@ -162,8 +164,8 @@ def _first_linear(network: nn.Module, block: list[str]) -> nn.Conv2d | nn.Linear
             ):
                 return leaf
             if not isinstance(leaf, nn.Sequential | nn.AdaptiveAvgPool2d):
-                raise ValueError(
+                raise UsageError(
                     f"blocks: {type(leaf).__name__} comes first in {block}, and takes no 1x1 convolution in: begin a "
                     "block with a convolution without padding, or a linear layer"
                 )
-    raise ValueError(f"blocks: {block} has no convolution or linear layer to take a 1x1 convolution in")
+    raise UsageError(f"blocks: {block} has no convolution or linear layer to take a 1x1 convolution in")

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
+
 
 class GCNConvolution(nn.Module):
     """Graph convolution: D^-1/2 (A + I) D^-1/2 X W + b, D the degrees of A + I.
@@ -78,7 +80,7 @@ class GraphNetwork(nn.Module):
         (N, num_classes) of those nodes, of all V without `nodes`.
 
     Raises:
-        ValueError: No hidden layer is given, or there is no such convolution.
+        UsageError: No hidden layer is given, or there is no such convolution.
 
     Example:
         >>> network = GraphNetwork(in_features=64, hidden=[32])
@@ -96,9 +98,9 @@ class GraphNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if not hidden:
-            raise ValueError("hidden is empty: give the width of at least one hidden layer, e.g. hidden=[128]")
+            raise UsageError("hidden is empty: give the width of at least one hidden layer, e.g. hidden=[128]")
         if convolution not in CONVOLUTIONS:
-            raise ValueError(f"convolution={convolution!r} is none of {', '.join(CONVOLUTIONS)}")
+            raise UsageError(f"convolution={convolution!r} is none of {', '.join(CONVOLUTIONS)}")
         kind = CONVOLUTIONS[convolution]
         self.convolutions = nn.ModuleList(kind(*widths) for widths in pairwise([in_features, *hidden, num_classes]))
         self.dropout = nn.Dropout(dropout)

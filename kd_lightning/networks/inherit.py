@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
+
 
 @torch.no_grad()
 def inherit(student: nn.Module, teacher: nn.Module, layers: dict[str, str]) -> nn.Module:
@@ -23,7 +25,7 @@ def inherit(student: nn.Module, teacher: nn.Module, layers: dict[str, str]) -> n
         The student.
 
     Raises:
-        ValueError: There is no such layer, it holds nothing to copy, or what it holds has other names or shapes.
+        UsageError: There is no such layer, it holds nothing to copy, or what it holds has other names or shapes.
 
     Example:
         >>> student = nn.Sequential(nn.Linear(4, 2), nn.ReLU())
@@ -32,12 +34,12 @@ def inherit(student: nn.Module, teacher: nn.Module, layers: dict[str, str]) -> n
         True
     """
     if not layers:
-        raise ValueError("layers is empty: name the teacher's layer for each of the student's that starts with it")
+        raise UsageError("layers is empty: name the teacher's layer for each of the student's that starts with it")
     for to, source in layers.items():
         ours, theirs = _tensors(student, to, "student"), _tensors(teacher, source, "teacher")
         shapes = [{name: tuple(tensor.shape) for name, tensor in side.items()} for side in (ours, theirs)]
         if shapes[0] != shapes[1]:
-            raise ValueError(
+            raise UsageError(
                 f"layers: the student's {to!r} holds {shapes[0]} and the teacher's {source!r} {shapes[1]}: only layers "
                 "of the same shapes can be inherited"
             )
@@ -52,5 +54,5 @@ def _tensors(network: nn.Module, name: str, side: str) -> dict[str, Tensor]:
     found = {key[len(name) :]: tensor for key, tensor in everything.items() if f"{key}.".startswith(f"{name}.")}
     if not found:
         there = list(dict.fromkeys(key.rpartition(".")[0] for key in everything))
-        raise ValueError(f"layers: the {side} has nothing to inherit under {name!r}; there are {', '.join(there)}")
+        raise UsageError(f"layers: the {side} has nothing to inherit under {name!r}; there are {', '.join(there)}")
     return found

@@ -6,6 +6,8 @@ import math
 
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
+
 
 class LeNet5(nn.Module):
     """LeNet-5 with ReLU and max pooling, and its half, as papers on distillation without data have them.
@@ -24,7 +26,7 @@ class LeNet5(nn.Module):
         Input (N, in_channels, 28, 28); output: logits (N, num_classes).
 
     Raises:
-        ValueError: `standardise` is out of its range.
+        UsageError: `standardise` is out of its range.
 
     Example:
         >>> sum(parameter.numel() for parameter in LeNet5(in_channels=1).parameters())
@@ -41,7 +43,7 @@ class LeNet5(nn.Module):
         super().__init__()
         self.mean, self.deviation = standardise or (0.0, 1.0)
         if not (math.isfinite(self.mean) and math.isfinite(self.deviation) and self.deviation > 0):
-            raise ValueError(f"standardise={standardise} must be a mean and a deviation above 0, both finite")
+            raise UsageError(f"standardise={standardise} must be a mean and a deviation above 0, both finite")
         first, second, third, hidden = (3, 8, 60, 42) if half else (6, 16, 120, 84)
         self.conv = nn.Sequential(
             nn.Conv2d(in_channels, first, kernel_size=5, padding=2),

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
+
 BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -58,7 +60,7 @@ class MarginTeacher(nn.Module):
         Input and output: those of the network; ``margins.i`` has the shape of what its BatchNorm gives.
 
     Raises:
-        ValueError: There are no norms, or one of them is no BatchNorm with weights.
+        UsageError: There are no norms, or one of them is no BatchNorm with weights.
 
     Example:
         >>> from kd_lightning import tap
@@ -74,7 +76,7 @@ class MarginTeacher(nn.Module):
         there = [name for name, layer in layers.items() if isinstance(layer, BatchNorm) and layer.affine]
         for name in norms or ["(nothing)"]:
             if name not in there:
-                raise ValueError(
+                raise UsageError(
                     f"{name} is no BatchNorm with weights in {type(network).__name__}: norms can be "
                     f"{', '.join(there) or 'none, for it has no such layer'}"
                 )

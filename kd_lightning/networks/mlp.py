@@ -7,6 +7,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
+
 
 class MLP(nn.Module):
     """Linear layers with ReLU (and dropout) between them; inputs of any shape are flattened.
@@ -21,7 +23,7 @@ class MLP(nn.Module):
         dropout: Probability of dropping a hidden value while training.
 
     Raises:
-        ValueError: No hidden layer is given.
+        UsageError: No hidden layer is given.
 
     Example:
         >>> import torch
@@ -34,7 +36,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if not hidden:
-            raise ValueError("hidden is empty: give the width of at least one hidden layer, e.g. hidden=[1200, 1200]")
+            raise UsageError("hidden is empty: give the width of at least one hidden layer, e.g. hidden=[1200, 1200]")
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise([in_features, *hidden]):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU(), nn.Dropout(dropout)]

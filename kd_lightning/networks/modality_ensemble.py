@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.networks.ensemble import stack_logits
 
 
@@ -19,8 +20,8 @@ class ModalityEnsemble(nn.Module):
         Views by name, each as its network takes it; output: logits (N, K, C), in the order of `members`.
 
     Raises:
-        ValueError: There are no members or, at a call, one's view is missing or their logits differ in shape.
-        TypeError: At a call: a member gave no logits.
+        UsageError: There are no members or, at a call, one's view is missing or their logits differ in shape.
+        UsageError: At a call: a member gave no logits.
 
     Example:
         >>> import torch
@@ -33,13 +34,13 @@ class ModalityEnsemble(nn.Module):
     def __init__(self, members: dict[str, nn.Module]) -> None:
         super().__init__()
         if not members:
-            raise ValueError("members is empty: give a network for each view, by its name")
+            raise UsageError("members is empty: give a network for each view, by its name")
         self.members = nn.ModuleDict(members)
 
     def forward(self, **views: Any) -> Tensor:
         """The stacked logits (N, K, ...)."""
         if missing := [view for view in self.members if view not in views]:
-            raise ValueError(
+            raise UsageError(
                 f"there is no view {missing[0]!r} of {', '.join(views) or 'none'}: name it in the scheme's "
                 "views.teacher"
             )

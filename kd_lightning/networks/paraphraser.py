@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.networks.freezing import freeze
 
 
@@ -24,7 +25,7 @@ class Paraphraser(nn.Module):
         rate: The factor's width is this part of it, rounded: the paper's k.
 
     Raises:
-        ValueError: The factor would have no channels.
+        UsageError: The factor would have no channels.
 
     Example:
         >>> import torch
@@ -38,7 +39,7 @@ class Paraphraser(nn.Module):
         super().__init__()
         factor = round(channels * rate)
         if factor < 1:
-            raise ValueError(f"rate={rate} of {channels} channels leaves none for the factor: raise it")
+            raise UsageError(f"rate={rate} of {channels} channels leaves none for the factor: raise it")
         self.encoder = convolutions(channels, channels, factor, factor)
         self.decoder = convolutions(factor, factor, channels, channels, kind=nn.ConvTranspose2d)
 
@@ -60,7 +61,7 @@ class Paraphrased(nn.Module):
         paraphraser: Has an ``encoder`` and a ``decoder``, as `Paraphraser`.
 
     Raises:
-        ValueError: There is no such layer (the nearest names are given).
+        UsageError: There is no such layer (the nearest names are given).
 
     Example:
         >>> import torch
@@ -77,7 +78,7 @@ class Paraphrased(nn.Module):
         names = [name for name, _ in network.named_modules() if name]
         if layer not in names:
             nearest = get_close_matches(layer, names, n=3, cutoff=0.3) or names[:8]
-            raise ValueError(
+            raise UsageError(
                 f"{type(network).__name__} has no layer {layer!r} to paraphrase; the nearest names are "
                 f"{', '.join(nearest)}"
             )

@@ -7,6 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
+
 Channels = dict[str, Tensor]
 """Which of the wide network's outputs a layer of the narrow one has, by the layer's name, in increasing order."""
 
@@ -29,7 +31,7 @@ def prune(student: nn.Module, teacher: nn.Module, layers: list[str]) -> nn.Modul
         The student.
 
     Raises:
-        ValueError: A layer is none of these, is in one network only, is wider in the student, or does not fit the
+        UsageError: A layer is none of these, is in one network only, is wider in the student, or does not fit the
             layer before; or the student holds weights in none of `layers`.
 
     Example:
@@ -48,12 +50,12 @@ def prune(student: nn.Module, teacher: nn.Module, layers: list[str]) -> nn.Modul
             if part.dim() > 1:
                 part = part[:, _inputs(name, part, value, before).to(value.device)]
             if part.shape != value.shape:
-                raise ValueError(f"layers: {name}.{key} is {tuple(value.shape)}, and what is left {tuple(part.shape)}")
+                raise UsageError(f"layers: {name}.{key} is {tuple(value.shape)}, and what is left {tuple(part.shape)}")
             value.copy_(part)
         before = chosen
     left = [key for key, _ in student.named_parameters() if not key.startswith(tuple(f"{name}." for name in layers))]
     if left:
-        raise ValueError(f"layers={layers} leave out {', '.join(left)}: name every layer with weights")
+        raise UsageError(f"layers={layers} leave out {', '.join(left)}: name every layer with weights")
     return student
 
 
@@ -66,7 +68,7 @@ def kept_channels(student: nn.Module, teacher: nn.Module, layers: list[str]) -> 
         layers: As for `prune`.
 
     Raises:
-        ValueError: As `prune`.
+        UsageError: As `prune`.
 
     Example:
         >>> wide, narrow = nn.Sequential(nn.Linear(1, 3)), nn.Sequential(nn.Linear(1, 2))
@@ -75,21 +77,21 @@ def kept_channels(student: nn.Module, teacher: nn.Module, layers: list[str]) -> 
         {'0': tensor([0, 2])}
     """
     if not layers:
-        raise ValueError("layers is empty: name every layer with weights, in the order in which they run")
+        raise UsageError("layers is empty: name every layer with weights, in the order in which they run")
     kept: Channels = {}
     before: Tensor | None = None
     for name in layers:
         ours, theirs = (_layer(network, name) for network in (student, teacher))
         if type(ours) is not type(theirs):
-            raise ValueError(f"layers: {name!r} is {type(ours).__name__} here and {type(theirs).__name__} there")
+            raise UsageError(f"layers: {name!r} is {type(ours).__name__} here and {type(theirs).__name__} there")
         weight = cast("Tensor", theirs.weight).detach()
         width = len(cast("Tensor", ours.weight))
         if isinstance(ours, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
             if before is None:
-                raise ValueError(f"layers: {name!r} keeps the channels of the layer before it, and is the first")
+                raise UsageError(f"layers: {name!r} keeps the channels of the layer before it, and is the first")
         else:
             if width > len(weight):
-                raise ValueError(f"layers: {name!r} has {width} outputs and only {len(weight)} to choose from")
+                raise UsageError(f"layers: {name!r} has {width} outputs and only {len(weight)} to choose from")
             size = weight.flatten(1).abs().sum(dim=1).cpu()
             before = size.topk(width).indices.sort().values
         kept[name] = before
@@ -101,7 +103,7 @@ def _layer(network: nn.Module, name: str) -> nn.Module:
     found = known.get(name)
     if not isinstance(found, nn.Linear | nn.Conv2d | nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
         there = [key for key, module in known.items() if isinstance(module, nn.Linear | nn.Conv2d)]
-        raise ValueError(
+        raise UsageError(
             f"layers: {name!r} of {type(network).__name__} is no convolution, linear or BatchNorm layer; there are "
             f"{', '.join(there)}"
         )
@@ -114,5 +116,5 @@ def _inputs(name: str, part: Tensor, value: Tensor, before: Tensor | None) -> Te
         return torch.arange(part.shape[1])
     positions, left = divmod(value.shape[1], 1 if before is None else len(before))
     if before is None or left or part.shape[1] % positions:
-        raise ValueError(f"layers: {name!r} takes {value.shape[1]} inputs, which the layer before does not give")
+        raise UsageError(f"layers: {name!r} takes {value.shape[1]} inputs, which the layer before does not give")
     return (before.unsqueeze(1) * positions + torch.arange(positions)).flatten()

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
+
 
 class FixedDistribution(nn.Module):
     """Says the same of every input: a rule, or a prior, beside teachers.
@@ -21,7 +23,7 @@ class FixedDistribution(nn.Module):
         Input (N, ...); output: logits (N, C), the logarithms of the probabilities.
 
     Raises:
-        ValueError: There are fewer than two, or one is not a finite number above 0.
+        UsageError: There are fewer than two, or one is not a finite number above 0.
 
     Example:
         >>> FixedDistribution([1, 1, 2])(torch.zeros(1, 5)).exp()
@@ -31,7 +33,7 @@ class FixedDistribution(nn.Module):
     def __init__(self, probabilities: Sequence[float]) -> None:
         super().__init__()
         if len(probabilities) < 2 or not all(math.isfinite(p) and p > 0 for p in probabilities):
-            raise ValueError(f"probabilities={list(probabilities)} must be at least two finite numbers above 0")
+            raise UsageError(f"probabilities={list(probabilities)} must be at least two finite numbers above 0")
         self.register_buffer("logits", torch.tensor(probabilities, dtype=torch.float32).log().log_softmax(dim=0))
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
+
 
 class SceneEncoder(nn.Module):
     """Two convolutions with pooling; what they give in each of ``across^2`` equal parts of the picture is an object.
@@ -18,13 +20,13 @@ class SceneEncoder(nn.Module):
         scene (N, 1, H, W); output (N, objects, features), the parts in the order of reading.
 
     Raises:
-        ValueError: `across` does not divide 8.
+        UsageError: `across` does not divide 8.
     """
 
     def __init__(self, width: int = 32, across: int = 2) -> None:
         super().__init__()
         if across < 1 or 8 % across:
-            raise ValueError(f"across={across} does not divide the 8 places of a side: give 1, 2, 4 or 8")
+            raise UsageError(f"across={across} does not divide the 8 places of a side: give 1, 2, 4 or 8")
         self.convolutions = nn.Sequential(
             nn.Conv2d(1, width, 3, padding=1),
             nn.ReLU(),
@@ -79,7 +81,7 @@ class Answerer(nn.Module):
         What the encoder takes, by its name, and question int64 (N, L); output: logits (N, answers).
 
     Raises:
-        ValueError: The encoder does not say how many objects and features it gives.
+        UsageError: The encoder does not say how many objects and features it gives.
 
     Example:
         >>> network = Answerer(DigitsEncoder(), words=20)
@@ -124,7 +126,7 @@ class Captioner(nn.Module):
         What the encoder takes, by its name; output: logits (N, length, words).
 
     Raises:
-        ValueError: The encoder does not say how many objects and features it gives.
+        UsageError: The encoder does not say how many objects and features it gives.
 
     Example:
         >>> Captioner(SceneEncoder(4))(scene=torch.zeros(2, 1, 56, 56)).shape
@@ -150,5 +152,5 @@ class Captioner(nn.Module):
 def _given_by(encoder: nn.Module) -> tuple[int, int]:
     objects, features = getattr(encoder, "objects", None), getattr(encoder, "features", None)
     if not isinstance(objects, int) or not isinstance(features, int):
-        raise ValueError(f"{type(encoder).__name__} must say what it gives: set its `objects` and its `features`")
+        raise UsageError(f"{type(encoder).__name__} must say what it gives: set its `objects` and its `features`")
     return objects, features

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.networks.early_exit import EarlyExit
 from kd_lightning.networks.freezing import freeze
 
@@ -42,7 +43,7 @@ class SimKD(nn.Module):
         Input: that of the student; output: logits (N, num_classes).
 
     Raises:
-        ValueError: The factor leaves no channel, or as for `EarlyExit`; at a call: the layer gives other than
+        UsageError: The factor leaves no channel, or as for `EarlyExit`; at a call: the layer gives other than
             (N, student_channels, H, W).
 
     Example:
@@ -66,7 +67,7 @@ class SimKD(nn.Module):
     ) -> None:
         super().__init__()
         if not 1 <= factor <= teacher_channels:
-            raise ValueError(f"factor={factor} must lie between 1 and teacher_channels={teacher_channels}, e.g. 2")
+            raise UsageError(f"factor={factor} must lie between 1 and teacher_channels={teacher_channels}, e.g. 2")
         projector = _projector(student_channels, teacher_channels, teacher_channels // factor, size)
         self.features = EarlyExit(student, layer, projector)
         self.pool = nn.AdaptiveAvgPool2d(pool)
@@ -87,7 +88,7 @@ class _Map(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         if features.dim() != 4 or features.shape[1] != self.channels:
-            raise ValueError(
+            raise UsageError(
                 f"the student's layer gives {tuple(features.shape)}, not (N, {self.channels}, H, W): "
                 "set student_channels, or name its last feature map"
             )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.networks.files import WeightsError, WeightsFile, read_weights
 from kd_lightning.networks.freezing import freeze, leave_out
 from kd_lightning.networks.inherit import inherit
@@ -189,13 +190,13 @@ def _build(value: Any) -> Any:
     if "class_path" not in value:
         return {key: _build(item) for key, item in value.items()}
     if unknown := value.keys() - {"class_path", "init_args"}:
-        raise ValueError(f"beside class_path and init_args it has {', '.join(map(repr, unknown))}")
+        raise UsageError(f"beside class_path and init_args it has {', '.join(map(repr, unknown))}")
     found, arguments = _find(value["class_path"]), value.get("init_args") or {}
     for function, filled in ((inherit, "student"), (prune, "student"), (load_student, "network")):
         if found is function and filled in arguments:  # what it was filled with is in this file
             return _build(arguments[filled])
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f"{value['class_path']} is no class of networks")
+        raise UsageError(f"{value['class_path']} is no class of networks")
     return found(**_build(arguments))
 
 
@@ -204,5 +205,5 @@ def _find(class_path: str) -> Any:
     # Looked up and never imported; in `vars`, for `getattr` may import lazily.
     module = sys.modules.get(module_name or __package__ or "")
     if module is None:
-        raise ValueError(f"the module of {class_path} is not imported: import it first")
+        raise UsageError(f"the module of {class_path} is not imported: import it first")
     return vars(module).get(name)

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses import AdversarialLoss
 from kd_lightning.networks import freeze, leave_out
@@ -43,7 +44,7 @@ class AdversarialDistiller(TwoPlayerLearner[Pair]):
         terms: The losses by name, each with its addresses and weight.
 
     Raises:
-        ValueError: No term has a discriminator, or teacher and student share parameters.
+        UsageError: No term has a discriminator, or teacher and student share parameters.
 
     Example:
         >>> from kd_lightning.losses import TaskLoss
@@ -67,7 +68,7 @@ class AdversarialDistiller(TwoPlayerLearner[Pair]):
     ) -> None:
         super().__init__(student, terms, optimizer, discriminator_optimizer, lr_scheduler, lr_interval)
         if not self.discriminators():
-            raise ValueError(
+            raise UsageError(
                 "no term has a discriminator: give one an AdversarialLoss, or use OfflineDistiller, which needs none"
             )
         check_apart(student, teacher)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.batch import target_of
+from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import Learner
 from kd_lightning.schemes.peers import detached
 from kd_lightning.taps import tap
@@ -28,7 +29,7 @@ class CSKD(Learner):
     `kd_lightning.data.SameClassPairs` gives such batches. The arguments are those of `kd_lightning.Learner`.
 
     Raises:
-        ValueError: A batch cannot be halved; at an epoch's first batch: the halves are not of the same classes.
+        UsageError: A batch cannot be halved; at an epoch's first batch: the halves are not of the same classes.
 
     Example:
         >>> from kd_lightning import Term
@@ -44,7 +45,7 @@ class CSKD(Learner):
         """Looks whether partners are of one class: once an epoch, as a GPU would have to be waited for."""
         target = target_of(self.split_batch(batch).labels)
         if batch_idx == 0 and target is not None and not torch.equal(*_halves(target)):
-            raise ValueError("the two halves of a batch are not of the same classes: give the data as SameClassPairs")
+            raise UsageError("the two halves of a batch are not of the same classes: give the data as SameClassPairs")
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
         """The terms of the first half, taught by the second."""
@@ -62,5 +63,5 @@ def _halves(value: Any) -> tuple[Any, Any]:
         halved = {name: _halves(item) for name, item in cast("Mapping[str, Any]", value).items()}
         return {name: first for name, (first, _) in halved.items()}, {name: last for name, (_, last) in halved.items()}
     if len(value) % 2:
-        raise ValueError(f"a batch of {len(value)} rows has no two halves: give the data as SameClassPairs")
+        raise UsageError(f"a batch of {len(value)} rows has no two halves: give the data as SameClassPairs")
     return tuple(value.chunk(2))

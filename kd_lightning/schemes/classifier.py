@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses import TaskLoss
 from kd_lightning.terms import Term
@@ -25,7 +26,7 @@ class Classifier(Learner):
             `kd_lightning.data.PairedViewsDataModule`; needed with such data only.
 
     Raises:
-        ValueError: A term compares with a teacher; at a batch: it has no such view.
+        UsageError: A term compares with a teacher; at a batch: it has no such view.
 
     Example:
         >>> from kd_lightning.networks import StudentConvNet
@@ -47,7 +48,7 @@ class Classifier(Learner):
         terms = {"task": Term(TaskLoss(), teacher=None)} if terms is None else terms
         for name, term in terms.items():
             if term.teacher is not None:
-                raise ValueError(
+                raise UsageError(
                     f"term {name!r} compares with a teacher and a Classifier has none: set teacher to null"
                 )
         super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.distributed import gather
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import Generator
@@ -49,7 +50,7 @@ class ContrastiveInversion(InversionDistiller):
         rate: Learning rate of generator, noise and head.
 
     Raises:
-        ValueError: As `InversionDistiller`; there are no features, a number is out of its range, or the generator has
+        UsageError: As `InversionDistiller`; there are no features, a number is out of its range, or the generator has
             classes.
 
     Example:
@@ -107,13 +108,13 @@ class ContrastiveInversion(InversionDistiller):
             lr_interval=lr_interval,
         )
         if not features:
-            raise ValueError("features is empty: name layers of the teacher, e.g. ['conv.5']")
+            raise UsageError("features is empty: name layers of the teacher, e.g. ['conv.5']")
         if generator.classes:
-            raise ValueError(
+            raise UsageError(
                 f"the generator has {generator.classes} classes, and targets say what images are of: set 0"
             )
         if negatives < 0 or width < 1 or not all(v > 0 and math.isfinite(v) for v in (temperature, rate)):
-            raise ValueError(
+            raise UsageError(
                 f"negatives={negatives} must be at least 0, width={width} at least 1, and temperature={temperature} "
                 f"and rate={rate} finite numbers above 0"
             )

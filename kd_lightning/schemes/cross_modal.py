@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.schemes.offline import OfflineDistiller
 from kd_lightning.terms import Term
@@ -33,7 +34,7 @@ class CrossModalDistiller(OfflineDistiller):
         lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
 
     Raises:
-        ValueError: `views` names other than teacher and student; at a batch: it is no mapping or lacks a view.
+        UsageError: `views` names other than teacher and student; at a batch: it is no mapping or lacks a view.
 
     Example:
         >>> from kd_lightning.losses import KDLoss
@@ -57,7 +58,7 @@ class CrossModalDistiller(OfflineDistiller):
     ) -> None:
         super().__init__(student, teacher, terms, optimizer, lr_scheduler, lr_interval)
         if set(views) != {"teacher", "student"}:
-            raise ValueError(
+            raise UsageError(
                 f"views={views} must say what the teacher and the student see: {{teacher: ..., student: ...}}"
             )
         self.views = views

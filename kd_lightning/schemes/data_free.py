@@ -9,6 +9,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from kd_lightning.batch import size_of
+from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import Generator, freeze, leave_out
 from kd_lightning.networks.freezing import check_apart
@@ -48,7 +49,7 @@ class DataFreeDistiller(AlternatingLearner):
         same_noise: All moves of a batch draw from the same noise.
 
     Raises:
-        ValueError: There are no terms, a number of steps is out of its range, or teacher and student share parameters.
+        UsageError: There are no terms, a number of steps is out of its range, or teacher and student share parameters.
 
     Example:
         >>> from kd_lightning.losses import KDLoss, OneHotLoss
@@ -76,7 +77,7 @@ class DataFreeDistiller(AlternatingLearner):
     ) -> None:
         super().__init__(student, terms, optimizer, generator_optimizer, lr_scheduler, lr_interval)
         if generator_steps < 0 or student_steps < 1:
-            raise ValueError(
+            raise UsageError(
                 f"generator_steps={generator_steps} must be at least 0 and student_steps={student_steps} at least 1"
             )
         check_apart(student, teacher)

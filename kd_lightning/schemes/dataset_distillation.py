@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.terms import Term
 
@@ -42,7 +43,7 @@ class DatasetDistillation(Learner):
         channels: How often the one channel is shown.
 
     Raises:
-        ValueError: A number is out of its range, a term has a teacher or looks at more than the logits, or the student
+        UsageError: A number is out of its range, a term has a teacher or looks at more than the logits, or the student
             has buffers (BatchNorm) or dropout.
 
     Example:
@@ -76,14 +77,14 @@ class DatasetDistillation(Learner):
         given = {"images_per_class": images_per_class, "classes": classes, "steps": steps, "size": size}
         for name, value in (given | {"channels": channels}).items():
             if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+                raise UsageError(f"{name}={value} must be at least 1")
         if not (math.isfinite(rate) and rate > 0):
-            raise ValueError(f"rate={rate} must be a finite number above 0")
+            raise UsageError(f"rate={rate} must be a finite number above 0")
         if any(term.teacher is not None or term.student != "logits" for term in terms.values()):
-            raise ValueError("terms: there is no teacher here, and the logits alone are seen: set teacher to null")
+            raise UsageError("terms: there is no teacher here, and the logits alone are seen: set teacher to null")
         draws = [name for name, module in student.named_modules() if isinstance(module, nn.modules.dropout._DropoutNd)]  # pyright: ignore[reportPrivateUsage]
         if draws or next(student.buffers(), None) is not None:
-            raise ValueError(
+            raise UsageError(
                 "student: steps are taken on its weights alone, and it has "
                 f"{'dropout at ' + draws[0] if draws else 'buffers'}: use a network without"
             )

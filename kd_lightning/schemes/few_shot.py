@@ -42,7 +42,7 @@ class FewShotDistiller(Learner):
             run.
 
     Raises:
-        ValueError: As `kd_lightning.networks.prune`, or teacher and student share parameters.
+        UsageError: As `kd_lightning.networks.prune`, or teacher and student share parameters.
 
     Example:
         >>> from kd_lightning.networks import ConvNet, prune

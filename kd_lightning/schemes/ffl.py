@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.evaluation import Evaluation
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks.fusion import FeatureFusion
@@ -37,7 +38,7 @@ class FFL(Learner):
         lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
 
     Raises:
-        ValueError: `deploy` is no such name (the nearest are given).
+        UsageError: `deploy` is no such name (the nearest are given).
 
     Example:
         >>> from kd_lightning import Term
@@ -62,7 +63,7 @@ class FFL(Learner):
         names = [*(f"student.members.{i}" for i in range(len(student.members))), "student"]
         if deploy not in names:
             nearest = get_close_matches(deploy, names, n=3, cutoff=0.3) or names
-            raise ValueError(f"deploy={deploy!r} is no network that learns here; the nearest are {', '.join(nearest)}")
+            raise UsageError(f"deploy={deploy!r} is no network that learns here; the nearest are {', '.join(nearest)}")
         self.deploy = deploy
         self.evaluation = Evaluation(names)
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses import LogitMSELoss
 from kd_lightning.networks import freeze, leave_out
@@ -38,7 +39,7 @@ class GraftingDistiller(Learner):
         net_steps: Batches for each number of blocks together.
 
     Raises:
-        ValueError: A number is below 1, there are not as many blocks of the teacher as of the student, a term looks at
+        UsageError: A number is below 1, there are not as many blocks of the teacher as of the student, a term looks at
             more than the logits, or teacher and student share parameters; at the first batch: the teacher's blocks,
             one after the other, do not give what the teacher does.
 
@@ -64,14 +65,14 @@ class GraftingDistiller(Learner):
     ) -> None:
         terms = {"logits": Term(LogitMSELoss())} if terms is None else terms
         if any(term.student != "logits" or term.teacher not in ("logits", None) for term in terms.values()):
-            raise ValueError("terms: the logits alone are seen of a network that is part teacher and part student")
+            raise UsageError("terms: the logits alone are seen of a network that is part teacher and part student")
         if block_steps < 1 or net_steps < 1:
-            raise ValueError(f"block_steps={block_steps} and net_steps={net_steps} must be at least 1")
+            raise UsageError(f"block_steps={block_steps} and net_steps={net_steps} must be at least 1")
         check_apart(student, teacher)
         super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)
         self.grafted = len(student.parts.blocks)
         if len(teacher_blocks) != self.grafted:
-            raise ValueError(f"teacher_blocks are {len(teacher_blocks)} and the student's {self.grafted}: pair them")
+            raise UsageError(f"teacher_blocks are {len(teacher_blocks)} and the student's {self.grafted}: pair them")
         check_blocks(teacher, teacher_blocks)
         self.teacher = leave_out(freeze(teacher))
         self.teacher_blocks = teacher_blocks
@@ -94,7 +95,7 @@ class GraftingDistiller(Learner):
             before = run_blocks(self.teacher, self.teacher_blocks[:start], split.teacher)
             theirs = run_blocks(self.teacher, self.teacher_blocks[start:], before)
             if not self.checked and not torch.allclose(theirs, self.teacher(split.teacher), atol=1e-3):
-                raise ValueError("teacher_blocks, one after the other, do not give what the teacher does: name all")
+                raise UsageError("teacher_blocks, one after the other, do not give what the teacher does: name all")
         self.checked = True
         student: GraftedStudent = self.student  # pyright: ignore[reportAssignmentType]
         mixed = run_blocks(self.teacher, self.teacher_blocks[stop:], student.run(before, start, stop))

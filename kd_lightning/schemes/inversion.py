@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.data.draws import choice
 from kd_lightning.distributed import gather
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
@@ -53,7 +54,7 @@ class InversionDistiller(Learner):
         channels: How often the one channel is shown.
 
     Raises:
-        ValueError: There are no terms, a number is out of its range, or teacher and student share parameters.
+        UsageError: There are no terms, a number is out of its range, or teacher and student share parameters.
 
     Example:
         >>> from kd_lightning.losses import KDLoss, TaskLoss
@@ -91,14 +92,14 @@ class InversionDistiller(Learner):
         given = {"bank_size": bank_size, "round_size": round_size, "every": every, "image_steps": image_steps}
         for name, value in (given | {"size": size, "channels": channels}).items():
             if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+                raise UsageError(f"{name}={value} must be at least 1")
         if not 0 <= jitter < size:
-            raise ValueError(f"jitter={jitter} must be at least 0 and less than the images' size of {size}")
+            raise UsageError(f"jitter={jitter} must be at least 0 and less than the images' size of {size}")
         check_apart(student, teacher)
         self.teacher = leave_out(freeze(teacher))
         self.image_terms = nn.ModuleDict(check_terms(image_terms))
         if next(self.image_terms.parameters(), None) is not None:
-            raise ValueError("image_terms: a loss with parameters would not learn them there: use one without")
+            raise UsageError("image_terms: a loss with parameters would not learn them there: use one without")
         self.targets = RandomClasses() if targets is None else targets
         self.round_size = round_size
         self.every = every
@@ -177,7 +178,7 @@ class InversionDistiller(Learner):
         split = self.split_batch(batch)
         index = split.labels.get("index")
         if index is None:
-            raise ValueError("a batch has no index to choose images by: use DataFreeMNISTDataModule, or give numbers")
+            raise UsageError("a batch has no index to choose images by: use DataFreeMNISTDataModule, or give numbers")
         # another image each time that a number comes
         return choice(index + 1_000_003 * (self._batches_done() + 1), self._filled(after=True), salt=9)
 

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.errors import UsageError
+
 
 class Targets(nn.Module, ABC):
     """What images are to be of: the label ``target`` of each."""
@@ -57,7 +59,7 @@ class DataImpressions(Targets):
         betas: How concentrated the distributions are; each image draws one of them.
 
     Raises:
-        ValueError: A beta is not above 0; at a call: there is no such layer with weights (C, D).
+        UsageError: A beta is not above 0; at a call: there is no such layer with weights (C, D).
 
     Example:
         >>> DataImpressions("0")(4, nn.Sequential(nn.Linear(5, 10))).shape
@@ -67,7 +69,7 @@ class DataImpressions(Targets):
     def __init__(self, layer: str = "classifier", betas: tuple[float, ...] = (1.0, 0.1)) -> None:
         super().__init__()
         if not betas or not all(beta > 0 for beta in betas):
-            raise ValueError(f"betas={betas} must be numbers above 0, e.g. [1.0, 0.1]")
+            raise UsageError(f"betas={betas} must be numbers above 0, e.g. [1.0, 0.1]")
         self.layer = layer
         self.betas = betas
 
@@ -75,7 +77,7 @@ class DataImpressions(Targets):
         """Probabilities (count, C)."""
         weight = dict(teacher.named_parameters()).get(f"{self.layer}.weight")
         if weight is None or weight.dim() != 2:
-            raise ValueError(f"layer={self.layer!r} is no linear layer of {type(teacher).__name__}: name the last one")
+            raise UsageError(f"layer={self.layer!r} is no linear layer of {type(teacher).__name__}: name the last one")
         similar = self.similarity(weight.detach())
         concentration = similar[torch.randint(len(similar), (count,), device=similar.device)]
         betas = similar.new_tensor(self.betas)[torch.randint(len(self.betas), (count,), device=similar.device)]
@@ -106,7 +108,7 @@ class RecordedActivations(Targets):
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A layer is not in it.
+        UsageError: A layer is not in it.
     """
 
     def __init__(self, file: str | Path, layers: list[str]) -> None:
@@ -120,7 +122,7 @@ class RecordedActivations(Targets):
         found = load_file(file)
         known = [name.removesuffix(".mean") for name in found if name.endswith(".mean")]
         if not layers or not set(layers) <= set(known):
-            raise ValueError(f"file={str(file)!r} has {', '.join(known)}; layers={layers} must be some of them")
+            raise UsageError(f"file={str(file)!r} has {', '.join(known)}; layers={layers} must be some of them")
         self.layers = layers
         self.statistics = {name: value for name, value in found.items() if name.rpartition(".")[0] in layers}
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.batch import Batch, target_of
+from kd_lightning.core.errors import UsageError
 from kd_lightning.distributed import gather
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses.checks import upcast
@@ -39,7 +40,7 @@ class KDCL(PeerLearner):
             from torch's default generator. Without it all networks see the same image.
 
     Raises:
-        ValueError: A `GeneralEnsemble` is for another number of networks; or, at a batch, there are no class indices.
+        UsageError: A `GeneralEnsemble` is for another number of networks; or, at a batch, there are no class indices.
 
     Example:
         >>> from kd_lightning.losses import KDLoss, TaskLoss
@@ -64,7 +65,7 @@ class KDCL(PeerLearner):
     ) -> None:
         super().__init__(student, peers, terms, deploy, optimizer, lr_scheduler, lr_interval)
         if isinstance(combine, GeneralEnsemble) and len(combine.weights) != len(self.networks()):
-            raise ValueError(
+            raise UsageError(
                 f"GeneralEnsemble(networks={len(combine.weights)}) is to combine the student and {len(peers)} peers: "
                 f"set networks={len(self.networks())}"
             )
@@ -130,7 +131,7 @@ class LinearEnsemble(nn.Module):
         steps: k.
 
     Raises:
-        ValueError: There is no step.
+        UsageError: There is no step.
 
     Example:
         >>> logits = torch.tensor([[[0.0, 4.0, -4.0]], [[0.0, -4.0, 4.0]]])
@@ -141,7 +142,7 @@ class LinearEnsemble(nn.Module):
     def __init__(self, steps: int = 50) -> None:
         super().__init__()
         if steps < 1:
-            raise ValueError(f"steps={steps} must be at least 1")
+            raise UsageError(f"steps={steps} must be at least 1")
         self.steps = steps
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -199,7 +200,7 @@ class GeneralEnsemble(nn.Module):
         networks: How many are combined, the student included.
 
     Raises:
-        ValueError: There are fewer than two networks.
+        UsageError: There are fewer than two networks.
 
     Example:
         >>> ensemble = GeneralEnsemble(networks=2)
@@ -215,7 +216,7 @@ class GeneralEnsemble(nn.Module):
     def __init__(self, networks: int) -> None:
         super().__init__()
         if networks < 2:
-            raise ValueError(f"networks={networks} must be at least 2")
+            raise UsageError(f"networks={networks} must be at least 2")
         self.register_buffer("weights", torch.full((networks,), 1 / networks))
         self.register_buffer("correlation", torch.zeros(networks, networks), persistent=False)
 
@@ -246,7 +247,7 @@ def _class_indices(logits: Tensor, batch: Batch) -> Tensor:
     target = target_of(batch.labels)
     if target is None or target.is_floating_point() or logits.dim() != 3 or target.shape != logits.shape[1:2]:
         found = "none" if target is None else f"{target.dtype} {tuple(target.shape)}"
-        raise ValueError(
+        raise UsageError(
             f"an ensemble of {len(logits)} networks combines logits (N, C) by class indices (N,); "
             f"there are logits {tuple(logits.shape[1:])} and target {found}"
         )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.batch import target_of
+from kd_lightning.core.errors import UsageError
 from kd_lightning.evaluation import Evaluation
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses.checks import check_fraction, check_temperature, upcast
@@ -71,7 +72,7 @@ class KDGAN(TwoPlayerLearner[Labelling]):
         gumbel_temperature: t, of the sampled labels.
 
     Raises:
-        ValueError: An argument is out of its range, or networks share parameters; at a batch: it has no class indices.
+        UsageError: An argument is out of its range, or networks share parameters; at a batch: it has no class indices.
 
     Example:
         >>> from kd_lightning.losses import LogitMSELoss, TaskLoss
@@ -108,7 +109,7 @@ class KDGAN(TwoPlayerLearner[Labelling]):
         self.discriminator = discriminator
         players = [parameter for network in (student, teacher, discriminator) for parameter in network.parameters()]
         if len(set(players)) < len(players):
-            raise ValueError("two of the three networks share parameters: copy one of them")
+            raise UsageError("two of the three networks share parameters: copy one of them")
         self.teaching_student = list(student_terms)
         self.teaching_teacher = list(taught)
         self.gumbel_temperature = check_temperature(gumbel_temperature, "gumbel_temperature")
@@ -140,7 +141,7 @@ class KDGAN(TwoPlayerLearner[Labelling]):
         target = target_of(seen.labels)
         if target is None or target.is_floating_point():
             found = ", ".join(f"{name} {value.dtype}" for name, value in seen.labels.items()) or "no labels"
-            raise ValueError(f"KDGAN tells drawn labels from true ones and this batch has {found}: give class indices")
+            raise UsageError(f"KDGAN tells drawn labels from true ones and this batch has {found}: give class indices")
         scores = self._scores(seen.inputs)
         true = functional.softplus(-scores.gather(1, target.unsqueeze(1))).mean()
         student, teacher = ((scores * drawn.detach()).sum(dim=1) for drawn in (seen.from_student, seen.from_teacher))

@@ -29,7 +29,7 @@ class OfflineDistiller(Learner):
         lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
 
     Raises:
-        ValueError: Teacher and student share parameters.
+        UsageError: Teacher and student share parameters.
 
     Example:
         >>> from kd_lightning import Term

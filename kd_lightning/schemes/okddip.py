@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
+from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses.checks import upcast
 from kd_lightning.schemes.peers import PeerLearner
@@ -41,7 +42,7 @@ class OKDDip(PeerLearner):
         projection: Outputs of L and of E; an eighth of the features if not given.
 
     Raises:
-        ValueError: There are fewer than two peers, or a width is below 1; or, at a batch, a peer has other features.
+        UsageError: There are fewer than two peers, or a width is below 1; or, at a batch, a peer has other features.
 
     Example:
         >>> from kd_lightning.losses import KDLoss, TaskLoss
@@ -68,10 +69,10 @@ class OKDDip(PeerLearner):
     ) -> None:
         super().__init__(student, peers, terms, deploy, optimizer, lr_scheduler, lr_interval)
         if len(peers) < 2:
-            raise ValueError("a single peer could only learn from itself: give at least two, e.g. three")
+            raise UsageError("a single peer could only learn from itself: give at least two, e.g. three")
         projection = max(features // 8, 1) if projection is None else projection
         if features < 1 or projection < 1:
-            raise ValueError(f"features={features} and projection={projection} must be at least 1")
+            raise UsageError(f"features={features} and projection={projection} must be at least 1")
         self.layer = layer
         self.query = nn.Linear(features, projection, bias=False)
         self.key = nn.Linear(features, projection, bias=False)
@@ -97,7 +98,7 @@ class OKDDip(PeerLearner):
     def _features(self, peer: Activations) -> Tensor:
         features = peer[self.layer].detach()
         if features.dim() < 2 or features.shape[1] != self.query.in_features:
-            raise ValueError(
+            raise UsageError(
                 f"layer {self.layer!r} of a peer gave {tuple(features.shape)}, "
                 f"which is not (N, {self.query.in_features}, ...): set features to what every peer has there"
             )

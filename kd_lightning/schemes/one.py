@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.evaluation import Evaluation
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks.branches import BranchedEnsemble, Gate, branch, check_branch
@@ -42,7 +43,7 @@ class ONE(Learner):
         lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
 
     Raises:
-        ValueError: There are fewer than two branches, or as for `branch`; at the first batch: the shared layers
+        UsageError: There are fewer than two branches, or as for `branch`; at the first batch: the shared layers
             are not what runs below the branching point, or `gate_features` does not fit.
 
     Example:
@@ -68,7 +69,7 @@ class ONE(Learner):
     ) -> None:
         super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)
         if branches < 2:
-            raise ValueError(f"branches={branches}: an ensemble takes the student and at least one further branch")
+            raise UsageError(f"branches={branches}: an ensemble takes the student and at least one further branch")
         self.shared = list(shared)
         self.branches = nn.ModuleList(branch(student, self.shared) for _ in range(branches - 1))
         self.gate = Gate(gate_features, branches)

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.evaluation import Evaluation
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses import AdversarialLoss
@@ -50,7 +51,7 @@ class OnlineAdversarial(TwoPlayerLearner[Peers]):
             next one's (``teacher``). Their losses are ``adversarial_0``, ``adversarial_1``, ...
 
     Raises:
-        ValueError: There is no peer, there are not as many adversaries as networks, or networks share parameters.
+        UsageError: There is no peer, there are not as many adversaries as networks, or networks share parameters.
 
     Example:
         >>> from kd_lightning.losses import LeastSquaresAdversarialLoss, TaskLoss
@@ -82,19 +83,19 @@ class OnlineAdversarial(TwoPlayerLearner[Peers]):
         named = {f"adversarial_{k}": term for k, term in enumerate(adversaries)}
         super().__init__(student, terms | named, optimizer, discriminator_optimizer, lr_scheduler, lr_interval)
         if not peers:
-            raise ValueError("peers is empty: give the student at least one network to learn with")
+            raise UsageError("peers is empty: give the student at least one network to learn with")
         if len(adversaries) != len(peers) + 1:
-            raise ValueError(f"{len(adversaries)} adversaries for {len(peers) + 1} networks: give one for each")
+            raise UsageError(f"{len(adversaries)} adversaries for {len(peers) + 1} networks: give one for each")
         for name, term in named.items():
             if not isinstance(term.loss, AdversarialLoss):
                 kind = type(term.loss).__name__
-                raise ValueError(f"{name} is a {kind}, which has no discriminator: give an AdversarialLoss")
+                raise UsageError(f"{name} is a {kind}, which has no discriminator: give an AdversarialLoss")
         self.peers = nn.ModuleList(peers)
         self.common = list(terms)
         self.adversaries = list(named)
         parameters = [parameter for network in self.networks().values() for parameter in network.parameters()]
         if len(set(parameters)) < len(parameters):
-            raise ValueError("two of the networks share parameters, so that they could not differ: copy one of them")
+            raise UsageError("two of the networks share parameters, so that they could not differ: copy one of them")
         self.evaluation = Evaluation(self.networks())
 
     def networks(self) -> dict[str, nn.Module]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
+from kd_lightning.core.errors import UsageError
 from kd_lightning.evaluation import Evaluation
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import is_left_out
@@ -36,7 +37,7 @@ class PeerLearner(Learner, ABC):
         lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
 
     Raises:
-        ValueError: There is no peer, or two networks share parameters.
+        UsageError: There is no peer, or two networks share parameters.
     """
 
     def __init__(
@@ -51,13 +52,13 @@ class PeerLearner(Learner, ABC):
     ) -> None:
         super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)
         if not peers:
-            raise ValueError("peers is empty: give the student at least one network to learn with")
+            raise UsageError("peers is empty: give the student at least one network to learn with")
         if deploy not in ("student", "best"):
-            raise ValueError(f"deploy={deploy!r} is neither 'student' nor 'best'")
+            raise UsageError(f"deploy={deploy!r} is neither 'student' nor 'best'")
         self.peers = nn.ModuleList(peers)
         parameters = [parameter for network in self.networks().values() for parameter in network.parameters()]
         if len(set(parameters)) < len(parameters):
-            raise ValueError("two of the networks share parameters, so that they could not differ: copy one of them")
+            raise UsageError("two of the networks share parameters, so that they could not differ: copy one of them")
         self.deploy = deploy
         self.evaluation = Evaluation(self.networks())
         self.register_buffer("best", torch.zeros((), dtype=torch.int64))

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses import KDLoss
 from kd_lightning.schemes.inversion import InversionDistiller
@@ -43,7 +44,7 @@ class PseudoExamples(InversionDistiller):
         image_optimizer: Builds the optimizer of a round's; Adam at a rate of .1 if not given, the paper's is .02.
 
     Raises:
-        ValueError: As `InversionDistiller`, or the terms are not of both kinds.
+        UsageError: As `InversionDistiller`, or the terms are not of both kinds.
 
     Example:
         >>> from kd_lightning.losses import TaskLoss
@@ -94,7 +95,7 @@ class PseudoExamples(InversionDistiller):
         self.of_labels = {name: term for name, term in terms.items() if term.teacher is None}
         self.of_examples = {name: term for name, term in terms.items() if term.teacher is not None}
         if not self.of_labels or not self.of_examples:
-            raise ValueError("terms must have one of the labels (teacher=None) and one with the teacher, at least")
+            raise UsageError("terms must have one of the labels (teacher=None) and one with the teacher, at least")
         self._labelled: Tensor | None = None
 
     def begin(self, count: int) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.evaluation import Evaluation
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks.branches import check_layer
@@ -39,7 +40,7 @@ class RocketLaunching(Learner):
         lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
 
     Raises:
-        ValueError: The student has no such layer (the nearest names are given), or the two share parameters; at a
+        UsageError: The student has no such layer (the nearest names are given), or the two share parameters; at a
             call: the booster cannot take what the layer gives.
 
     Example:
@@ -65,7 +66,7 @@ class RocketLaunching(Learner):
         super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)
         check_layer(student, layer)
         if set(student.parameters()) & set(booster.parameters()):
-            raise ValueError(
+            raise UsageError(
                 "student and booster share parameters: what they share is the student's, up to `layer`; "
                 "build the booster from what comes above alone"
             )
@@ -81,7 +82,7 @@ class RocketLaunching(Learner):
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise ValueError(
+            raise UsageError(
                 f"the booster cannot take {tuple(student[self.layer].shape)}, which the student's layer {self.layer!r} "
                 f"gives ({error}): build it for that input, e.g. with in_channels={student[self.layer].shape[1]}"
             ) from error

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.evaluation import Evaluation
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import Exits
@@ -33,7 +34,7 @@ class SelfDistiller(Learner):
         lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
 
     Raises:
-        ValueError: `deploy` is no network in the student, or an exit has no term and would not learn.
+        UsageError: `deploy` is no network in the student, or an exit has no term and would not learn.
 
     Example:
         >>> from kd_lightning import Term
@@ -60,7 +61,7 @@ class SelfDistiller(Learner):
         super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)
         parts = [f"student.{name}".rstrip(".") for name, _ in student.named_modules()]
         if deploy not in parts or (isinstance(student, Exits) and deploy.startswith("student.exits")):
-            raise ValueError(
+            raise UsageError(
                 f"deploy={deploy!r} is no network that could be used alone: give 'student' or a part of it"
             )
         self.deploy = deploy
@@ -90,6 +91,6 @@ class SelfDistiller(Learner):
         taught = {student.answering if layer == "logits" else layer for layer in self.layers("student")}
         for layer in student.classifiers:
             if layer not in taught:
-                raise ValueError(f"no term has {layer!r} as its student, so that it would not learn: give it one")
+                raise UsageError(f"no term has {layer!r} as its student, so that it would not learn: give it one")
             if layer != answering:
                 self._answers[layer] = layer

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.batch import target_of
+from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses import adversarial_loss, discrimination_loss
 from kd_lightning.networks import Generator, freeze, leave_out
@@ -58,7 +59,7 @@ class SyntheticInputs(TwoPlayerLearner[Mixed]):
         terms: The losses by name; the generator's is called ``generator``.
 
     Raises:
-        ValueError: No term has a teacher, or teacher and student share parameters; at a batch: inputs are no tensor of
+        UsageError: No term has a teacher, or teacher and student share parameters; at a batch: inputs are no tensor of
             the generated ones' shape, or there are no class indices where the generator has classes.
 
     Example:
@@ -84,7 +85,7 @@ class SyntheticInputs(TwoPlayerLearner[Mixed]):
         lr_interval: Literal["step", "epoch"] = "epoch",
     ) -> None:
         if not any(term.teacher is not None for term in terms.values()):
-            raise ValueError("no term has a teacher, and generated inputs have no labels: add one, e.g. KDLoss")
+            raise UsageError("no term has a teacher, and generated inputs have no labels: add one, e.g. KDLoss")
         check_apart(student, teacher)
         terms = terms | {"generator": Term(Realism(), teacher=None)}
         super().__init__(student, terms, optimizer, discriminator_optimizer, lr_scheduler, lr_interval)
@@ -103,7 +104,7 @@ class SyntheticInputs(TwoPlayerLearner[Mixed]):
         noise, *classes = self.generator.draw(len(real), real.device)
         generated = self.generator(noise, *classes)
         if generated.shape != real.shape:
-            raise ValueError(
+            raise UsageError(
                 f"generated inputs {tuple(generated.shape)} and real ones {tuple(real.shape)} differ: set the "
                 "generator's channels and size"
             )
@@ -119,7 +120,7 @@ class SyntheticInputs(TwoPlayerLearner[Mixed]):
             return discrimination_loss(generated, real)
         target = target_of(seen.labels)
         if target is None or target.is_floating_point():
-            raise ValueError("the generator has classes and the batch has no class indices: set its classes to 0")
+            raise UsageError("the generator has classes and the batch has no class indices: set its classes to 0")
         named = functional.cross_entropy(real[:, 1:].float(), target)
         named = named + functional.cross_entropy(generated[:, 1:].float(), seen.classes)
         return discrimination_loss(generated[:, :1], real[:, :1]) + named

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.batch import target_of
+from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import is_frozen
 from kd_lightning.schemes.peers import PeerLearner, detached
@@ -51,13 +52,13 @@ class LinearGate(Gate):
         duration: k_end, the optimizer steps until all passes.
 
     Raises:
-        ValueError: `duration` is below 1.
+        UsageError: `duration` is below 1.
     """
 
     def __init__(self, duration: int) -> None:
         super().__init__()
         if duration < 1:
-            raise ValueError(f"duration={duration} must be at least 1 optimizer step")
+            raise UsageError(f"duration={duration} must be at least 1 optimizer step")
         self.duration = duration
         self.step = 0  # k, a function of the trainer's own count and no state
 
@@ -72,7 +73,7 @@ class CorrectGate(Gate):
     Labels are always right.
 
     Raises:
-        ValueError: At a batch: its labels are no class indices.
+        UsageError: At a batch: its labels are no class indices.
     """
 
     def forward(self, term: Term, target: Activations, source: Activations | None, labels: dict[str, Tensor]) -> Tensor:
@@ -82,7 +83,7 @@ class CorrectGate(Gate):
         logits, truth = source["logits"], target_of(labels)
         if truth is None or truth.is_floating_point() or truth.shape != logits.shape[:1] or logits.dim() != 2:
             found = "none" if truth is None else f"{truth.dtype} {tuple(truth.shape)}"
-            raise ValueError(
+            raise UsageError(
                 f"whether a source is right is asked of logits (N, C) and class indices (N,); there are logits "
                 f"{tuple(logits.shape)} and target {found}: use another gate"
             )
@@ -132,7 +133,7 @@ class KnowledgeTransferGraph(PeerLearner):
         edges: By name.
 
     Raises:
-        ValueError: An edge's node is not there (the nearest names are given), it leads to its own source or to a frozen
+        UsageError: An edge's node is not there (the nearest names are given), it leads to its own source or to a frozen
             node, its term and its source do not agree on whether there is a teacher, a `CorrectGate` stands before a
             loss that compares samples; or a node has no part in the graph or, not frozen, nothing to learn from.
 
@@ -198,26 +199,26 @@ def _check(edges: dict[str, Edge], nodes: dict[str, nn.Module]) -> None:
         for node in (edge.target, edge.source):
             if node is not None and node not in nodes:
                 nearest = get_close_matches(node, nodes, n=3, cutoff=0.3) or nodes
-                raise ValueError(
+                raise UsageError(
                     f"edge {name!r}: there is no node {node!r}; the nearest names are {', '.join(nearest)}"
                 )
         if edge.source == edge.target:
-            raise ValueError(f"edge {name!r} leads from {edge.source!r} to itself: name another source")
+            raise UsageError(f"edge {name!r} leads from {edge.source!r} to itself: name another source")
         if is_frozen(nodes[edge.target]):
-            raise ValueError(f"edge {name!r} leads to {edge.target!r}, which is frozen and cannot learn: leave it out")
+            raise UsageError(f"edge {name!r} leads to {edge.target!r}, which is frozen and cannot learn: leave it out")
         if (edge.source is None) != (edge.term.teacher is None):
-            raise ValueError(
+            raise UsageError(
                 f"edge {name!r}: source={edge.source!r} and the term's teacher={edge.term.teacher!r}: "
                 "an edge from the labels has neither, any other has both"
             )
         if isinstance(edge.gate, CorrectGate) and getattr(edge.term.loss, "compares_samples", False):
-            raise ValueError(
+            raise UsageError(
                 f"edge {name!r}: {type(edge.term.loss).__name__} compares the samples of the whole batch, "
                 "and a CorrectGate would take some away: use another gate"
             )
     for node, network in nodes.items():
         taught = any(edge.target == node for edge in edges.values())
         if not taught and not is_frozen(network):
-            raise ValueError(f"no edge leads to {node!r}, which would stay as it is: add an edge, or freeze it")
+            raise UsageError(f"no edge leads to {node!r}, which would stay as it is: add an edge, or freeze it")
         if not taught and not any(edge.source == node for edge in edges.values()):
-            raise ValueError(f"no edge leads from the frozen {node!r}: add one, or leave the network out")
+            raise UsageError(f"no edge leads from the frozen {node!r}: add one, or leave the network out")

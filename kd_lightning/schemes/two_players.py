@@ -10,6 +10,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.steps import log_is_due
 from kd_lightning.terms import Term
@@ -55,7 +56,7 @@ class AlternatingLearner(Learner, ABC):
         strategy = self.trainer.strategy
         waits = isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters")  # pyright: ignore[reportPrivateUsage]
         if stage == "fit" and waits:
-            raise ValueError(
+            raise UsageError(
                 f"strategy='ddp' waits for the gradients of all players, and {type(self).__name__} moves one at a "
                 "time: set strategy='ddp_find_unused_parameters_true'"
             )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 
-from kd_lightning import Term
+from kd_lightning import Term, UsageError
 from kd_lightning.callbacks import Distillation, Linear, TemperatureSchedule
 from kd_lightning.losses import KDLoss
 from kd_lightning.networks import digest
@@ -271,7 +271,7 @@ def test_a_run_is_resumed_with_its_own_teacher_only(tmp_path):
     (saved,) = tmp_path.glob("*.ckpt")
     other = randomly(seed=3)
     ours, theirs = digest(drop_in.teacher)[:12], digest(other.teacher)[:12]
-    with pytest.raises(RuntimeError, match=rf"another teacher of 'backbone' .*{ours}.*resumed with \({theirs}\)"):
+    with pytest.raises(UsageError, match=rf"another teacher of 'backbone' .*{ours}.*resumed with \({theirs}\)"):
         run(tmp_path, other, ckpt_path=saved)
     run(tmp_path, other, max_epochs=1)  # what one fit expects is nothing to the next
     run(tmp_path, randomly(), ckpt_path=saved, max_epochs=2)

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from kd_lightning import OfflineDistiller, Term
+from kd_lightning import OfflineDistiller, Term, UsageError
 from kd_lightning.callbacks import TeacherCache, TeacherFreezing
 from kd_lightning.data import MNISTDataModule
 from kd_lightning.fingerprints import fingerprints
@@ -171,7 +171,7 @@ class Missing(MNISTDataModule):
 def test_rows_that_are_not_what_the_teacher_was_shown_are_found_in_the_first_batch(kind, complaint, tmp_path):
     module = learner()
     before = toys.weights(module)
-    with pytest.raises(RuntimeError, match=complaint) as found:
+    with pytest.raises(UsageError, match=complaint) as found:
         fit(tmp_path, module, TeacherCache(), datamodule=data(kind))
     assert "\n" not in str(found.value)
     assert toys.same(toys.weights(module), before)
@@ -191,7 +191,7 @@ def test_a_row_that_is_not_there_is_found_in_its_batch(tmp_path):
     datamodule, kept = data(OneMissing), Parameters()
     datamodule.missing = [*data().train_dataloader()][2][2][5]
     complaint = rf"training row {datamodule.missing} in epoch 0 is none that train_rows\(\) gave: give all of them"
-    with pytest.raises(RuntimeError, match=complaint):
+    with pytest.raises(UsageError, match=complaint):
         fit(tmp_path, learner(), TeacherCache(), kept, datamodule=datamodule)
     assert len(kept.after) == 2
 
@@ -210,9 +210,7 @@ class Parameters(Callback):
 def test_an_augmentation_is_found_at_the_batch_where_it_begins_and_before_its_step(begins, tmp_path):
     datamodule, module, kept = data(Noisy), learner(), Parameters()
     datamodule.begins = begins
-    with pytest.raises(
-        RuntimeError, match=rf"training row \d+ in epoch {begins // 4} is not what the teacher was shown"
-    ):
+    with pytest.raises(UsageError, match=rf"training row \d+ in epoch {begins // 4} is not what the teacher was shown"):
         fit(tmp_path, module, TeacherCache(), kept, datamodule=datamodule)
     assert len(kept.after) == begins
     assert all(map(torch.equal, module.student.parameters(), kept.after[-1]))
@@ -254,7 +252,7 @@ def test_what_is_written_into_a_batch_is_found_there(kind, changes, tmp_path):
 
     kept = Parameters()
     module = OfflineDistiller(network(8, 1), network(16, 2), toys.terms())
-    with pytest.raises(RuntimeError, match=r"training row \d+ .*in epoch 0 is not what the teacher was shown"):
+    with pytest.raises(UsageError, match=r"training row \d+ .*in epoch 0 is not what the teacher was shown"):
         fit(tmp_path, module, TeacherCache(), kept, datamodule=data(kind, **changes))
     assert len(kept.after) == 2
 
@@ -301,7 +299,7 @@ class ShiftsTheTable(Callback):
 def test_answers_shifted_by_a_row_are_found_before_the_first_step(seed, tmp_path):
     module = OfflineDistiller(toys.network(seed=seed), toys.network(16, seed=seed + 100), toys.terms())
     before = toys.weights(module)
-    with pytest.raises(RuntimeError, match=r"cached teacher logits are off by .* in epoch 0: rows are shifted"):
+    with pytest.raises(UsageError, match=r"cached teacher logits are off by .* in epoch 0: rows are shifted"):
         fit(tmp_path, module, TeacherCache(), ShiftsTheTable(), datamodule=data(seed=seed))
     assert toys.same(toys.weights(module), before)
 
@@ -315,7 +313,7 @@ class Falsifies(Callback):
 
 def test_the_answers_of_each_epoch_are_compared_with_the_teachers(tmp_path):
     kept = Parameters()
-    with pytest.raises(RuntimeError, match=r"cached teacher logits are off by .* in epoch 1"):
+    with pytest.raises(UsageError, match=r"cached teacher logits are off by .* in epoch 1"):
         fit(tmp_path, learner(), TeacherCache(), Falsifies(), kept)
     assert len(kept.after) == 4
 
@@ -338,7 +336,7 @@ def test_without_waiting_a_change_is_reported_when_something_else_waits(log_ever
     """At the next step that is logged, or at the end of the epoch."""
     datamodule, kept = data(Noisy), Parameters()
     datamodule.begins = 1
-    with pytest.raises(RuntimeError, match=r"training row \d+ is not what the teacher was shown"):
+    with pytest.raises(UsageError, match=r"training row \d+ is not what the teacher was shown"):
         fit(tmp_path, learner(), TeacherCache(), AsOnAGPU(), kept, datamodule=datamodule, log_every_n_steps=log_every)
     assert len(kept.after) == steps
 
@@ -347,7 +345,7 @@ def test_without_waiting_nothing_is_saved_that_learned_from_a_change(tmp_path):
     datamodule = data(Noisy)
     datamodule.begins = 1
     save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
-    with pytest.raises(RuntimeError, match="is not what the teacher was shown"):
+    with pytest.raises(UsageError, match="is not what the teacher was shown"):
         fit(tmp_path, learner(), TeacherCache(), AsOnAGPU(), save, datamodule=datamodule, log_every_n_steps=100)
     assert [path.name for path in tmp_path.glob("*.ckpt")] == ["step=1.ckpt"]
 
@@ -362,7 +360,7 @@ def test_without_waiting_the_look_up_is_the_same(views, tmp_path):
 
 
 def test_without_waiting_a_row_that_is_not_there_is_found_too(tmp_path):
-    with pytest.raises(RuntimeError, match=r"cached teacher logits are off by nan"):
+    with pytest.raises(UsageError, match=r"cached teacher logits are off by nan"):
         fit(tmp_path, learner(), TeacherCache(), AsOnAGPU(), datamodule=data(Missing))
 
 
@@ -556,7 +554,7 @@ def test_a_teacher_whose_code_is_another_is_found_before_the_first_step(tmp_path
     monkeypatch.setattr(Counting, "forward", lambda self, images: forward(self, images) * 1.01)
     module = learner()
     before = toys.weights(module)
-    with pytest.raises(RuntimeError, match=rf"logits are off by .*computes otherwise than it did; delete {file}"):
+    with pytest.raises(UsageError, match=rf"logits are off by .*computes otherwise than it did; delete {file}"):
         kept(tmp_path, module)
     assert toys.same(toys.weights(module), before)
 

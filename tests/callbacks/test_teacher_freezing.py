@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
 from torch import nn
 from torch.nn import functional
 
-from kd_lightning import OfflineDistiller
+from kd_lightning import OfflineDistiller, UsageError
 from kd_lightning.callbacks import TeacherFreezing
 from kd_lightning.networks import digest
 from tests import toys
@@ -104,7 +104,7 @@ class Writes(Callback):
 
 
 def test_a_teacher_that_was_written_to_is_reported(tmp_path):
-    with pytest.raises(RuntimeError, match="'teacher' was to stay as it is and has changed"):
+    with pytest.raises(UsageError, match="'teacher' was to stay as it is and has changed"):
         toys.trainer(tmp_path, TeacherFreezing(), Writes(), max_epochs=1).fit(toys.offline(), toys.data())
 
 
@@ -118,7 +118,7 @@ def test_a_run_is_resumed_with_its_own_teacher_only(tmp_path):
     toys.trainer(tmp_path, TeacherFreezing(), max_epochs=2).fit(toys.offline(), toys.data(), ckpt_path=saved)
     learner = other_teacher()
     ours, theirs = digest(toys.offline().teacher)[:12], digest(learner.teacher)[:12]
-    with pytest.raises(RuntimeError, match=rf"{ours}.*resumed with \({theirs}\)"):
+    with pytest.raises(UsageError, match=rf"{ours}.*resumed with \({theirs}\)"):
         toys.trainer(tmp_path, TeacherFreezing(), max_epochs=2).fit(learner, toys.data(), ckpt_path=saved)
     again = TeacherFreezing()  # what a fit has seen is nothing to the next
     for learner in (toys.offline(), other_teacher()):

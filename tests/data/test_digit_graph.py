@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from kd_lightning import UsageError
 from kd_lightning.data import DigitGraphDataModule
 from kd_lightning.data import graph as module
 from kd_lightning.data.graph import nearest_neighbours, read_digits
@@ -96,5 +97,5 @@ def test_what_does_not_fit_is_refused(monkeypatch):
             data(**changes)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     module.read_digits.cache_clear()
-    with pytest.raises(ModuleNotFoundError, match=r"needs scikit-learn: pip install 'kd-lightning\[graph\]'"):
+    with pytest.raises(UsageError, match=r"needs scikit-learn: pip install 'kd-lightning\[graph\]'"):
         data()

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from kd_lightning import OfflineDistiller, Term, load_teacher, tap
+from kd_lightning import OfflineDistiller, Term, UsageError, load_teacher, tap
 from kd_lightning.callbacks import TeacherFreezing
 from kd_lightning.losses import EnsembleLoss, KDLoss
 from kd_lightning.networks import MLP, Ensemble, StudentConvNet, TeacherConvNet, digest, is_frozen
@@ -115,7 +115,7 @@ def test_the_teachers_are_proved_to_stay_and_a_resumed_run_is_the_same(tmp_path)
 
     truth = fit(ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=2, save_top_k=-1))
     assert toys.same(fit(ckpt_path=tmp_path / "step=2.ckpt"), truth)
-    with pytest.raises(RuntimeError, match="another network 'teacher'"):
+    with pytest.raises(UsageError, match="another network 'teacher'"):
         fit(seed=4, ckpt_path=tmp_path / "step=2.ckpt")  # one member is another
 
 
@@ -129,7 +129,7 @@ def test_wrong_members_are_refused_in_one_line():
         ValueError, match=r"members\.0 \(Linear\) gave logits \(2, 10\) and members\.2 \(Linear\) \(2, 5\)"
     ):
         Ensemble([nn.Linear(3, 10), nn.Linear(3, 10), nn.Linear(3, 5)])(torch.zeros(2, 3))
-    with pytest.raises(TypeError, match=r"members\.1 \(LSTM\) gave tuple, not a tensor"):
+    with pytest.raises(UsageError, match=r"members\.1 \(LSTM\) gave tuple, not a tensor"):
         Ensemble([nn.Linear(3, 10), nn.LSTM(3, 10)])(torch.zeros(2, 3))
 
 
