@@ -6,11 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kd_lightning.activations import record_activations, tap
     from kd_lightning.core.errors import UsageError
     from kd_lightning.learner import Batch, Learner
     from kd_lightning.networks import freeze, leave_out, load_student, load_teacher
     from kd_lightning.schemes import Classifier, OfflineDistiller
-    from kd_lightning.taps import tap, watch
     from kd_lightning.terms import Term
 
 __version__ = "0.1.0"
@@ -25,8 +25,8 @@ __all__ = [
     "leave_out",
     "load_student",
     "load_teacher",
+    "record_activations",
     "tap",
-    "watch",
 ]
 
 _HOMES = {
@@ -40,8 +40,8 @@ _HOMES = {
     "leave_out": "networks",
     "load_student": "networks",
     "load_teacher": "networks",
-    "tap": "taps",
-    "watch": "taps",
+    "record_activations": "activations",
+    "tap": "activations",
 }
 
 

@@ -44,7 +44,7 @@ def export_student(module: nn.Module, path: str | PathLike[str]) -> Path:
 
     if not isinstance(module, LightningModule):
         return _write(module.state_dict(), None, path)
-    name = getattr(module, "deployed", "student")
+    name = getattr(module, "inference_network_name", "student")
     try:
         network = module.get_submodule(name)
     except AttributeError:
@@ -72,12 +72,11 @@ def export(checkpoint: str, output: str) -> Path:
         kd_lightning.networks.files.WeightsError: runs/mnist/distilled/bets.ckpt: no such file...
     """
     file = read_weights(checkpoint, "student")
-    tensors = under(f"{file.deployed}.", file.tensors)
+    name = file.inference_network_name
+    tensors = under(f"{name}.", file.tensors)
     if not tensors:
         first = next(iter(file.tensors))
-        raise WeightsError(
-            f"{file.path}: holds no student: no key starts with '{file.deployed}.', the first is {first!r}"
-        )
+        raise WeightsError(f"{file.path}: holds no student: no key starts with '{name}.', the first is {first!r}")
     return _write(tensors, file.student, output)
 
 

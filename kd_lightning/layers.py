@@ -11,11 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
+from kd_lightning.activations import logits_of, run
 from kd_lightning.cli import build
 from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import Learner
 from kd_lightning.quiet import quiet
-from kd_lightning.taps import logits_of, run
 
 Shapes = dict[str, tuple[int, ...]]
 """What a network's layers give, by their names in the order in which they run."""

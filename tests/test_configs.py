@@ -81,7 +81,7 @@ def test_trains_and_is_loaded_again(name, workplace):
     )
     deployed = f"{checkpoint['deployed']}."
     trained = {k.removeprefix(deployed): v for k, v in checkpoint["state_dict"].items() if k.startswith(deployed)}
-    for loaded in (learner.get_submodule(learner.deployed), load_student(folder / "last.ckpt")):
+    for loaded in (learner.get_submodule(learner.inference_network_name), load_student(folder / "last.ckpt")):
         assert loaded.state_dict().keys() == trained.keys()
         for key, value in loaded.state_dict().items():
             assert torch.equal(value, trained[key]), key

@@ -115,7 +115,7 @@ def test_a_checkpoint_is_plain_and_strict_and_the_export_is_the_deployed_network
     assert not [key for key in content["state_dict"] if key.startswith(tuple(f"{path}." for path in kept_out))]
     learner.load_state_dict(content["state_dict"], strict=True)
 
-    network = learner.get_submodule(content["deployed"])
+    network = learner.get_submodule(content["inference_network"])
     own = {name: value.clone() for name, value in network.state_dict().items()}
     exported = export(str(checkpoints[-1]), str(tmp_path / "student.safetensors"))
     assert read_weights(exported, "student").tensors.keys() == own.keys()

@@ -73,7 +73,7 @@ def test_losses_are_logged_only_at_the_steps_that_are_due(tmp_path):
         ([torch.zeros(2, 3)], set()),
         ((torch.zeros(2, 3), torch.zeros(2)), {"target"}),
         ((torch.zeros(2, 3), torch.zeros(2), torch.arange(2)), {"target", "index"}),
-        ({"image": torch.zeros(2, 3), "label": torch.zeros(2)}, {"label"}),
+        ({"input": torch.zeros(2, 3), "label": torch.zeros(2)}, {"label", "target"}),
     ],
 )
 def test_split_batch_knows_what_loaders_give(batch, labels):
@@ -85,13 +85,17 @@ def test_split_batch_knows_what_loaders_give(batch, labels):
 
 def test_split_batch_keeps_named_inputs_by_name():
     class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
         def forward(self, ids, mask):
-            return ids * mask
+            return ids * mask * self.scale
 
     learner = Classifier(Named(), {"task": Term(TaskLoss(), teacher=None, target="sentiment")})
     split = learner.split_batch({"ids": torch.ones(2, 3), "mask": torch.ones(2, 3), "sentiment": torch.zeros(2).long()})
     assert set(split.student) == {"ids", "mask"}
-    assert set(split.labels) == {"sentiment"}
+    assert set(split.labels) == {"sentiment"}  # which forward does not take
     assert learner.compute_losses(
         {"ids": torch.zeros(2, 3), "mask": torch.ones(2, 3), "sentiment": torch.zeros(2).long()}
     )["task"].item() == pytest.approx(torch.tensor(3.0).log().item())
@@ -131,7 +135,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_name(tmp_path):
 
 def test_hyperparameters_hold_plain_values_only():
     learner = OfflineDistiller(plain(4, seed=0), plain(8, seed=1), toys.terms(), lr_interval="step")
-    assert dict(learner.hparams) == {"lr_interval": "step"}
+    assert dict(learner.hparams) == {"lr_scheduler": None, "lr_interval": "step", "metrics": None}
 
 
 def test_the_scheduler_moves_at_the_interval_that_is_asked_for(tmp_path):
@@ -157,6 +161,6 @@ def test_the_teacher_gives_no_graph_and_the_students_graph_reaches_every_paramet
     learner = toys.offline()
     losses = learner.compute_losses(batches().batches[0])
     learner.weighted_sum(losses).backward()
-    assert learner.watch_teacher(learner.split_batch(batches().batches[0]))["logits"].grad_fn is None
+    assert learner.teacher_activations(learner.split_batch(batches().batches[0]))["logits"].grad_fn is None
     assert all(parameter.grad is not None for parameter in learner.student.parameters())
     assert all(parameter.grad is None for parameter in learner.teacher.parameters())

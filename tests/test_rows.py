@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning import OfflineDistiller, Term
+from kd_lightning.flatten import flatten_positions
 from kd_lightning.losses import KDLoss, TaskLoss
-from kd_lightning.rows import to_rows
 from tests import toys
 
 
@@ -93,7 +93,7 @@ def test_segmentation_with_an_ignored_label_of_its_own():
 def test_stacked_teachers_and_probabilities_follow_the_positions(shape):
     student, probabilities = torch.rand(2, *shape)
     teachers = torch.rand(shape[0], 3, *shape[1:])
-    rows = to_rows(student, teachers, probabilities)
+    rows = flatten_positions(student, teachers, probabilities)
     last = (lambda x: x.movedim(1, -1)) if len(shape) == 4 else (lambda x: x)
     assert torch.equal(rows.student, last(student).reshape(-1, 5))
     assert torch.equal(rows.target, last(probabilities).reshape(-1, 5))
@@ -103,21 +103,21 @@ def test_stacked_teachers_and_probabilities_follow_the_positions(shape):
 
 def test_what_is_rows_already_is_left_alone():
     logits, target = torch.rand(4, 5), torch.tensor([1, -100, 2, 3])
-    rows = to_rows(logits, None, target)
+    rows = flatten_positions(logits, None, target)
     assert rows.student is logits
     assert rows.target is target
 
 
 def test_labels_of_other_positions_are_refused_with_all_shapes():
     with pytest.raises(ValueError, match=r"\(2, 7, 5\), teacher logits \(2, 6, 5\) and target \(2, 7\)"):
-        to_rows(torch.rand(2, 7, 5), torch.rand(2, 6, 5), torch.zeros(2, 7, dtype=torch.long))
+        flatten_positions(torch.rand(2, 7, 5), torch.rand(2, 6, 5), torch.zeros(2, 7, dtype=torch.long))
     with pytest.raises(ValueError, match="one label"):
-        to_rows(torch.rand(2, 7, 5), None, torch.zeros(2, 6, dtype=torch.long))
+        flatten_positions(torch.rand(2, 7, 5), None, torch.zeros(2, 6, dtype=torch.long))
 
 
 def test_a_batch_without_a_position_to_learn_from_is_refused():
     with pytest.raises(ValueError, match="every label of the batch is -100"):
-        to_rows(torch.rand(2, 7, 5), None, torch.full((2, 7), -100))
+        flatten_positions(torch.rand(2, 7, 5), None, torch.full((2, 7), -100))
 
 
 def test_plain_kd_asks_for_no_labels():

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
+import textwrap
 from collections import OrderedDict
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning import UsageError
+from kd_lightning.activations import record_activations, record_calls, tap
+from kd_lightning.compiled_calls import HookGuardedCall, hook_guards
 from kd_lightning.networks import freeze
-from kd_lightning.taps import tap, watch
 
 
 class Net(nn.Module):
@@ -56,7 +60,7 @@ def inputs(seed: int = 0) -> Tensor:
 def assert_taps(network: nn.Module, layers: list[str], seed: int = 0, expected: Net | None = None) -> None:
     """The taps are the layers' outputs, in the order asked for, and their gradients those of the layers'."""
     x = inputs(seed)
-    seen = tap(network, x, layers)
+    seen = tap(network, x, [*layers, "logits"])
     truth = {layer: (expected or network).by_hand(x)[layer] for layer in [*layers, "logits"]}
     assert list(seen) == list(truth)
     for layer, activation in truth.items():
@@ -107,9 +111,17 @@ def test_a_mapping_becomes_named_inputs_and_input_is_the_first():
     assert torch.equal(seen["input"], inputs())
 
 
-def test_watch_sees_a_call_that_someone_else_makes():
+def test_what_is_not_named_is_not_recorded():
+    assert list(tap(Net(), inputs())) == ["logits"]
+    assert list(tap(Net(), inputs(), ["body"])) == ["body"]
+    losses = Net(outputs=lambda logits: {"loss": logits.sum()})  # as detectors return them in training
+    assert list(tap(losses, inputs(), ["body", "input"])) == ["body", "input"]
+    assert tap(losses, inputs(), []) == {}
+
+
+def test_a_call_that_someone_else_makes_is_recorded():
     network = Net()
-    with watch(network, ["body"]) as seen:
+    with record_activations(network, ["body", "logits"]) as seen:
         output = network(inputs(), scale=2.0)
     assert seen["logits"] is output
     torch.testing.assert_close(seen["body"], network.by_hand(2 * inputs())["body"])
@@ -131,6 +143,19 @@ def test_a_frozen_network_gives_taps_without_a_graph_unless_its_input_needs_one(
     x = inputs().requires_grad_()
     (gradient,) = torch.autograd.grad(tap(network, x, ["body"])["body"].sum(), x)
     assert gradient.any()
+
+
+def test_calls_are_recorded_with_their_arguments_and_whether_these_were_overwritten():
+    network, x = Net(), inputs()
+    with record_calls(network) as calls:
+        network(x, scale=2.0)
+        network(x)
+    assert [call.kwargs for call in calls] == [{"scale": 2.0}, {}]
+    assert all(call.args[0] is x for call in calls)
+    assert not calls[0].was_overwritten()
+    x.add_(1.0)
+    assert calls[0].was_overwritten()
+    assert hooks(network) == []
 
 
 # ---- what is refused
@@ -162,9 +187,9 @@ def test_a_layer_that_runs_twice_is_refused():
 
 def test_a_network_that_runs_twice_or_never_while_watched_is_refused():
     network = Net()
-    with pytest.raises(UsageError, match="the network ran 2 times"), watch(network):
+    with pytest.raises(UsageError, match="the network ran 2 times"), record_activations(network):
         network(network(inputs()).repeat(1, 2))
-    with pytest.raises(UsageError, match="the network did not run"), watch(network):
+    with pytest.raises(UsageError, match="the network did not run"), record_activations(network):
         pass
 
 
@@ -204,7 +229,7 @@ def test_hooks_are_gone_when_the_network_or_the_caller_fails():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         tap(network, torch.zeros(5, 7), ["body", "input"])
     assert hooks(network) == []
-    with pytest.raises(KeyboardInterrupt), watch(network, ["body"]):
+    with pytest.raises(KeyboardInterrupt), record_activations(network, ["body"]):
         raise KeyboardInterrupt
     assert hooks(network) == []
 
@@ -295,15 +320,43 @@ def test_in_a_compiled_network_no_tap_is_overwritten(graphs: Graphs, backend: st
 
 
 @compiles
-def test_a_network_that_was_compiled_with_unguarded_graphs_is_refused_and_the_remedy_works(graphs: Graphs):
+def test_a_function_around_a_network_that_was_compiled_before_is_refused_and_the_remedy_works(graphs: Graphs):
     network = Net()
-    network.compile(backend=graphs)
-    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=True):  # torch's default, before our import
-        network(inputs())
-    with pytest.raises(UsageError, match=r"layer 'body.1' did not run .* torch.compiler.reset\(\)"):
-        tap(network, inputs(), ["body.1"])
+    step = torch.compile(lambda x: network(x), backend=graphs)
+    step(inputs())
+    refused = pytest.raises(UsageError, match=r"layer 'body.1' did not run .* torch.compiler.reset\(\)")
+    with refused, record_activations(network, ["body.1"]):
+        step(inputs())
     torch.compiler.reset()
-    assert_taps(network, ["body.1"], expected=Net())
+    with hook_guards(), record_activations(network, ["body.1"]) as seen:
+        step(inputs())
+    torch.testing.assert_close(seen["body.1"], network.by_hand(inputs())["body.1"])
+
+
+@compiles
+def test_only_the_calls_of_a_recorded_network_are_guarded(graphs: Graphs):
+    recorded, other = Net(), Net()
+    for network in (recorded, other):
+        network.compile(backend=graphs)
+        network(inputs())
+    tap(recorded, inputs(), ["body.1"])
+    assert isinstance(recorded._compiled_call_impl, HookGuardedCall)
+    assert not isinstance(other._compiled_call_impl, HookGuardedCall)
+    assert torch._dynamo.config.skip_nnmodule_hook_guards
+
+
+def test_importing_and_recording_leave_torchs_own_settings_alone():
+    program = """
+        import torch._dynamo
+        from torch import nn
+        before = dict(torch._dynamo.config.get_config_copy())
+        import kd_lightning.callbacks, kd_lightning.cli
+        from kd_lightning import tap
+        tap(nn.Linear(2, 2), torch.zeros(1, 2), ["input"])
+        print(before == dict(torch._dynamo.config.get_config_copy()))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout == "True\n"
 
 
 def test_a_parameter_gives_itself_by_its_dotted_name():

@@ -121,7 +121,7 @@ def test_a_layer_that_was_not_seen_is_refused_with_those_that_were(side: str, ad
     seen = "logits, body, input" if side == "student" else "logits, head"
     with pytest.raises(
         ValueError,
-        match=f"a Recorder term compares the {side}'s 'conv.3', and only {seen} was seen: set the term's {side}",
+        match=f"a Recorder term compares the {side}'s 'conv.3', and only {seen} was recorded: set the term's {side}",
     ):
         term(STUDENT, TEACHER, LABELS)
 

@@ -10,10 +10,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kd_lightning.activations import tap
 from kd_lightning.batch import target_of
 from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import Learner
-from kd_lightning.taps import tap
 
 
 class ActivationStatistics(Callback):
@@ -80,7 +80,7 @@ class ActivationStatistics(Callback):
         """Looks, and writes."""
         if not trainer.is_global_zero or not isinstance(pl_module, Learner):
             return
-        network = pl_module.get_submodule(pl_module.deployed)
+        network = pl_module.get_submodule(pl_module.inference_network_name)
         training = network.training
         network.eval()
         data: Any = getattr(trainer, "datamodule", None)

@@ -10,9 +10,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn import functional
 
+from kd_lightning.activations import tap
 from kd_lightning.core.errors import UsageError
 from kd_lightning.schemes import OfflineDistiller
-from kd_lightning.taps import tap
 
 
 class AttentionMaps(Callback):

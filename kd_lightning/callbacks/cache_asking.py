@@ -13,13 +13,13 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
+from kd_lightning.activations import Activations
 from kd_lightning.callbacks.cache_file import Kind
 from kd_lightning.callbacks.cache_walk import Inputs, Walk, index_of, merged
 from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import Batch
 from kd_lightning.networks import digest, is_frozen
-from kd_lightning.schemes import OfflineDistiller
-from kd_lightning.taps import Activations
+from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 
 Put = Callable[[str, int, Tensor], None]
 """Keeps what was shown at a layer of rows, from the given one on."""
@@ -34,7 +34,7 @@ class Asking:
         halves: Computes in bfloat16, and rounds to it what is then kept as float32.
     """
 
-    def __init__(self, walk: Walk, learner: OfflineDistiller, halves: bool) -> None:
+    def __init__(self, walk: Walk, learner: FrozenTeacher, halves: bool) -> None:
         self.walk = walk
         self.learner = learner
         self.halves = halves
@@ -46,8 +46,7 @@ class Asking:
         """What the teacher shows of a batch as it does in a training step."""
         half = torch.autocast(self.learner.device.type, torch.bfloat16) if self.halves else nullcontext()
         with self.walk.trainer.precision_plugin.train_step_context(), half:
-            # the class's: the instance's is the look-up
-            shown = type(self.learner).watch_teacher(self.learner, batch)
+            shown = self.learner.run_teacher(batch)
         if not self.halves:
             return shown
         return {layer: values.float() if values.is_floating_point() else values for layer, values in shown.items()}
@@ -79,8 +78,8 @@ class Asking:
         return {
             "teacher": digest(learner.teacher),
             "network": sha256(repr(learner.teacher).encode()).hexdigest(),  # a stride is no weight
-            "asked by": type(learner).watch_teacher.__qualname__,
-            "layers": sorted({*learner.layers("teacher"), "logits"}),
+            "run by": type(learner).run_teacher.__qualname__,
+            "layers": sorted(learner.terms.layers("teacher")),
             "precision": [self.walk.trainer.precision, self.halves, torch.get_float32_matmul_precision()],
             "device": learner.device.type,
             "views": self.walk.views,
@@ -99,15 +98,17 @@ class Asking:
             yield start, {layer: merged(values) for layer, values in answers.items()}
 
 
-def servable(module: LightningModule) -> OfflineDistiller:
+def servable(module: LightningModule) -> FrozenTeacher:
     """A scheme whose teacher's answers are fixed by its input.
 
     Raises:
         UsageError: They are not, or it has no teacher whose place could be taken.
     """
-    if not isinstance(module, OfflineDistiller):
-        raise UsageError(f"{type(module).__name__} has no watch_teacher to stand in for: train without TeacherCache")
-    if parameters := set(module.layers("teacher")) & {name for name, _ in module.teacher.named_parameters()}:
+    if not isinstance(module, FrozenTeacher) or not module.teacher_sees_data:
+        raise UsageError(
+            f"{type(module).__name__} has no frozen teacher whose inputs are rows of the data: drop TeacherCache"
+        )
+    if parameters := set(module.terms.layers("teacher")) & {name for name, _ in module.teacher.named_parameters()}:
         raise UsageError(f"terms look at the teacher's {', '.join(parameters)}, which no row has: drop TeacherCache")
     if any(isinstance(layer, _BatchNorm) and layer.running_mean is None for layer in module.teacher.modules()):
         raise UsageError("the teacher's BatchNorm looks at the whole batch, which differs: train without TeacherCache")

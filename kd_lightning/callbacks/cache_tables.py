@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from kd_lightning.activations import Activations
 from kd_lightning.callbacks.cache_file import Kind
 from kd_lightning.callbacks.cache_walk import Inputs
 from kd_lightning.core.errors import UsageError
-from kd_lightning.taps import Activations
 
 
 class ChangedError(RuntimeError):

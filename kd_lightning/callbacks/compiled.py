@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lookup import find_network
 
 
 class Compiled(Callback):
@@ -41,14 +40,8 @@ class Compiled(Callback):
         """Marks the networks: each is compiled when it runs first."""
         if stage != "fit":
             return
-        names = [name for name, _ in pl_module.named_modules() if name]
         for name in self.networks:
-            if name not in names:
-                nearest = ", ".join(get_close_matches(name, names, n=3, cutoff=0.3) or names[:8])
-                raise UsageError(
-                    f"{type(pl_module).__name__} has no network {name!r} to compile; the nearest are {nearest}"
-                )
-            network = pl_module.get_submodule(name)
+            network = find_network(pl_module, name, "to compile")
             network.compile(mode=self.mode, backend=self.backend, dynamic=False)
             self._compiled.append(network)
 

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
-from difflib import get_close_matches
-from functools import partial, wraps
-from itertools import chain
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from kd_lightning.activations import Activations, Call, record_activations, record_calls
 from kd_lightning.batch import split_batch
 from kd_lightning.callbacks.moving_teacher import MovingTeacher
+from kd_lightning.callbacks.patching import replace_method, restore_methods
+from kd_lightning.compiled_calls import anything_compiled, hook_guards
 from kd_lightning.core.errors import UsageError
-from kd_lightning.distributed import is_distributed
-from kd_lightning.networks import digest, freeze, leave_out
+from kd_lightning.core.lookup import find_network
+from kd_lightning.core.loss import loss_trait
+from kd_lightning.networks import leave_out
 from kd_lightning.steps import log_is_due
-from kd_lightning.taps import watch
-from kd_lightning.terms import Term, check_terms, names
-
-_BEFORE = "_kd_before"  # on a method that stands in for theirs: what their instance had in its place
+from kd_lightning.teacher_holder import TeacherHolder
+from kd_lightning.terms import Term, Terms, finetunes
 
 
 class Distillation(Callback):
@@ -66,22 +65,28 @@ class Distillation(Callback):
 
     def __init__(self, student: str, teacher: nn.Module, terms: dict[str, Term]) -> None:
         self.student = student
-        self.teacher = freeze(teacher)
-        for name, term in check_terms(terms).items():
-            for needs, scheme in (
-                ("discriminate", "AdversarialDistiller"),
+        self.held = TeacherHolder(teacher, f"teacher of {student!r}")
+        self.terms = Terms(terms)
+        for name, term in terms.items():
+            for trait, scheme in (
+                ("is_adversarial", "AdversarialDistiller"),
                 ("differentiates_input", "OfflineDistiller"),
             ):
-                if hasattr(term.loss, needs):
+                if loss_trait(term.loss, trait):
                     raise UsageError(
                         f"term {name!r}: {type(term.loss).__name__} needs more of a step than the drop-in has: "
                         f"learn by {scheme}"
                     )
-        self.terms = nn.ModuleDict(terms)
         leave_out(self.terms)
         self._name: str | None = None  # of the terms, in their module
-        self._digest: str | None = None
+        self._expected: str | None = None  # the hash of the teacher of the run that is resumed
         self._has_logged = False
+        self._compiles = True
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The network that teaches."""
+        return self.held.network
 
     @property
     def state_key(self) -> str:
@@ -89,50 +94,57 @@ class Distillation(Callback):
         return self._generate_state_key(student=self.student)
 
     def state_dict(self) -> dict[str, Any]:
-        """The teacher's digest, and what the losses have learned."""
-        return {"teacher": self._digest, "terms": dict(self.terms.state_dict())}
+        """Return the teacher's hash, and what the losses have learned."""
+        return {"teacher": self.held.hash, "terms": dict(self.terms.state_dict())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Expects the teacher with which the run was started, and goes on with what the losses had learned."""
-        self._digest = state_dict["teacher"]
+        """Expect the teacher with which the run was started, and load what the losses had learned."""
+        self._expected = state_dict["teacher"]
         self.terms.load_state_dict(state_dict["terms"])
 
     # ---- what Lightning calls
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Registers the terms in their module, for devices, processes and schedules, and stands in for two methods."""
+        """Register the terms in their module, for devices, processes and schedules, and replace two methods."""
         if stage != "fit":
             return
-        self._digest, self._has_logged = None, False
+        self.held.hold()
+        self._expected, self._has_logged, self._compiles = None, False, True
+        self.terms.is_checked = finetunes(trainer)
         self._name = "distillation_" + self.student.replace(".", "_")
         while hasattr(pl_module, self._name):
             self._name += "_"
         pl_module.add_module(self._name, self.terms)
-        _stand_in(pl_module, "training_step", partial(self._training_step, trainer, pl_module))
-        _stand_in(pl_module, "configure_optimizers", partial(self._configure_optimizers, trainer, pl_module))
+        replace_method(pl_module, "training_step", partial(self._training_step, trainer, pl_module))
+        replace_method(pl_module, "configure_optimizers", partial(self._configure_optimizers, trainer, pl_module))
         for average in _averages(trainer):  # pairs its copy's tensors with the module's by their place
             average.setup(trainer, pl_module, stage)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prove that nothing has changed the teacher, unless a callback is there to do so."""
+        if not self._teacher_moves(trainer):
+            self.held.prove()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leaves their module as it was."""
+        """Leave their module, and the teacher, as they were."""
         if self._name is None:
             return
         copies = [average._average_model for average in _averages(trainer)]  # pyright: ignore[reportPrivateUsage]
         for module in (pl_module, *(copy.module for copy in copies if copy is not None)):
-            _step_back(module)
+            restore_methods(module, "training_step", "configure_optimizers")
             module._modules.pop(self._name, None)  # pyright: ignore[reportPrivateUsage]
         self._name = None
-        self.teacher.cpu()  # where Lightning leaves the module, too
+        self.held.release().cpu()  # where Lightning leaves the module, too
         self.terms.cpu()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leaves it so when the fit fails, too."""
+        """Leave them so when the fit fails, too."""
         self.teardown(trainer, pl_module, "fit")
 
-    # ---- what stands in for their methods
+    # ---- the replaced methods
 
     def _configure_optimizers(self, trainer: Trainer, module: LightningModule, theirs: Callable[[], Any]) -> Any:
-        """Their optimizers, and in them what the terms learn. The module is complete here, and where it is to be."""
+        """Their optimizers, and in them what the terms learn. The module is complete here, and on its device."""
         name = cast("str", self._name)
         del module._modules[name]  # pyright: ignore[reportPrivateUsage]  # so that their `self.parameters()` are theirs
         configured = theirs()
@@ -146,86 +158,78 @@ class Distillation(Callback):
         self, trainer: Trainer, module: LightningModule, theirs: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Their step's output, with the terms added to its loss."""
+        logged = log_is_due(trainer)
+        vars(self.terms)["skip_unweighted"] = not logged
         student = module.get_submodule(self.student)
         labels = self._labels(args[0] if args else None)  # before their step, which may take them out of the batch
         try:
-            with watch(student, self._layers("student")) as seen, _calls(student) as calls:
-                output = theirs(*args, **kwargs)
+            with record_activations(student, self.terms.layers("student")) as seen, record_calls(student) as calls:
+                # a step, or a function in it, may be compiled around the student
+                with hook_guards() if self._compiles else nullcontext():
+                    output = theirs(*args, **kwargs)
                 loss = _loss_of(output)
                 self._check_calls(module, calls)
         except _NoLossError as nothing:
             return nothing.args[0]
-        with watch(self.teacher, self._layers("teacher")) as shown:
-            self.teacher(*calls[0].args, **calls[0].kwargs)
-        targets = {layer: activation.detach() for layer, activation in shown.items()}
-        losses = {name: term(seen, targets, labels) for name, term in self._terms().items()}
-        if log_is_due(trainer):
+        self._compiles = self._compiles and anything_compiled()
+        losses = self.terms.losses(seen, self._targets(calls[0]), labels)
+        if logged:
             self._log(trainer, module, losses)
-        total = loss + torch.stack([term.weight * losses[name] for name, term in self._terms().items()]).sum()
+        total = loss + self.terms.weighted_sum(losses)
         return {**output, "loss": total} if isinstance(output, Mapping) else total
 
     # ---- inside
 
-    def _terms(self) -> dict[str, Term]:
-        return cast("dict[str, Term]", dict(self.terms.items()))
-
-    def _layers(self, side: Literal["student", "teacher"]) -> list[str]:
-        return [layer for term in self._terms().values() for layer in names(getattr(term, side))]
+    def _targets(self, call: Call) -> Activations:
+        """The teacher's activations, of a call with the student's arguments."""
+        layers = self.terms.layers("teacher")
+        if not layers:
+            return {}
+        with record_activations(self.teacher, layers) as activations:
+            self.teacher(*call.args, **call.kwargs)
+        return {layer: activation.detach() for layer, activation in activations.items()}
 
     def _labels(self, batch: Any) -> dict[str, Tensor]:
         if not isinstance(batch, Mapping) and not (isinstance(batch, tuple | list) and 1 <= len(batch) <= 3):
             return {}  # not a form that is known: there may be no loss that needs a label
-        known = [name for term in self._terms().values() for name in names(term.target)]
-        labels = cast("dict[str, Any]", split_batch(batch, known).labels)
+        labels = cast("dict[str, Any]", split_batch(batch, self.terms.labels()).labels)
         return {name: value for name, value in labels.items() if isinstance(value, Tensor)}
 
     def _check_student(self, module: LightningModule) -> None:
-        there = [name for name, _ in module.named_modules(remove_duplicate=False)]
-        if self.student not in there:
-            nearest = get_close_matches(self.student, there, n=3, cutoff=0.3) or there[1:9]
-            raise UsageError(
-                f"{type(module).__name__} has no network {self.student!r} to be the student; the nearest names are "
-                f"{', '.join(nearest)}"
-            )
-        if set(module.get_submodule(self.student).parameters()) & set(self.teacher.parameters()):
+        student = find_network(module, self.student, "to be the student")
+        if set(student.parameters()) & set(self.teacher.parameters()):
             raise UsageError(
                 f"the teacher and the student {self.student!r} share parameters, and freezing one has frozen both: "
                 "copy one of them"
             )
 
-    def _check_calls(self, module: LightningModule, calls: list[_Call]) -> None:
+    def _check_calls(self, module: LightningModule, calls: list[Call]) -> None:
         where = f"the student {self.student!r} of {type(module).__name__}"
         if not calls:
             raise UsageError(
                 f"{where} did not run in training_step: name the network that it calls for its logits (or call "
-                "torch.compiler.reset(), if that was compiled before kd_lightning was imported)"
+                "torch.compiler.reset(), if a function around it was compiled before)"
             )
         if len(calls) > 1:
             raise UsageError(
                 f"{where} ran {len(calls)} times in training_step, and the terms compare one output: make it one call "
                 "on the concatenated inputs, or name a network that runs once"
             )
-        if calls[0].versions not in ([], _versions(calls[0].args, calls[0].kwargs)):
+        if calls[0].was_overwritten():
             raise UsageError(
                 f"the input of {where} was overwritten in place, and the teacher would see another one: clone it there"
             )
 
+    def _teacher_moves(self, trainer: Trainer) -> bool:
+        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        return any(isinstance(other, MovingTeacher) and other.student == self.student for other in callbacks)
+
     def _prepare_teacher(self, trainer: Trainer, module: LightningModule) -> None:
         self.teacher.to(module.device)
-        if is_distributed():
-            for tensor in chain(self.teacher.parameters(), self.teacher.buffers()):
-                dist.broadcast(tensor.data, src=0)
-        self.teacher = trainer.precision_plugin.convert_module(self.teacher)
-        found = digest(self.teacher)
-        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-        # one that moves comes with the state of what moves it
-        moves = any(isinstance(other, MovingTeacher) and other.student == self.student for other in callbacks)
-        if self._digest not in (None, found) and not moves:
-            raise UsageError(
-                f"this run was started with another teacher of {self.student!r} (sha256 {self._digest[:12]}) than it "
-                f"is resumed with ({found[:12]}): build or load the one of then, or start a new run"
-            )
-        self._digest = found
+        self.held.broadcast()
+        self.held.network = trainer.precision_plugin.convert_module(self.teacher)
+        # one that moves comes with the state of the callback that moves it
+        self.held.remember(None if self._teacher_moves(trainer) else self._expected)
 
     def _join(self, module: LightningModule, optimizers: list[Optimizer]) -> None:
         if not module.automatic_optimization or len(optimizers) > 1:
@@ -251,15 +255,13 @@ class Distillation(Callback):
             group["param_names"].extend(new)
 
     def _log(self, trainer: Trainer, module: LightningModule, losses: dict[str, Tensor]) -> None:
-        values: dict[str, Any] = {f"train/{name}": loss.detach() for name, loss in losses.items()}
-        for name, term in self._terms().items():
-            if not torch.isfinite(losses[name]):
+        values = self.terms.log_values(losses)
+        for name, loss in losses.items():
+            if not torch.isfinite(loss):
                 raise UsageError(
-                    f"the term {name!r} is not finite at step {trainer.global_step} ({losses[name].item():g}): look "
+                    f"the term {name!r} is not finite at step {trainer.global_step} ({loss.item():g}): look "
                     "for non-finite inputs, a learning rate that is too high, or a temperature far below 1"
                 )
-            if hasattr(term.loss, "temperature"):
-                values[f"temperature/{name}"] = cast("float", term.loss.temperature)
         logged = cast("dict[str, Any]", trainer._results or {})  # pyright: ignore[reportPrivateUsage]
         for name in () if self._has_logged else values:
             if f"training_step.{name}" in logged and not logged[f"training_step.{name}"].has_reset:
@@ -272,33 +274,6 @@ class Distillation(Callback):
 
 class _NoLossError(Exception):
     """Their step returned nothing to add to: it is skipped, or Lightning will say what is wrong with it."""
-
-
-class _Call(NamedTuple):
-    """How the student was called."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    versions: list[int]
-
-
-@contextmanager
-def _calls(network: nn.Module) -> Generator[list[_Call]]:
-    calls: list[_Call] = []
-
-    def keep(_network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # a graph keeps no versions
-        calls.append(_Call(args, kwargs, [] if torch.compiler.is_compiling() else _versions(args, kwargs)))
-
-    handle = network.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        yield calls
-    finally:
-        handle.remove()
-
-
-def _versions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
-    return [value._version for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
 
 
 def _loss_of(output: Any) -> Tensor:
@@ -320,25 +295,3 @@ def _optimizers(configured: Any) -> list[Optimizer]:
 def _averages(trainer: Trainer) -> list[WeightAveraging]:
     callbacks = cast("list[Callback]", trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
     return [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
-
-
-def _stand_in(module: nn.Module, name: str, ours: Callable[..., Any]) -> None:
-    """Puts ours in the place of their method, on their instance; it is given theirs, and the arguments."""
-    theirs = getattr(module, name)
-
-    @wraps(theirs)
-    def method(*args: Any, **kwargs: Any) -> Any:  # a function and no partial, for a copy of the module shares it
-        return ours(theirs, *args, **kwargs)
-
-    vars(method)["__wrapped__"] = getattr(theirs, "__wrapped__", theirs)  # whose arguments Lightning counts
-    vars(method)[_BEFORE] = vars(module).get(name)
-    vars(module)[name] = method
-
-
-def _step_back(module: nn.Module) -> None:
-    """Undoes every `_stand_in`."""
-    for name in ("training_step", "configure_optimizers"):
-        while hasattr(method := vars(module).get(name), _BEFORE):
-            vars(module)[name] = getattr(method, _BEFORE)
-            if vars(module)[name] is None:
-                del vars(module)[name]

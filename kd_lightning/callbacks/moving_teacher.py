@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from difflib import get_close_matches
 from typing import Any
 
 import torch.distributed as dist
@@ -13,9 +12,11 @@ from torch import nn
 from kd_lightning.callbacks.teacher import TeacherFreezing
 from kd_lightning.callbacks.teacher_cache import TeacherCache
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lookup import find_network
 from kd_lightning.distributed import is_distributed
 from kd_lightning.networks import freeze, take_back
 from kd_lightning.networks.average import check_twins
+from kd_lightning.teacher_holder import register_teacher
 
 
 class MovingTeacher(Callback, ABC):
@@ -71,16 +72,20 @@ class MovingTeacher(Callback, ABC):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finds both networks, and makes the teacher one that is saved but does not learn."""
+        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         if stage != "fit":
+            if self._brought(callbacks) is None:  # a checkpoint has the teacher, whatever it is loaded for
+                register_teacher(pl_module, self._find(pl_module, self.teacher))
             return
         self._moment = self._saved = None
-        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         self._student = self._find(pl_module, self.student)
         brought = self._brought(callbacks)
         self._is_apart = brought is not None
         self._teacher = self._find(pl_module, self.teacher) if brought is None else brought
         self._refuse_one_network()
         self._refuse_others(callbacks, pl_module)
+        if not self._is_apart:
+            register_teacher(pl_module, self._teacher)
         take_back(freeze(self._teacher))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -114,14 +119,7 @@ class MovingTeacher(Callback, ABC):
         return next((net for name, net in pairs if name == self.student and isinstance(net, nn.Module)), None)
 
     def _find(self, module: LightningModule, name: str) -> nn.Module:
-        names = [name for name, _ in module.named_modules(remove_duplicate=False) if name]
-        if name in names:
-            return module.get_submodule(name)
-        nearest = get_close_matches(name, names, n=3, cutoff=0.3) or names[:8]
-        raise UsageError(
-            f"{type(module).__name__} has no network {name!r} for {type(self).__name__}; the nearest names are "
-            f"{', '.join(nearest)}"
-        )
+        return find_network(module, name, f"for {type(self).__name__}")
 
     def _refuse_one_network(self) -> None:
         shared = set(self._teacher.parameters()) & set(self._student.parameters())
@@ -136,9 +134,8 @@ class MovingTeacher(Callback, ABC):
             raise UsageError(f"{self.teacher!r} cannot be made of {self.student!r}: {error}") from None
 
     def _refuse_others(self, callbacks: list[Callback], module: LightningModule) -> None:
-        networks = dict(module.named_modules(remove_duplicate=False))
         for other in callbacks:
-            holds = isinstance(other, TeacherFreezing) and networks.get(other.network) is self._teacher
+            holds = isinstance(other, TeacherFreezing) and other.find(module) is self._teacher
             moves = isinstance(other, MovingTeacher) and other._teacher is self._teacher and other is not self
             if holds or moves or isinstance(other, TeacherCache):
                 raise UsageError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,6 +10,7 @@ from torch import nn
 
 from kd_lightning.callbacks.schedules import Schedule
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lookup import choose
 from kd_lightning.steps import epoch, optimizer_step
 from kd_lightning.terms import Term
 
@@ -57,7 +57,4 @@ def find_terms(module: nn.Module, name: str | None) -> dict[str, list[Term]]:
         raise UsageError(f"{type(module).__name__} has no terms whose schedule this could be: give it one")
     if name is None:
         return found
-    if name not in found:
-        nearest = get_close_matches(name, found, n=3, cutoff=0.3) or found
-        raise UsageError(f"there is no term {name!r} to follow a schedule; the nearest names are {', '.join(nearest)}")
-    return {name: found[name]}
+    return {name: found[choose(name, found, "there is no term {name} to follow a schedule")]}

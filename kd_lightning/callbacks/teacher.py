@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -10,9 +9,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lookup import find_network
 from kd_lightning.distributed import gather
 from kd_lightning.networks import digest, freeze, is_frozen, take_back, unfreeze
 from kd_lightning.steps import epoch
+from kd_lightning.teacher_holder import register_teacher
 
 
 class TeacherFreezing(Callback):
@@ -84,13 +85,14 @@ class TeacherFreezing(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finds the network, and fixes it or makes it learn before optimizers are built."""
         self._digest, self._stays, self._to_unfreeze = None, False, False
-        self._held = self._find(pl_module) if stage == "fit" else None
+        self._held = self.find(pl_module) if stage == "fit" else None
         if self._held is None:
             return
         if self.always_stays:
             self._to_unfreeze = not is_frozen(self._held)
             freeze(self._held)
         else:
+            register_teacher(pl_module, self._held)
             take_back(unfreeze(self._held)).train()
             if not any(parameter.requires_grad for parameter in self._held.parameters()):
                 raise UsageError(
@@ -153,17 +155,11 @@ class TeacherFreezing(Callback):
 
     # ---- inside
 
-    def _find(self, module: nn.Module) -> nn.Module | None:
-        names = [name for name, _ in module.named_modules(remove_duplicate=False) if name]
-        if self.network in names:
-            return module.get_submodule(self.network)
-        if self.network == "teacher" and self.always_stays:
+    def find(self, module: nn.Module) -> nn.Module | None:
+        """Return the network in a module; None where there is no teacher to hold."""
+        if self.network == "teacher" and self.always_stays and not hasattr(module, "teacher"):
             return None
-        nearest = get_close_matches(self.network, names, n=3, cutoff=0.3) or names[:8]
-        raise UsageError(
-            f"{type(module).__name__} has no network {self.network!r} to freeze; the nearest names are "
-            f"{', '.join(nearest)}"
-        )
+        return find_network(module, self.network, "to freeze")
 
     def _remember(self, pl_module: LightningModule) -> None:
         assert self._held is not None

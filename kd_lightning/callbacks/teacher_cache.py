@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor
 
+from kd_lightning.activations import Activations
 from kd_lightning.callbacks.cache_asking import Asking, servable
 from kd_lightning.callbacks.cache_folder import CacheFolder
 from kd_lightning.callbacks.cache_tables import ChangedError, Tables, empty
@@ -17,9 +18,8 @@ from kd_lightning.callbacks.cache_walk import Walk, index_of
 from kd_lightning.core.errors import UsageError
 from kd_lightning.fingerprints import fingerprints, is_vouched
 from kd_lightning.learner import Batch
-from kd_lightning.schemes import OfflineDistiller
+from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 from kd_lightning.steps import epoch, log_is_due
-from kd_lightning.taps import Activations
 
 MIB = 2**20
 TF32_EPS = 2.0**-10
@@ -102,7 +102,7 @@ class TeacherCache(Callback):
         self._compared, self._path = False, None
         self._tables = self._made(asking) if self.folder is None else self._kept(asking, self.folder)
         self._asking = asking
-        vars(learner)["watch_teacher"] = self._look_up
+        learner.teacher_source = self._look_up
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Compares with the teacher, once an epoch; the first batch that is seen of one may be any after a resume."""
@@ -114,9 +114,9 @@ class TeacherCache(Callback):
         if batch_idx and self._compared:
             return
         self._compared, self._trusts = True, False
-        learner = cast("OfflineDistiller", pl_module)
+        learner = cast("FrozenTeacher", pl_module)
         split = learner.split_batch(batch)
-        cached = learner.watch_teacher(split)
+        cached = learner.teacher_activations(split)
         for layer, live in asking.live(split).items():
             self._compare(trainer, layer, live, cached[layer])
         self._trusts = is_vouched(split.teacher, index_of(split))
@@ -131,7 +131,8 @@ class TeacherCache(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the teacher its place back."""
-        vars(pl_module).pop("watch_teacher", None)
+        if isinstance(pl_module, FrozenTeacher):
+            pl_module.teacher_source = None
         self._tables = self._asking = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -146,7 +147,7 @@ class TeacherCache(Callback):
         assert tables is not None
         walk = asking.walk
         if walk.trainer.state.stage is not RunningStage.TRAINING:
-            return type(asking.learner).watch_teacher(asking.learner, batch)
+            return asking.learner.run_teacher(batch)
         index = index_of(batch)
         known = self._trusts and is_vouched(batch.teacher, index)
         view = 0 if walk.views is None else walk.data.view_of_batch()

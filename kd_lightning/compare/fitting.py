@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from kd_lightning.activations import logits_of
 from kd_lightning.batch import target_of
 from kd_lightning.cli import build
 from kd_lightning.compare.evaluation import (
@@ -27,12 +28,11 @@ from kd_lightning.compare.survey import network_key
 from kd_lightning.compare.training import CONFIG, LOGITS, Training
 from kd_lightning.compare.worker import Tell
 from kd_lightning.core.errors import UsageError
+from kd_lightning.flatten import flatten_positions
 from kd_lightning.learner import Learner
 from kd_lightning.networks import digest
 from kd_lightning.quiet import quiet
-from kd_lightning.rows import to_rows
 from kd_lightning.steps import optimizer_step
-from kd_lightning.taps import logits_of
 
 TRAIN_ROWS = 10_000
 """Train accuracy is measured on at most so many of a run's training images."""
@@ -115,7 +115,7 @@ def predict(
         if limit is not None and sum(map(len, targets)) >= limit:
             break
         inputs, _, labels = model.split_batch(batch)
-        found = {} if network is None else model.candidates(inputs)
+        found = {} if network is None else model.evaluated_logits(inputs)
         if network not in (None, "mean", *found):
             raise UsageError(f"network={network!r} is neither mean nor any of {', '.join(found)}")
         chosen = (
@@ -124,7 +124,7 @@ def predict(
         target = target_of(labels)
         if target is None:
             raise UsageError(f"a batch has no target to be measured against ({', '.join(labels) or 'no labels'})")
-        rows = [to_rows(cast("Tensor", values).float(), None, target) for values in chosen]  # of tokens, one each
+        rows = [flatten_positions(cast("Tensor", values).float(), None, target) for values in chosen]
         logits.append([each.student.cpu() for each in rows])
         targets.append(cast("Tensor", rows[0].target).cpu())
     return [torch.cat(batches)[:limit] for batches in zip(*logits, strict=True)], torch.cat(targets)[:limit]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 
 class UsageError(ValueError):
     """A setting, an input or a file cannot be used; the message names it, its value and the remedy in one line.
@@ -14,3 +16,24 @@ class UsageError(ValueError):
         Traceback (most recent call last):
         kd_lightning.core.errors.UsageError: temperature=-1.0 must be a finite number above 0, e.g. 4.0
     """
+
+
+class WidthError(UsageError):
+    """Features are not as wide as a loss was built for; a term says of which layer.
+
+    Args:
+        side: Whose features they are.
+        channels: How wide they are.
+        expected: How wide the loss takes them to be.
+        layer: Which of several layers, counted from 0.
+    """
+
+    def __init__(self, side: Literal["student", "teacher"], channels: int, expected: int, layer: int = 0) -> None:
+        super().__init__(
+            f"{side} features have {channels} channels and the loss was built for {expected}: "
+            f"set its {side}_channels to {channels}"
+        )
+        self.side = side
+        self.channels = channels
+        self.expected = expected
+        self.layer = layer

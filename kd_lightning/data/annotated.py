@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.activations import logits_of, run
 from kd_lightning.core.errors import UsageError
 from kd_lightning.data.idx import LabelledImages
 from kd_lightning.data.mnist import MNISTDataModule
 from kd_lightning.data.split import split_rows
 from kd_lightning.data.tensors import Augmentation
 from kd_lightning.networks.digest import digest
-from kd_lightning.taps import logits_of, run
 
 
 class Affine(nn.Module):

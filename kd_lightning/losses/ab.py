@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_same_shape, upcast
 from kd_lightning.losses.connectors import Features, check_channel_lists, connect, pairs_of_maps
 
@@ -42,7 +43,7 @@ def ab_loss(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
     return (margin - active * upcast(student)).clamp(min=0).square().flatten(1).sum(dim=1).mean()
 
 
-class ABLoss(nn.Module):
+class ABLoss(DistillationLoss):
     """Activation boundaries (Heo et al. 2019, arXiv:1811.03233) of several layers; see `ab_loss`.
 
     Of n layers, number i counts 2^(i - n + 1), from 0: the last one 1, each before it half of the next. A connector a
@@ -57,6 +58,8 @@ class ABLoss(nn.Module):
         UsageError: The two lists are of different lengths or empty, or the margin is not a finite number above 0; at a
             call: the layers are not as many, or of other widths or sizes.
     """
+
+    takes_maps = True
 
     compares_samples = True  # in the connectors' BatchNorm
 

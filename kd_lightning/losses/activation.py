@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import upcast
 
 
@@ -30,7 +31,7 @@ def activation_loss(student: Tensor) -> Tensor:
     return -upcast(student).abs().mean()
 
 
-class ActivationLoss(nn.Module):
+class ActivationLoss(DistillationLoss):
     """The negative mean magnitude of features (Chen et al. 2019, arXiv:1904.01186); see `activation_loss`.
 
     Of a teacher: ``Term(ActivationLoss(), student=None, teacher="pool")``.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import upcast
 
 
@@ -45,7 +46,7 @@ def activation_record_loss(student: Tensor | list[Tensor], target: Tensor) -> Te
     return torch.stack(parts).sum()
 
 
-class ActivationRecordLoss(nn.Module):
+class ActivationRecordLoss(DistillationLoss):
     """Fits an input to recorded activations (Lopes et al. 2017, arXiv:1710.07535); see `activation_record_loss`.
 
     Of a teacher: ``Term(ActivationRecordLoss(), student=None, teacher=["conv.5", "logits"])``.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_fraction, upcast
 from kd_lightning.losses.classes import check_classes
 from kd_lightning.losses.connectors import connect
@@ -66,7 +67,7 @@ def discrimination_loss(
     return told.mean() + named_fake + named_real
 
 
-class AdversarialLoss(nn.Module):
+class AdversarialLoss(DistillationLoss):
     """A discriminator of logits or features, and what the student makes of it (Xu et al. 2018, arXiv:1709.00513).
 
     See `adversarial_loss` for the student's move, which is what a term measures, and `discrimination_loss` for the
@@ -88,6 +89,8 @@ class AdversarialLoss(nn.Module):
             the features of both sides are not alike behind the connector.
     """
 
+    is_adversarial = True
+
     def __init__(
         self,
         discriminator: nn.Module,
@@ -101,12 +104,8 @@ class AdversarialLoss(nn.Module):
         self.discriminator = discriminator
         self.connector = nn.Identity() if connector is None else connector
         self.classes = classes
+        self.needs_target = classes > 0
         self.smoothing = smoothing
-
-    @property
-    def needs_target(self) -> bool:
-        """Whether it is conditional."""
-        return self.classes > 0
 
     def forward(self, student: Tensor, teacher: Tensor | None, target: Tensor | None = None) -> Tensor:
         """The student's move: the loss of its features (N, ...). The teacher's are the discriminator's to know."""

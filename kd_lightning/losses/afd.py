@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import upcast
 from kd_lightning.losses.connectors import Features, check_channel_lists, connect, lists_of_maps
 from kd_lightning.losses.vectors import unit
@@ -53,7 +54,7 @@ def afd_loss(student: list[Tensor], teacher: list[Tensor], attention: Tensor) ->
     return (upcast(attention) * found).sum(dim=(1, 2)).mean()
 
 
-class AFDLoss(nn.Module):
+class AFDLoss(DistillationLoss):
     """Attention-based feature distillation (Ji et al. 2021, arXiv:2102.02973) of all pairs of layers; see `afd_loss`.
 
     a_nts = softmax over s of (q_nt^T W_t k_ns + p_t^T p_s) / sqrt(D)
@@ -71,6 +72,8 @@ class AFDLoss(nn.Module):
         UsageError: One of the lists is empty; at a call: the layers are not as many, no maps of the same two or more
             images, or of other widths.
     """
+
+    takes_maps = True
 
     compares_samples = True  # in BatchNorm
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_logits, check_temperature, upcast
 from kd_lightning.losses.divergence import divergences
 
@@ -37,12 +38,14 @@ def agreeing_kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0)
     return (divergences(log_student, log_teacher, temperature) * agree).mean() * temperature**2
 
 
-class AgreeingKDLoss(nn.Module):
+class AgreeingKDLoss(DistillationLoss):
     """Divergence where both decide alike (Fang et al. 2021, arXiv:2105.08584); see `agreeing_kd_loss`.
 
     Args:
         temperature: T > 0; higher is softer.
     """
+
+    takes_rows = True
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()

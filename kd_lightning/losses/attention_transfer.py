@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.connectors import Features, layer_pairs
 from kd_lightning.losses.maps import of_one_size
 from kd_lightning.losses.vectors import unit
@@ -37,11 +38,13 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (_attention(student) - _attention(teacher)).square().mean()
 
 
-class AttentionTransferLoss(nn.Module):
+class AttentionTransferLoss(DistillationLoss):
     """Attention transfer (Zagoruyko, Komodakis 2017, arXiv:1612.03928), summed over layers.
 
     See `attention_transfer_loss`.
     """
+
+    takes_maps = True
 
     def forward(self, student: Features, teacher: Features, target: Tensor | None = None) -> Tensor:
         """The loss of feature maps (N, C, H, W), or of a list on each side; `target` is not looked at."""

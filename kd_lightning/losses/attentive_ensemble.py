@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kd_lightning.core.errors import UsageError
-from kd_lightning.losses.checks import WidthError, check_temperature, upcast
+from kd_lightning.core.errors import UsageError, WidthError
+from kd_lightning.core.loss import DistillationLoss
+from kd_lightning.losses.checks import check_temperature, upcast
 from kd_lightning.losses.classes import check_classes
 from kd_lightning.losses.kd import kd_loss
 
@@ -54,7 +55,7 @@ def attentive_ensemble_loss(
     )
 
 
-class AttentiveEnsembleLoss(nn.Module):
+class AttentiveEnsembleLoss(DistillationLoss):
     """The attentive ensemble (Song et al. 2018, arXiv:1805.00313): see `attentive_ensemble_loss`.
 
     a(x) = softmax_k(w^T tanh(W [F(x), e_k])), with the sample's features F and an embedding e_k of each teacher that is

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import upcast
 
 
@@ -37,7 +38,7 @@ def batch_norm_statistics_loss(student: Tensor | list[Tensor]) -> Tensor:
     return torch.stack([_distance(*student[i : i + 3]) for i in range(0, len(student), 3)]).sum()
 
 
-class BatchNormStatisticsLoss(nn.Module):
+class BatchNormStatisticsLoss(DistillationLoss):
     """Distance from BatchNorms' statistics (Yin et al. 2020, arXiv:1912.08795); see `batch_norm_statistics_loss`.
 
     Its term addresses three of each layer: ``student: null, teacher: [conv.0.0, conv.0.1.running_mean,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_temperature, upcast
 from kd_lightning.losses.ensemble import arithmetic_mean, check_stacked_logits
 from kd_lightning.losses.kd import kd_loss
@@ -44,13 +45,14 @@ def ca_mkd_loss(student: Tensor, teacher: Tensor, target: Tensor, temperature: f
     return kd_loss(student, arithmetic_mean(teacher, temperature, confidences(teacher, target)), temperature)
 
 
-class CAMKDLoss(nn.Module):
+class CAMKDLoss(DistillationLoss):
     """Confidence-aware distillation from several teachers (Zhang et al. 2022, arXiv:2201.00007); see `ca_mkd_loss`.
 
     Args:
         temperature: T > 0; higher is softer. A `TemperatureSchedule` may move it.
     """
 
+    takes_rows = True
     needs_target = True
 
     def __init__(self, temperature: float = 4.0) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.ca_mkd import confidences
 from kd_lightning.losses.checks import upcast
 from kd_lightning.losses.connectors import connect, convolution
@@ -54,7 +55,7 @@ def ca_mkd_feature_loss(student: list[Tensor], teacher: list[Tensor], logits: Te
     return (confidences(logits, target) * torch.stack(errors, dim=1)).sum(dim=1).mean()
 
 
-class CAMKDFeatureLoss(nn.Module):
+class CAMKDFeatureLoss(DistillationLoss):
     """Confidence-aware distillation of features (Zhang et al. 2022, arXiv:2201.00007); see `ca_mkd_feature_loss`.
 
     A connector a teacher (1x1 convolution, BatchNorm, ReLU) brings the student's last feature map to the teacher's

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.relations import as_rows
 from kd_lightning.losses.vectors import products, unit
 
@@ -47,7 +48,7 @@ def cc_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2
     return functional.mse_loss(student, teacher) * math.exp(-4 * gamma)
 
 
-class CCLoss(nn.Module):
+class CCLoss(DistillationLoss):
     """Correlation congruence (Peng et al. 2019, arXiv:1904.01802); see `cc_loss`.
 
     Args:

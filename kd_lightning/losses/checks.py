@@ -7,28 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from kd_lightning.core.errors import UsageError
-
-
-class WidthError(UsageError):
-    """Features are not as wide as a loss was built for; a term says of which layer.
-
-    Args:
-        side: Whose features they are.
-        channels: How wide they are.
-        expected: How wide the loss takes them to be.
-        layer: Which of several layers, counted from 0.
-    """
-
-    def __init__(self, side: Literal["student", "teacher"], channels: int, expected: int, layer: int = 0) -> None:
-        super().__init__(
-            f"{side} features have {channels} channels and the loss was built for {expected}: "
-            f"set its {side}_channels to {channels}"
-        )
-        self.side = side
-        self.channels = channels
-        self.expected = expected
-        self.layer = layer
+from kd_lightning.core.errors import UsageError, WidthError
 
 
 def check_temperature(temperature: float, name: str = "temperature") -> float:

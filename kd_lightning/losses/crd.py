@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_fraction, check_samples, check_temperature, check_width, upcast
 from kd_lightning.losses.connectors import connect
 from kd_lightning.losses.vectors import products, unit
@@ -32,7 +33,7 @@ def crd_loss(positive: Tensor, negative: Tensor) -> Tensor:
     return functional.softplus(noise - positive).mean() + functional.softplus(negative - noise).sum(dim=1).mean()
 
 
-class CRDLoss(nn.Module):
+class CRDLoss(DistillationLoss):
     """Contrastive representation distillation, with memory banks.
 
     L = crd_loss(c(s, m(t))) + crd_loss(c(t, m(s))), c(x, m) = x^T m / temperature - log Z

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_samples, check_temperature
 from kd_lightning.losses.crd import embed
 from kd_lightning.losses.relations import as_rows
@@ -51,7 +52,7 @@ def in_batch_crd_loss(student: Tensor, teacher: Tensor, target: Tensor, temperat
     return functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)
 
 
-class InBatchCRDLoss(nn.Module):
+class InBatchCRDLoss(DistillationLoss):
     """Contrastive representation distillation within a batch (Tian et al. 2020); see `in_batch_crd_loss`.
 
     Args:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_fraction, check_logits, check_temperature, upcast
 from kd_lightning.losses.divergence import divergence
 
@@ -53,7 +54,7 @@ def ctkd_loss(
     return divergence(log_student, log_teacher, lowest + width) * temperature**2
 
 
-class CTKDLoss(nn.Module):
+class CTKDLoss(DistillationLoss):
     """Distillation at a learned temperature (Li et al. 2023, arXiv:2211.16231); see `ctkd_loss`.
 
     The optimizer that trains the student moves `theta` along. From easy to hard, the strength of the reversal follows a
@@ -67,6 +68,8 @@ class CTKDLoss(nn.Module):
     Raises:
         UsageError: An argument is out of its range.
     """
+
+    takes_rows = True
 
     def __init__(self, lowest: float = 1.0, width: float = 20.0, reversal: float = 1.0) -> None:
         super().__init__()

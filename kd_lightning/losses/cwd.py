@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_map_widths, check_temperature
 from kd_lightning.losses.connectors import connect
 from kd_lightning.losses.divergence import divergences
@@ -47,7 +48,7 @@ def cwd_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tens
     return divergences(log_student, log_teacher, temperature).mean() * temperature**2
 
 
-class CWDLoss(nn.Module):
+class CWDLoss(DistillationLoss):
     """Channel-wise distillation (Shu et al. 2021, arXiv:2011.13256); see `cwd_loss`.
 
     Where the widths differ a 1x1 convolution brings the student's to the teacher's, as in the paper; the authors' code
@@ -62,6 +63,8 @@ class CWDLoss(nn.Module):
         UsageError: The temperature is not a finite number above 0; at a call: the features are no maps of the same N
             images, or of other widths.
     """
+
+    takes_maps = True
 
     def __init__(self, student_channels: int, teacher_channels: int, temperature: float = 4.0) -> None:
         super().__init__()

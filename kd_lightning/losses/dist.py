@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_logits, check_not_negative, check_samples, check_temperature, upcast
 
 
@@ -49,7 +50,7 @@ def dist_loss(
     return (beta * of_classes + gamma * of_samples) * temperature**2
 
 
-class DISTLoss(nn.Module):
+class DISTLoss(DistillationLoss):
     """Correlations within samples and within classes (Huang et al. 2022, arXiv:2205.10536); see `dist_loss`.
 
     Args:
@@ -61,6 +62,7 @@ class DISTLoss(nn.Module):
         UsageError: An argument is out of its range.
     """
 
+    takes_rows = True
     compares_samples = True
 
     def __init__(self, temperature: float = 4.0, beta: float = 1.0, gamma: float = 1.0) -> None:

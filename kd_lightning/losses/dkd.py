@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_logits, check_not_negative, check_temperature, upcast
 from kd_lightning.losses.classes import check_classes, split_off
 from kd_lightning.losses.divergence import divergence
@@ -58,7 +59,7 @@ def dkd_loss(
     return (alpha * binary + beta * others) * temperature**2
 
 
-class DKDLoss(nn.Module):
+class DKDLoss(DistillationLoss):
     """Decoupled knowledge distillation (Zhao et al. 2022, arXiv:2203.08679); see `dkd_loss`.
 
     Args:
@@ -70,6 +71,7 @@ class DKDLoss(nn.Module):
         UsageError: An argument is out of its range.
     """
 
+    takes_rows = True
     needs_target = True
 
     def __init__(self, temperature: float = 4.0, alpha: float = 1.0, beta: float = 8.0) -> None:

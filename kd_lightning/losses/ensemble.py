@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss, loss_trait
 from kd_lightning.losses.checks import check_temperature, upcast
 
 Combine = Callable[[Tensor, float, Tensor], Tensor]
@@ -71,7 +72,7 @@ def geometric_mean(logits: Tensor, temperature: float, weights: Tensor) -> Tenso
     return (_one_a_teacher(weights, logits) * upcast(logits)).sum(dim=1)
 
 
-class EnsembleLoss(nn.Module):
+class EnsembleLoss(DistillationLoss):
     """A loss on logits, for several teachers: compares with the one that they make together.
 
     Geoffrey Hinton, Oriol Vinyals, Jeff Dean: Distilling the Knowledge in a Neural Network. NIPS Deep Learning
@@ -98,14 +99,16 @@ class EnsembleLoss(nn.Module):
         tensor(0.4310)
     """
 
+    takes_rows = True
+
     def __init__(self, loss: nn.Module, combine: Combine = arithmetic_mean, weights: list[float] | None = None) -> None:
         super().__init__()
         self.loss = loss
         self.combine = combine
         self.weights = check_weights(weights)
         self._shares: Tensor | None = None
-        self.needs_target: bool = getattr(loss, "needs_target", False)
-        self.compares_samples: bool = getattr(loss, "compares_samples", False)
+        self.needs_target = loss_trait(loss, "needs_target")
+        self.compares_samples = loss_trait(loss, "compares_samples")
 
     @property
     def temperature(self) -> float:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_maps, check_width
 from kd_lightning.losses.connectors import connect
 from kd_lightning.losses.maps import of_one_size
@@ -45,7 +46,7 @@ def factor_transfer_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (unit(student.flatten(1)) - unit(teacher.flatten(1))).abs().mean()
 
 
-class FactorTransferLoss(nn.Module):
+class FactorTransferLoss(DistillationLoss):
     """Factor transfer (Kim et al. 2018, arXiv:1802.04977), with the student's translator; see `factor_transfer_loss`.
 
     The teacher's factor is what a `Paraphraser`'s encoder makes of its layer: a term addresses it as
@@ -58,6 +59,8 @@ class FactorTransferLoss(nn.Module):
     Raises:
         UsageError: At a call: the features are no maps of the same N images, or of other widths.
     """
+
+    takes_maps = True
 
     compares_samples = True  # in the translator's BatchNorm
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss, loss_trait
 from kd_lightning.losses.ensemble import check_weights
 
 
-class FeatureEnsembleLoss(nn.Module):
+class FeatureEnsembleLoss(DistillationLoss):
     """The weighted mean of one loss a teacher, each with a connector of its own: teachers of unequal widths.
 
     L = sum_k w_k L_k(s_k, t_k, y) / sum_k w_k
@@ -42,8 +43,8 @@ class FeatureEnsembleLoss(nn.Module):
         self.weights = check_weights(weights) or [1.0] * len(losses)
         if len(self.weights) != len(losses):
             raise UsageError(f"weights={weights} are not one for each of the {len(losses)} losses")
-        self.needs_target = any(getattr(loss, "needs_target", False) for loss in losses)
-        self.compares_samples = any(getattr(loss, "compares_samples", False) for loss in losses)
+        for name in ("needs_target", "compares_samples", "takes_maps"):
+            setattr(self, name, any(loss_trait(loss, name) for loss in losses))
 
     def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor], target: Any = None) -> Tensor:
         """The mean of the losses of the student's features, all or each, and each teacher's."""

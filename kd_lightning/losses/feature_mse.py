@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_same_shape, upcast
 
 
@@ -37,7 +38,7 @@ def feature_mse_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return functional.mse_loss(upcast(student), upcast(teacher))
 
 
-class FeatureMSELoss(nn.Module):
+class FeatureMSELoss(DistillationLoss):
     """Mean squared error between features, as in Be Your Own Teacher (Zhang et al. 2019); see `feature_mse_loss`."""
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_maps, upcast
 from kd_lightning.losses.connectors import layer_pairs
 from kd_lightning.losses.vectors import products
@@ -54,8 +55,10 @@ def fsp_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
     return torch.stack([functional.mse_loss(s, t) for s, t in zip(*flows, strict=True)]).sum()
 
 
-class FSPLoss(nn.Module):
+class FSPLoss(DistillationLoss):
     """Flow of the solution procedure (Yim et al. 2017); see `fsp_loss`."""
+
+    takes_maps = True
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], target: Tensor | None = None) -> Tensor:
         """The loss of two layers' feature maps or more on each side; `target` is not looked at."""

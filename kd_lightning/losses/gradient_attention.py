@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import upcast
 from kd_lightning.losses.classes import check_classes
 from kd_lightning.losses.jacobian import Differentiable, check_differentiable, input_gradient
@@ -39,7 +40,7 @@ def gradient_attention_loss(student: Differentiable, teacher: Differentiable, ta
     return (by_student - by_teacher).square().sum(dim=1).mean() / 2
 
 
-class GradientAttentionLoss(nn.Module):
+class GradientAttentionLoss(DistillationLoss):
     """Gradient-based attention transfer (Zagoruyko, Komodakis 2017, arXiv:1612.03928).
 
     See `gradient_attention_loss`. Its term addresses ``student: [logits, input]`` and ``teacher: [logits, input]``.

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_map_widths, check_same_shape, upcast
 from kd_lightning.losses.connectors import connect
 
@@ -38,7 +39,7 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return functional.mse_loss(upcast(student), upcast(teacher)) / 2
 
 
-class HintLoss(nn.Module):
+class HintLoss(DistillationLoss):
     """Hints (Romero et al. 2015, arXiv:1412.6550), through the paper's convolutional regressor; see `hint_loss`.
 
     The regressor is a convolution without padding and a ReLU, the nonlinearity that the hint has as well. A kernel of
@@ -52,6 +53,8 @@ class HintLoss(nn.Module):
     Raises:
         UsageError: The kernel size is below 1; at a call: the features are no maps, or of other widths or sizes.
     """
+
+    takes_maps = True
 
     def __init__(self, student_channels: int, teacher_channels: int, kernel_size: int = 1) -> None:
         super().__init__()

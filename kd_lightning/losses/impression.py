@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_temperature, upcast
 from kd_lightning.losses.task import task_loss
 
@@ -34,7 +35,7 @@ def impression_loss(student: Tensor, target: Tensor, temperature: float = 20.0) 
     return task_loss(upcast(student) / temperature, target)
 
 
-class ImpressionLoss(nn.Module):
+class ImpressionLoss(DistillationLoss):
     """Fits an input to a distribution (Nayak et al. 2019, arXiv:1905.08114); see `impression_loss`.
 
     Of a teacher: ``Term(ImpressionLoss(), student=None)``.
@@ -43,6 +44,7 @@ class ImpressionLoss(nn.Module):
         temperature: T > 0; higher is softer.
     """
 
+    takes_rows = True
     needs_target = True
 
     def __init__(self, temperature: float = 20.0) -> None:

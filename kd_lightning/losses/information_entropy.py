@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_alone, upcast
 
 
@@ -34,12 +35,13 @@ def information_entropy_loss(student: Tensor) -> Tensor:
     return (logs.exp() * logs).sum() / math.log(10)
 
 
-class InformationEntropyLoss(nn.Module):
+class InformationEntropyLoss(DistillationLoss):
     """The negative entropy of a batch's classes (Chen et al. 2019, arXiv:1904.01186); see `information_entropy_loss`.
 
     Of a teacher: ``Term(InformationEntropyLoss(), student=None)``.
     """
 
+    takes_rows = True
     compares_samples = True
 
     def forward(self, student: Tensor, teacher: None = None, target: Tensor | None = None) -> Tensor:

@@ -6,10 +6,11 @@ import math
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_same_shape, upcast
 from kd_lightning.losses.connectors import layer_pairs
 from kd_lightning.losses.relations import as_rows, squared_distances
@@ -69,7 +70,7 @@ def irg_loss(
     return loss
 
 
-class IRGLoss(nn.Module):
+class IRGLoss(DistillationLoss):
     """Instance relationship graphs (Liu et al. 2019); see `irg_loss`.
 
     Args:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_logits, upcast
 from kd_lightning.losses.vectors import unit
 
@@ -45,7 +46,7 @@ def jacobian_loss(student: Differentiable, teacher: Differentiable) -> Tensor:
     return (by_student - by_teacher).square().sum(dim=1).mean()
 
 
-class JacobianLoss(nn.Module):
+class JacobianLoss(DistillationLoss):
     """Jacobian matching (Srinivas, Fleuret 2018, arXiv:1803.00443); see `jacobian_loss`.
 
     Its term addresses ``student: [logits, input]`` and ``teacher: [logits, input]``.

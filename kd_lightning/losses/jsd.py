@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_fraction, check_logits, check_temperature, upcast
 from kd_lightning.losses.divergence import divergence
 
@@ -60,13 +61,15 @@ def jsd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0, beta: f
     return loss * temperature**2
 
 
-class JSDLoss(nn.Module):
+class JSDLoss(DistillationLoss):
     """Generalised Jensen-Shannon divergence (Agarwal et al. 2024, arXiv:2306.13649); see `jsd_loss`.
 
     Args:
         temperature: T > 0; higher is softer. A `TemperatureSchedule` may move it.
         beta: From 0, the forward divergence, to 1, the reverse one.
     """
+
+    takes_rows = True
 
     def __init__(self, temperature: float = 1.0, beta: float = 0.5) -> None:
         super().__init__()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_logits, check_temperature, upcast
 from kd_lightning.losses.divergence import divergences
 
@@ -57,13 +58,15 @@ def kd_loss(
     return divergence * temperature**2
 
 
-class KDLoss(nn.Module):
+class KDLoss(DistillationLoss):
     """Hinton's distillation loss (2015, arXiv:1503.02531); see `kd_loss`.
 
     Args:
         temperature: T > 0; higher is softer. A `TemperatureSchedule` may move it.
         teacher_temperature: T_t > 0, to soften the teacher differently, which no schedule moves; T if not given.
     """
+
+    takes_rows = True
 
     def __init__(self, temperature: float = 4.0, teacher_temperature: float | None = None) -> None:
         super().__init__()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_fraction, check_logits, check_temperature, upcast
 from kd_lightning.losses.divergence import divergence
 
@@ -42,13 +43,15 @@ def kl_mae_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0, alph
     return alpha * kl + (1 - alpha) * functional.l1_loss(log_student.exp(), log_teacher.exp())
 
 
-class KLMAELoss(nn.Module):
+class KLMAELoss(DistillationLoss):
     """KL mixed with the mean absolute error on soft labels; see `kl_mae_loss`.
 
     Args:
         temperature: T > 0; higher is softer. A `TemperatureSchedule` may move it.
         alpha: The share of the divergence, in [0, 1]; the absolute error has the rest.
     """
+
+    takes_rows = True
 
     def __init__(self, temperature: float = 4.0, alpha: float = 0.5) -> None:
         super().__init__()

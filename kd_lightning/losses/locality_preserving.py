@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.relations import as_rows, squared_distances
 
 
@@ -47,7 +48,7 @@ def locality_preserving_loss(student: Tensor, teacher: Tensor, neighbours: int =
     return (weights * squared_distances(student).gather(1, nearest)).sum() / (2 * len(student))
 
 
-class LocalityPreservingLoss(nn.Module):
+class LocalityPreservingLoss(DistillationLoss):
     """Locality preservation (Chen et al. 2021, arXiv:1812.06597); see `locality_preserving_loss`.
 
     Args:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_logits, upcast
 
 
@@ -30,8 +31,10 @@ def logit_l1_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return functional.l1_loss(upcast(student), upcast(teacher))
 
 
-class LogitL1Loss(nn.Module):
+class LogitL1Loss(DistillationLoss):
     """Mean absolute error between logits (Fang et al. 2019, arXiv:1912.11006); see `logit_l1_loss`."""
+
+    takes_rows = True
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
         """The loss of logits (N, C); `target` is not looked at."""

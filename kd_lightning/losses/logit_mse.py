@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_logits, upcast
 
 
@@ -40,12 +41,14 @@ def logit_mse_loss(student: Tensor, teacher: Tensor, teacher_scale: float = 1.0)
     return functional.mse_loss(upcast(student), teacher)
 
 
-class LogitMSELoss(nn.Module):
+class LogitMSELoss(DistillationLoss):
     """Mean squared error between logits (Ba and Caruana 2014, arXiv:1312.6184); see `logit_mse_loss`.
 
     Args:
         teacher_scale: What the teacher's logits are multiplied by. A `LossSchedule` may move it.
     """
+
+    takes_rows = True
 
     def __init__(self, teacher_scale: float = 1.0) -> None:
         super().__init__()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_logits, check_temperature, upcast
 from kd_lightning.losses.kd import kd_loss
 
@@ -41,12 +42,14 @@ def logit_standardization_kd_loss(student: Tensor, teacher: Tensor, temperature:
     return kd_loss(_standardized(student), _standardized(teacher), temperature)
 
 
-class LogitStandardizationKDLoss(nn.Module):
+class LogitStandardizationKDLoss(DistillationLoss):
     """Distillation of standardized logits (Sun et al. 2024, arXiv:2403.01427); see `logit_standardization_kd_loss`.
 
     Args:
         temperature: T > 0; higher is softer. A `TemperatureSchedule` may move it.
     """
+
+    takes_rows = True
 
     def __init__(self, temperature: float = 2.0) -> None:
         super().__init__()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_temperature, upcast
 
 
@@ -46,7 +47,7 @@ def lsp_loss(student: Tensor, teacher: Tensor, target: Tensor, sigma: float = 10
     return (ours.exp() * (ours - theirs)).sum() / len(student)
 
 
-class LSPLoss(nn.Module):
+class LSPLoss(DistillationLoss):
     """Local structure preserving (Yang et al. 2020); see `lsp_loss`. The term's target is the edges.
 
     Args:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_fraction, check_map_widths, check_same_shape, upcast
 from kd_lightning.losses.connectors import connect
 
@@ -34,7 +35,7 @@ def mgd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (upcast(student) - upcast(teacher)).square().flatten(1).sum(dim=1).mean()
 
 
-class MGDLoss(nn.Module):
+class MGDLoss(DistillationLoss):
     """Masked generative distillation (Yang et al. 2022, arXiv:2205.01529) of one layer; see `mgd_loss`.
 
     A 1x1 convolution brings the student's map to the teacher's width, unless it has it. Then a random part of it is
@@ -52,6 +53,8 @@ class MGDLoss(nn.Module):
         UsageError: The ratio is outside [0, 1]; at a call: the features are no maps of one size of the same N images,
             or of other widths.
     """
+
+    takes_maps = True
 
     def __init__(
         self, student_channels: int, teacher_channels: int, ratio: float = 0.15, spatial: bool = False

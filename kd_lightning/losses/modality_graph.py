@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.core.errors import UsageError
-from kd_lightning.losses.checks import WidthError, check_not_negative, upcast
+from kd_lightning.core.errors import UsageError, WidthError
+from kd_lightning.core.loss import DistillationLoss
+from kd_lightning.losses.checks import check_not_negative, upcast
 from kd_lightning.losses.vectors import unit
 
 
-class ModalityGraphLoss(nn.Module):
+class ModalityGraphLoss(DistillationLoss):
     """The student imitates several teachers, each as far as an edge that is learned says, sample by sample.
 
     L = 10 sum_k w_k (1 - cos(z_S, z_k)) + 1 sum_k w_k (1 - cos(V_k h_S, h_k)) + 10 sum_k (mean_n e_k - p_k)^2, the

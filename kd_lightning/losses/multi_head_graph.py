@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_same_shape, check_samples, check_width, upcast
 from kd_lightning.losses.connectors import connect, layer_pairs
 from kd_lightning.losses.vectors import pooled, unit
@@ -35,7 +36,7 @@ def multi_head_graph_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (log_q.exp() * (log_q - log_p)).sum(dim=-1).mean().to(upcast(student).dtype)
 
 
-class MultiHeadGraphLoss(nn.Module):
+class MultiHeadGraphLoss(DistillationLoss):
     """Graph-based distillation by multi-head attention.
 
     L = sum over consecutive layers of [multi_head_graph_loss(G(s), G(t)) + mean_n (1 - cos(e(t_l, G(t))_n, t_l+1,n))]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.connectors import Features, layer_pairs
 from kd_lightning.losses.maps import of_one_size
 from kd_lightning.losses.vectors import products, unit
@@ -43,8 +44,10 @@ def nst_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return alike - 2 * unlike
 
 
-class NSTLoss(nn.Module):
+class NSTLoss(DistillationLoss):
     """Neuron selectivity transfer (Huang, Wang 2017, arXiv:1707.01219), summed over layers; see `nst_loss`."""
+
+    takes_maps = True
 
     def forward(self, student: Features, teacher: Features, target: Tensor | None = None) -> Tensor:
         """The loss of feature maps (N, C, H, W), or of a list on each side; `target` is not looked at."""

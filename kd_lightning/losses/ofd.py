@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_same_shape, upcast
 from kd_lightning.losses.connectors import Features, check_channel_lists, connect, layer_pairs, pairs_of_maps
 from kd_lightning.losses.maps import of_one_size
@@ -40,7 +41,7 @@ def ofd_loss(student: Features, teacher: Features) -> Tensor:
     return torch.stack([2.0 ** (i - len(pairs) + 1) * _partial(s, t) for i, (s, t) in enumerate(pairs)]).sum()
 
 
-class OFDLoss(nn.Module):
+class OFDLoss(DistillationLoss):
     """The overhaul of feature distillation (Heo et al. 2019, arXiv:1904.01866) of several layers; see `ofd_loss`.
 
     A connector a layer (1x1 convolution, BatchNorm) brings the student's pre-activations to the teacher's width. The
@@ -54,6 +55,8 @@ class OFDLoss(nn.Module):
         UsageError: The two lists are of different lengths or empty; at a call: the layers are not as many, no maps of
             the same N images, or of other widths.
     """
+
+    takes_maps = True
 
     compares_samples = True  # in the connectors' BatchNorm
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_alone, upcast
 
 
@@ -32,11 +33,13 @@ def one_hot_loss(student: Tensor) -> Tensor:
     return functional.cross_entropy(upcast(student), student.argmax(dim=1))
 
 
-class OneHotLoss(nn.Module):
+class OneHotLoss(DistillationLoss):
     """Cross-entropy against a classifier's own answer (Chen et al. 2019, arXiv:1904.01186); see `one_hot_loss`.
 
     Of a teacher: ``Term(OneHotLoss(), student=None)``.
     """
+
+    takes_rows = True
 
     def forward(self, student: Tensor, teacher: None = None, target: Tensor | None = None) -> Tensor:
         """The loss of logits (N, C); nothing else is looked at."""

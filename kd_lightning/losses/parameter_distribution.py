@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import upcast
 from kd_lightning.losses.connectors import Features, layer_pairs
 from kd_lightning.losses.vectors import unit
@@ -41,7 +42,7 @@ def parameter_distribution_loss(student: Features, teacher: Features) -> Tensor:
     return torch.stack([_distance(s, t) for s, t in layer_pairs(student, teacher)]).sum()
 
 
-class ParameterDistributionLoss(nn.Module):
+class ParameterDistributionLoss(DistillationLoss):
     """Parameters as knowledge (after Liu et al. 2019, arXiv:1911.05329); see `parameter_distribution_loss`.
 
     A term addresses parameters by their names, such as ``conv.2.weight``.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.relations import as_rows
 from kd_lightning.losses.vectors import products, unit
 
@@ -38,7 +39,7 @@ def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (wanted * ((wanted + 1e-7) / (choices + 1e-7)).log()).mean()
 
 
-class PKTLoss(nn.Module):
+class PKTLoss(DistillationLoss):
     """Probabilistic knowledge transfer (Passalis, Tefas 2018, arXiv:1803.10837); see `pkt_loss`."""
 
     compares_samples = True

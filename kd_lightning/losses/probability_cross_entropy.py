@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import upcast
 
 
@@ -49,9 +50,11 @@ def probability_cross_entropy_loss(student: Tensor, teacher: Tensor | None, targ
     return functional.cross_entropy(upcast(student).softmax(dim=1), target)
 
 
-class ProbabilityCrossEntropyLoss(nn.Module):
+class ProbabilityCrossEntropyLoss(DistillationLoss):
     """The origin notebook's loss, kept only to reproduce its numbers; see `probability_cross_entropy_loss`."""
 
+    label_kind = "classes"
+    takes_rows = True
     needs_target = True
 
     def forward(self, student: Tensor, teacher: Tensor | None, target: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_maps, check_same_shape, upcast
 from kd_lightning.losses.connectors import Features, check_channel_lists, connect, layer_pairs, pairs_of_maps
 
@@ -36,7 +37,7 @@ def review_kd_loss(student: Features, teacher: Features) -> Tensor:
     return torch.stack([_hierarchical(s, t) for s, t in layer_pairs(student, teacher)]).sum()
 
 
-class ReviewKDLoss(nn.Module):
+class ReviewKDLoss(DistillationLoss):
     """Knowledge review (Chen et al. 2021, arXiv:2104.09044) of several layers; see `review_kd_loss`.
 
     From the deepest layer to the shallowest, a fusion module mixes the student's map with what the one behind it made:
@@ -54,6 +55,8 @@ class ReviewKDLoss(nn.Module):
         UsageError: The two lists are of different lengths or empty; at a call: the layers are not as many, no maps of
             the same N images, or of other widths.
     """
+
+    takes_maps = True
 
     compares_samples = True  # in the fusions' BatchNorm
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.relations import as_rows, squared_distances
 
 
@@ -53,7 +54,7 @@ def rkd_loss(student: Tensor, teacher: Tensor, distance: float = 25.0, angle: fl
     return loss
 
 
-class RKDLoss(nn.Module):
+class RKDLoss(DistillationLoss):
     """Relational knowledge distillation (Park et al. 2019, arXiv:1904.05068); see `rkd_loss`.
 
     Args:

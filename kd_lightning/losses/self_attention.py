@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_maps, upcast
 
 
@@ -47,8 +48,10 @@ def sad_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return difference.square().sum(dim=1).mean()
 
 
-class SADLoss(nn.Module):
+class SADLoss(DistillationLoss):
     """Self-attention distillation (Hou et al. 2019, arXiv:1908.00821); see `sad_loss`."""
+
+    takes_maps = True
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
         """The loss of feature maps (N, C, H, W); `target` is not looked at."""

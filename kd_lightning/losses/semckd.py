@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_same_shape, upcast
 from kd_lightning.losses.connectors import Features, check_channel_lists, connect, lists_of_maps
 from kd_lightning.losses.maps import of_one_size
@@ -47,7 +48,7 @@ def semckd_loss(student: list[list[Tensor]], teacher: list[list[Tensor]], attent
     return (upcast(attention) * errors).sum(dim=2).mean()
 
 
-class SemCKDLoss(nn.Module):
+class SemCKDLoss(DistillationLoss):
     """Semantic calibration (Chen et al. 2021, arXiv:2012.03236) of all pairs of layers; see `semckd_loss`.
 
     A sample's row of a layer's similarity matrix F F^T (its inner products with the batch) goes through two linear
@@ -70,6 +71,7 @@ class SemCKDLoss(nn.Module):
             above `batch_size`, or of other widths.
     """
 
+    takes_maps = True
     compares_samples = True
 
     def __init__(

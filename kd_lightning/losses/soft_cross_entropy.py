@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_logits, check_temperature, upcast
 
 
@@ -38,12 +39,14 @@ def soft_cross_entropy_loss(student: Tensor, teacher: Tensor, temperature: float
     return functional.cross_entropy(upcast(student) / temperature, soft_targets) * temperature**2
 
 
-class SoftCrossEntropyLoss(nn.Module):
+class SoftCrossEntropyLoss(DistillationLoss):
     """Cross-entropy against soft targets (Hinton 2015, arXiv:1503.02531); see `soft_cross_entropy_loss`.
 
     Args:
         temperature: T > 0; higher is softer. A `TemperatureSchedule` may move it.
     """
+
+    takes_rows = True
 
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.connectors import Features, layer_pairs
 from kd_lightning.losses.relations import as_rows
 from kd_lightning.losses.vectors import products, unit
@@ -36,7 +37,7 @@ def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (_similarities(student) - _similarities(teacher)).square().mean()
 
 
-class SPLoss(nn.Module):
+class SPLoss(DistillationLoss):
     """Similarity-preserving distillation (Tung, Mori 2019, arXiv:1907.09682), summed over layers; see `sp_loss`."""
 
     compares_samples = True

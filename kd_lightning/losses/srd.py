@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_same_shape, check_samples, check_width, upcast
 from kd_lightning.losses.connectors import connect
 from kd_lightning.losses.vectors import pooled
@@ -44,7 +45,7 @@ def srd_loss(student: Tensor, teacher: Tensor, exponent: float = 4.0) -> Tensor:
     return (difference.pow(exponent).sum() + 1e-5).log()
 
 
-class SRDLoss(nn.Module):
+class SRDLoss(DistillationLoss):
     """A simple recipe for distillation (Miles, Mikolajczyk 2024, arXiv:2303.11098); see `srd_loss`.
 
     Maps are averaged over positions. The projector is a linear layer, without a bias, which the normalisation would

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_fraction, upcast
 
 
@@ -39,13 +40,15 @@ def task_loss(student: Tensor, target: Tensor, label_smoothing: float = 0.0) -> 
     return functional.cross_entropy(upcast(student), target, label_smoothing=label_smoothing)
 
 
-class TaskLoss(nn.Module):
+class TaskLoss(DistillationLoss):
     """The loss against labels; see `task_loss`. In a term it has no teacher: ``Term(TaskLoss(), teacher=None)``.
 
     Args:
         label_smoothing: Share of each target spread evenly over all classes, in [0, 1].
     """
 
+    label_kind = "classes"
+    takes_rows = True
     needs_target = True
 
     def __init__(self, label_smoothing: float = 0.0) -> None:

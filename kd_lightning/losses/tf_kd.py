@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_temperature, upcast
 from kd_lightning.losses.classes import check_classes
 from kd_lightning.losses.kd import kd_loss
@@ -47,7 +48,7 @@ def tf_kd_loss(student: Tensor, target: Tensor, temperature: float = 20.0, corre
     return kd_loss(student, teacher, temperature)
 
 
-class TfKDLoss(nn.Module):
+class TfKDLoss(DistillationLoss):
     """Teacher-free distillation (Yuan et al. 2020, arXiv:1909.11723); see `tf_kd_loss`.
 
     In a term it has no teacher: ``Term(TfKDLoss(), weight=0.1, teacher=None)``.
@@ -57,6 +58,7 @@ class TfKDLoss(nn.Module):
         correct: The virtual teacher's probability of the labelled class, between 0 and 1.
     """
 
+    takes_rows = True
     needs_target = True
 
     def __init__(self, temperature: float = 20.0, correct: float = 0.99) -> None:

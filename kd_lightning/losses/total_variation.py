@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import upcast
 
 
@@ -40,11 +41,13 @@ def total_variation_loss(student: Tensor) -> Tensor:
     return torch.stack([torch.linalg.vector_norm(each.flatten(1), dim=1) for each in differences]).sum(dim=0).mean()
 
 
-class TotalVariationLoss(nn.Module):
+class TotalVariationLoss(DistillationLoss):
     """How rough images are (Mahendran, Vedaldi 2015, arXiv:1412.0035); see `total_variation_loss`.
 
     Its term addresses the input: ``student: null, teacher: input``.
     """
+
+    takes_maps = True
 
     def forward(self, student: Tensor, teacher: None = None, target: Tensor | None = None) -> Tensor:
         """The loss of images (N, C, H, W); nothing else is looked at."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_map_widths, check_same_shape, upcast
 from kd_lightning.losses.connectors import connect
 from kd_lightning.losses.maps import of_one_size
@@ -47,7 +48,7 @@ def vid_loss(student: Tensor, teacher: Tensor, variance: Tensor) -> Tensor:
     return ((upcast(teacher) - upcast(student)).square() / variance + variance.log()).mean() / 2
 
 
-class VIDLoss(nn.Module):
+class VIDLoss(DistillationLoss):
     """Variational information distillation (Ahn et al. 2019, arXiv:1904.05835) of one layer; see `vid_loss`.
 
     The means come from three 1x1 convolutions with ReLUs between them, at the teacher's width; the variances
@@ -63,6 +64,8 @@ class VIDLoss(nn.Module):
         UsageError: The initial variance is not a finite number above 1e-5; at a call: the features are no maps of the
             same N images, or of other widths.
     """
+
+    takes_maps = True
 
     def __init__(self, student_channels: int, teacher_channels: int, initial_variance: float = 5.0) -> None:
         super().__init__()

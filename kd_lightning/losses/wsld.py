@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_logits, check_temperature, upcast
 from kd_lightning.losses.classes import check_classes
 from kd_lightning.losses.divergence import divergences
@@ -52,13 +53,14 @@ def wsld_loss(student: Tensor, teacher: Tensor, target: Tensor, temperature: flo
     return (weights * divergences(log_student, log_teacher, temperature)).mean() * temperature**2
 
 
-class WSLDLoss(nn.Module):
+class WSLDLoss(DistillationLoss):
     """Weighted soft labels (Zhou et al. 2021, arXiv:2102.00650); see `wsld_loss`.
 
     Args:
         temperature: T > 0; higher is softer. A `TemperatureSchedule` may move it.
     """
 
+    takes_rows = True
     needs_target = True
 
     def __init__(self, temperature: float = 2.0) -> None:

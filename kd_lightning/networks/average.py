@@ -60,7 +60,7 @@ def check_twins(first: nn.Module, second: nn.Module) -> None:
         >>> check_twins(nn.Linear(4, 2), nn.Linear(4, 2))
         >>> check_twins(nn.Linear(4, 2), nn.Linear(4, 3))
         Traceback (most recent call last):
-        UsageError: Linear has weight (2, 4) and Linear has weight (3, 4): build both networks alike
+        kd_lightning.core.errors.UsageError: Linear has weight (2, 4) and Linear has weight (3, 4): build both...
     """
     one, other = _shapes(first), _shapes(second)
     if one == other:

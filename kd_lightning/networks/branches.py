@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.activations import logits_of, run, tap
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lookup import choose, network_names
 
 
 def branch(network: nn.Module, shared: Sequence[str]) -> nn.Module:
@@ -70,17 +71,15 @@ def check_branch(network: nn.Module, shared: Sequence[str], inputs: Any) -> None
         >>> check_branch(network, ["0", "1"], torch.zeros(2, 4))
         >>> check_branch(network, ["1"], torch.zeros(2, 4))
         Traceback (most recent call last):
-        UsageError: below the branching point '1' there run 0 as well: name them in shared, in order
+        kd_lightning.core.errors.UsageError: below the branching point '1' there run 0 as well: name them...
     """
-    from kd_lightning.taps import logits_of, run, tap  # here, for it brings in torch._dynamo, which takes seconds
-
     point, device = shared[-1], next(network.parameters()).device
     with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         copy, upper = deepcopy(network).eval(), _upper(network, shared).eval()
         order: list[str] = []
         for name, module in copy.named_modules():
             module.register_forward_hook(lambda *_, name=name: order.append(name))
-        seen = tap(copy, inputs, [point])
+        seen = tap(copy, inputs, [point, "logits"])
         _check_order(order, shared)
         try:
             again = logits_of(run(upper, seen[point]))
@@ -152,9 +151,7 @@ class BranchedEnsemble(nn.Module):
 
     def all_logits(self, inputs: Any) -> tuple[list[Tensor], Tensor]:
         """The logits of each branch, and those of the ensemble."""
-        from kd_lightning.taps import tap  # here, for it brings in torch._dynamo, which takes seconds
-
-        seen = tap(self.network, inputs, [self.layer])
+        seen = tap(self.network, inputs, [self.layer, "logits"])
         features = seen[self.layer]
         logits = [seen["logits"], *(branch(features) for branch in self.branches)]
         # n = batch, k = branches
@@ -163,10 +160,7 @@ class BranchedEnsemble(nn.Module):
 
 def check_layer(network: nn.Module, layer: str) -> None:
     """A ValueError with the nearest names unless the network has such a layer."""
-    names = [name for name, _ in network.named_modules() if name]
-    if layer not in names:
-        nearest = get_close_matches(layer, names, n=3, cutoff=0.3) or names[:8]
-        raise UsageError(f"{type(network).__name__} has no layer {layer!r}; the nearest names are {', '.join(nearest)}")
+    choose(layer, network_names(network), f"{type(network).__name__} has no layer {{name}}")
 
 
 def _upper(network: nn.Module, shared: Sequence[str]) -> nn.Module:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from itertools import chain
+from typing import cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 def digest(network: nn.Module) -> str:
     """SHA-256 over the names, dtypes, shapes and bytes of a network's parameters and buffers.
 
     The device, the memory layout and the order of registration do not matter; nor does what is left out of state
-    dicts or frozen: every parameter and buffer counts, those that are not saved as well.
+    dicts or frozen: every parameter and buffer counts, those that are not saved as well. Of sharded parameters each
+    rank hashes its own shards, and all ranks get the hash of these hashes: all of them must call it then.
 
     Example:
         >>> before = digest(layer := nn.Linear(2, 1))
@@ -34,9 +38,17 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
         >>> digest_tensors({"weight": torch.zeros(2)})[:16]
         'c3baf28530c283e8'
     """
-    total = hashlib.sha256()
+    total, sharded = hashlib.sha256(), False
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        if isinstance(tensor, DTensor):
+            tensor, sharded = cast("DTensor", tensor.detach()).to_local(), True
         # Bytes through uint8, for numpy has no bfloat16; flat first, for a scalar has no last dimension to reinterpret.
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return total.hexdigest()
+    return _of_all_ranks(total.hexdigest()) if sharded else total.hexdigest()
+
+
+def _of_all_ranks(found: str) -> str:
+    hashes = [""] * dist.get_world_size()
+    dist.all_gather_object(hashes, found)
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lookup import choose, network_names
 
 
 class EarlyExit(nn.Module):
@@ -54,14 +54,8 @@ class EarlyExit(nn.Module):
 
 def check_layers(network: nn.Module, layers: Sequence[str]) -> None:
     """A ValueError with the nearest names unless all layers are in the network."""
-    names = [name for name, _ in network.named_modules() if name]
     for layer in layers:
-        if layer not in names:
-            nearest = get_close_matches(layer, names, n=3, cutoff=0.3) or names[:8]
-            raise UsageError(
-                f"{type(network).__name__} has no layer {layer!r} for an exit to stand on; the nearest names are "
-                f"{', '.join(nearest)}"
-            )
+        choose(layer, network_names(network), f"{type(network).__name__} has no layer {{name}} for an exit to stand on")
 
 
 class _Tracer(fx.Tracer):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.activations import logits_of
 from kd_lightning.core.errors import UsageError
 
 
@@ -61,8 +62,6 @@ def stack_logits(outputs: Mapping[str, tuple[nn.Module, Any]]) -> Tensor:
         UsageError: Logits differ in shape.
         UsageError: A network gave none.
     """
-    from kd_lightning.taps import logits_of  # here, for it brings in torch._dynamo, which takes seconds
-
     stacked: dict[str, Tensor] = {}
     for name, (network, output) in outputs.items():
         logits, called = logits_of(output), f"{name} ({type(network).__name__})"

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kd_lightning.activations import record_activations
 from kd_lightning.core.errors import UsageError
 from kd_lightning.networks.early_exit import EarlyExit, check_layers
 
@@ -77,7 +78,7 @@ class Exits(nn.Module):
         >>> network = Exits(StudentConvNet(), ["conv.1", "conv.3"], heads)
         >>> seen = tap(network, torch.zeros(2, 3, 28, 28), ["exits.1", "exits.1.features", "network.pool"])
         >>> {layer: tuple(activation.shape) for layer, activation in seen.items()}
-        {'exits.1': (2, 10), 'exits.1.features': (2, 32, 2, 2), 'network.pool': (2, 32, 2, 2), 'logits': (2, 10)}
+        {'exits.1': (2, 10), 'exits.1.features': (2, 32, 2, 2), 'network.pool': (2, 32, 2, 2)}
     """
 
     def __init__(
@@ -110,9 +111,7 @@ class Exits(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The logits (N, C) of the classifier that answers."""
-        from kd_lightning.taps import watch  # here, for it brings in torch._dynamo, which takes seconds
-
-        with watch(self.network, self.layers) as seen:
+        with record_activations(self.network, [*self.layers, "logits"]) as seen:
             self.network(*args, **kwargs)
         answers = [head(seen[layer]) for layer, head in zip(self.layers, self.exits, strict=True)]
         return seen["logits"] if self.answer is None else answers[self.answer]

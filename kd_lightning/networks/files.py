@@ -35,13 +35,13 @@ class WeightsFile:
         path: Where it was read.
         tensors: The tensors by name, on the CPU.
         student: How the student in it is built, ``{"class_path": ..., "init_args": ...}``, if the file says so.
-        deployed: Dotted name of the network that the file deploys, if it is a checkpoint.
+        inference_network_name: Dotted name of the inference network in it, if it is a checkpoint.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     student: dict[str, Any] | None
-    deployed: str = "student"
+    inference_network_name: str = "student"
 
 
 def read_weights(path: str | PathLike[str], whose: Literal["teacher", "student"]) -> WeightsFile:
@@ -164,9 +164,9 @@ def _read_torch(path: Path, head: bytes) -> WeightsFile:
                 f"{path}: is no state dict (its {name!r} is a {type(value).__name__}, not a tensor): "
                 "save the network's `state_dict()`"
             )
-    deployed = content.get("deployed")
-    deployed = deployed if isinstance(deployed, str) else "student"
-    return WeightsFile(path, dict(state), plain_network(content.get("hyper_parameters"), deployed), deployed)
+    name = content.get("inference_network")
+    name = name if isinstance(name, str) else "student"
+    return WeightsFile(path, dict(state), plain_network(content.get("hyper_parameters"), name), name)
 
 
 def plain_network(hyper_parameters: object, name: str = "student") -> dict[str, Any] | None:

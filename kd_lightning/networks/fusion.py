@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.activations import tap
 from kd_lightning.core.errors import UsageError
 from kd_lightning.networks.branches import check_layer
 
@@ -78,9 +79,7 @@ class FeatureFusion(nn.Module):
 
     def all_logits(self, inputs: Any) -> tuple[list[Tensor], Tensor]:
         """The logits of each member, and those of the fused classifier."""
-        from kd_lightning.taps import tap  # here, for it brings in torch._dynamo, which takes seconds
-
-        seen = [tap(member, inputs, [layer]) for member, layer in zip(self.members, self.layers, strict=True)]
+        seen = [tap(member, inputs, [layer, "logits"]) for member, layer in zip(self.members, self.layers, strict=True)]
         maps = [activations[layer] for activations, layer in zip(seen, self.layers, strict=True)]
         for i, (feature_map, channels) in enumerate(zip(maps, self.channels, strict=True)):
             if feature_map.dim() != 4 or feature_map.shape[1] != channels:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
 
+from kd_lightning.activations import record_activations
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lookup import choose, network_names
 from kd_lightning.networks.freezing import freeze
 
 
@@ -70,27 +71,19 @@ class Paraphrased(nn.Module):
         >>> network = Paraphrased(StudentConvNet(), "conv.5", Paraphraser(channels=32))
         >>> seen = tap(network, torch.zeros(2, 3, 28, 28), ["paraphraser.encoder"])
         >>> {layer: tuple(activation.shape) for layer, activation in seen.items()}
-        {'paraphraser.encoder': (2, 16, 5, 5), 'logits': (2, 10)}
+        {'paraphraser.encoder': (2, 16, 5, 5)}
     """
 
     def __init__(self, network: nn.Module, layer: str, paraphraser: nn.Module) -> None:
         super().__init__()
-        names = [name for name, _ in network.named_modules() if name]
-        if layer not in names:
-            nearest = get_close_matches(layer, names, n=3, cutoff=0.3) or names[:8]
-            raise UsageError(
-                f"{type(network).__name__} has no layer {layer!r} to paraphrase; the nearest names are "
-                f"{', '.join(nearest)}"
-            )
+        choose(layer, network_names(network), f"{type(network).__name__} has no layer {{name}} to paraphrase")
         self.network = freeze(network)
         self.layer = layer
         self.paraphraser = paraphraser
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the network gives."""
-        from kd_lightning.taps import watch  # here, for it brings in torch._dynamo, which takes seconds
-
-        with watch(self.network, [self.layer]) as seen:
+        with record_activations(self.network, [self.layer]) as seen:
             output = self.network(*args, **kwargs)
         self.paraphraser(seen[self.layer])
         return output

@@ -48,11 +48,11 @@ def load_student(path: str | PathLike[str], network: nn.Module | None = None, na
     """Load the student of a checkpoint or of an export; no teacher's file is needed.
 
     Args:
-        path: A local Lightning checkpoint of ours, which says what network in it is deployed (``student`` in most), or
+        path: A local Lightning checkpoint of ours, which names the inference network in it (``student`` in most), or
             a file of ``export_student``.
         network: The network to fill. By default it is built as the file's own hyper-parameters say, from classes of
             modules that are already imported: a file never makes anything be imported.
-        name: Which of a checkpoint's networks, such as ``peers.0``, instead of the one that it deploys; then `network`
+        name: Which of a checkpoint's networks, such as ``peers.0``, instead of the inference network; then `network`
             is needed.
 
     Returns:
@@ -68,12 +68,12 @@ def load_student(path: str | PathLike[str], network: nn.Module | None = None, na
     """
     file = read_weights(path, "student")
     if name is None:
-        tensors = under(f"{file.deployed}.", file.tensors) or file.tensors
+        tensors = under(f"{file.inference_network_name}.", file.tensors) or file.tensors
     elif not (tensors := under(f"{name}.", file.tensors)):
         networks = sorted({start.rstrip(".") for key in file.tensors for start, _ in _splits(key)} - {""}, key=len)
         raise WeightsError(f"{file.path}: has no network {name!r}; {_nearest(name, networks)}")
     elif network is None:
-        raise WeightsError(f"{file.path}: give {name!r} as `network`: only the deployed one can be built from a file")
+        raise WeightsError(f"{file.path}: give {name!r} as `network`: a file can build the inference network alone")
     student = _rebuild(file) if network is None else network
     _load(student, WeightsFile(file.path, tensors, None), prefix=None)
     return student.eval()

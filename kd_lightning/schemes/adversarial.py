@@ -6,14 +6,14 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
+from kd_lightning.activations import Activations
 from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses import AdversarialLoss
-from kd_lightning.networks import freeze, leave_out
-from kd_lightning.networks.freezing import check_apart
+from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 from kd_lightning.schemes.two_players import TwoPlayerLearner
-from kd_lightning.taps import Activations, tap
 from kd_lightning.terms import Term
 
 
@@ -25,7 +25,7 @@ class Pair(NamedTuple):
     labels: dict[str, Tensor]
 
 
-class AdversarialDistiller(TwoPlayerLearner[Pair]):
+class AdversarialDistiller(FrozenTeacher, TwoPlayerLearner[Pair]):
     """A student learns from a frozen teacher by any terms, of which at least one is a discriminator's.
 
     min_S max_D E[log D(T(x))] + E[log(1 - D(S(x)))], beside the other terms; the student's move is the one that does
@@ -65,18 +65,18 @@ class AdversarialDistiller(TwoPlayerLearner[Pair]):
         discriminator_optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
-        super().__init__(student, terms, optimizer, discriminator_optimizer, lr_scheduler, lr_interval)
+        super().__init__(student, terms, optimizer, discriminator_optimizer, lr_scheduler, lr_interval, metrics)
         if not self.discriminators():
             raise UsageError(
                 "no term has a discriminator: give one an AdversarialLoss, or use OfflineDistiller, which needs none"
             )
-        check_apart(student, teacher)
-        self.teacher = leave_out(freeze(teacher))
+        self.teacher = teacher
 
     def adversaries(self) -> list[Term]:
         """The terms that have a discriminator."""
-        return [term for term in self._terms().values() if isinstance(term.loss, AdversarialLoss)]
+        return [term for term in self.terms.all().values() if isinstance(term.loss, AdversarialLoss)]
 
     def discriminators(self) -> list[nn.Module]:
         """Those of the terms."""
@@ -85,8 +85,7 @@ class AdversarialDistiller(TwoPlayerLearner[Pair]):
     def watch(self, batch: Any) -> Pair:
         """What student and teacher give for a batch."""
         split = self.split_batch(batch)
-        teacher = tap(self.teacher, split.teacher, self.layers("teacher"))
-        return Pair(self.watch_student(split), teacher, split.labels)
+        return Pair(self.student_activations(split), self.teacher_activations(split), split.labels)
 
     def discriminate(self, seen: Pair) -> Tensor:
         """The sum of what the discriminators lose."""
@@ -94,4 +93,4 @@ class AdversarialDistiller(TwoPlayerLearner[Pair]):
 
     def losses(self, seen: Pair) -> dict[str, Tensor]:
         """All terms, of the student's move."""
-        return self.compare(*seen)
+        return self.term_losses(*seen)

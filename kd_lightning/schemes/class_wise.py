@@ -8,11 +8,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from kd_lightning.activations import tap
 from kd_lightning.batch import target_of
 from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import Learner
 from kd_lightning.schemes.peers import detached
-from kd_lightning.taps import tap
 
 
 class CSKD(Learner):
@@ -52,9 +52,9 @@ class CSKD(Learner):
         batch = self.split_batch(batch)
         learning, teaching = _halves(batch.student)
         labels, _ = _halves(batch.labels)
-        student = tap(self.student, learning, self.layers("student"))
-        teacher = detached(tap(self.student, teaching, self.layers("teacher")))
-        return self.compare(student, teacher, labels)
+        student = tap(self.student, learning, self.terms.layers("student"))
+        teacher = detached(tap(self.student, teaching, self.terms.layers("teacher")))
+        return self.term_losses(student, teacher, labels)
 
 
 def _halves(value: Any) -> tuple[Any, Any]:

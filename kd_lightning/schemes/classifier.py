@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
@@ -22,6 +23,7 @@ class Classifier(Learner):
         optimizer: Builds the optimizer from the parameters that learn.
         lr_scheduler: Builds a learning-rate scheduler from the optimizer.
         lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
+        metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
         view: What the network sees of a batch in several views, such as those of
             `kd_lightning.data.PairedViewsDataModule`; needed with such data only.
 
@@ -43,6 +45,7 @@ class Classifier(Learner):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
         view: str | None = None,
     ) -> None:
         terms = {"task": Term(TaskLoss(), teacher=None)} if terms is None else terms
@@ -51,12 +54,12 @@ class Classifier(Learner):
                 raise UsageError(
                     f"term {name!r} compares with a teacher and a Classifier has none: set teacher to null"
                 )
-        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)
+        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval, metrics)
         self.view = view
         if view is not None:
-            self.seen = ("view", view), ("view", view)
+            self.input_keys = ("view", view), ("view", view)
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
         """The terms of the student's activations and the batch's labels."""
         batch = self.split_batch(batch)
-        return self.compare(self.watch_student(batch), None, batch.labels)
+        return self.terms.losses(self.student_activations(batch), None, batch.labels)

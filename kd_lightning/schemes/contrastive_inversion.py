@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchmetrics import MetricCollection
 
+from kd_lightning.activations import Activations, tap
 from kd_lightning.core.errors import UsageError
 from kd_lightning.distributed import gather
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import Generator
-from kd_lightning.schemes.drawn import look
+from kd_lightning.schemes.drawn import evaluate_terms
 from kd_lightning.schemes.inversion import InversionDistiller
 from kd_lightning.schemes.inversion_targets import Targets
-from kd_lightning.taps import Activations, tap
 from kd_lightning.terms import Term
 
 
@@ -89,6 +90,7 @@ class ContrastiveInversion(InversionDistiller):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
         super().__init__(
             student,
@@ -106,6 +108,7 @@ class ContrastiveInversion(InversionDistiller):
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             lr_interval=lr_interval,
+            metrics=metrics,
         )
         if not features:
             raise UsageError("features is empty: name layers of the teacher, e.g. ['conv.5']")
@@ -146,16 +149,16 @@ class ContrastiveInversion(InversionDistiller):
         ]
         training = self.student.training
         self.student.eval()
-        terms = cast("dict[str, Term]", self.image_terms)
+        terms = self.image_terms
         least = math.inf
         images, features = noise, noise
         for _ in range(self.image_steps):
             drawn = generator(noise)
             moved = _moved(drawn, 4)
-            losses, seen = look(self, self.teacher, self.image_terms, moved, {"target": targets}, self.features)
+            losses, seen = evaluate_terms(terms, self.student, self.teacher, moved, {"target": targets}, self.features)
             whole, part = _pooled(seen, self.features), self._features(_cropped(drawn))
             apart = self.contrast * self._apart(head, part, whole)
-            total = self.weighted_sum(losses, terms) + apart
+            total = terms.weighted_sum(losses) + apart
             if total.item() < least:
                 least, images = total.item(), drawn.detach()[:, :1]
                 features = torch.stack((part, whole), dim=1).detach()

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torchmetrics import MetricCollection
 
 from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
@@ -32,6 +33,7 @@ class CrossModalDistiller(OfflineDistiller):
         optimizer: Builds the optimizer from the parameters that learn.
         lr_scheduler: Builds a learning-rate scheduler from the optimizer.
         lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
+        metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
 
     Raises:
         UsageError: `views` names other than teacher and student; at a batch: it is no mapping or lacks a view.
@@ -55,11 +57,12 @@ class CrossModalDistiller(OfflineDistiller):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
-        super().__init__(student, teacher, terms, optimizer, lr_scheduler, lr_interval)
+        super().__init__(student, teacher, terms, optimizer, lr_scheduler, lr_interval, metrics)
         if set(views) != {"teacher", "student"}:
             raise UsageError(
                 f"views={views} must say what the teacher and the student see: {{teacher: ..., student: ...}}"
             )
         self.views = views
-        self.seen = ("views.student", views["student"]), ("views.teacher", views["teacher"])
+        self.input_keys = ("views.student", views["student"]), ("views.teacher", views["teacher"])

@@ -7,20 +7,21 @@ from typing import Any, Literal, cast
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
+from kd_lightning.activations import tap
 from kd_lightning.batch import size_of
 from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
-from kd_lightning.networks import Generator, freeze, leave_out
-from kd_lightning.networks.freezing import check_apart
-from kd_lightning.schemes.drawn import look
+from kd_lightning.networks import Generator
+from kd_lightning.schemes.drawn import evaluate_terms
+from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 from kd_lightning.schemes.two_players import AlternatingLearner
 from kd_lightning.steps import log_is_due
-from kd_lightning.taps import tap
-from kd_lightning.terms import Term, check_terms
+from kd_lightning.terms import Term, Terms
 
 
-class DataFreeDistiller(AlternatingLearner):
+class DataFreeDistiller(FrozenTeacher, AlternatingLearner):
     """A generator draws inputs that its terms make worth asking about, and the student learns from the teacher on them.
 
     Of a training batch nothing but its size is looked at, as `kd_lightning.data.DataFreeMNISTDataModule` gives it. In
@@ -60,6 +61,8 @@ class DataFreeDistiller(AlternatingLearner):
         ['kd']
     """
 
+    teacher_sees_data = False
+
     def __init__(
         self,
         student: nn.Module,
@@ -74,16 +77,16 @@ class DataFreeDistiller(AlternatingLearner):
         same_noise: bool = False,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
-        super().__init__(student, terms, optimizer, generator_optimizer, lr_scheduler, lr_interval)
+        super().__init__(student, terms, optimizer, generator_optimizer, lr_scheduler, lr_interval, metrics)
         if generator_steps < 0 or student_steps < 1:
             raise UsageError(
                 f"generator_steps={generator_steps} must be at least 0 and student_steps={student_steps} at least 1"
             )
-        check_apart(student, teacher)
-        self.teacher = leave_out(freeze(teacher))
+        self.teacher = teacher
         self.generator = generator
-        self.generator_terms = nn.ModuleDict(check_terms(generator_terms))
+        self.generator_terms = Terms(generator_terms)
         self.generator_steps = generator_steps
         self.student_steps = student_steps
         self.same_noise = same_noise
@@ -106,7 +109,7 @@ class DataFreeDistiller(AlternatingLearner):
 
     def judge(self, images: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
         """The generator's unweighted losses of what it drew."""
-        return look(self, self.teacher, self.generator_terms, images, labels)[0]
+        return evaluate_terms(self.generator_terms, self.student, self.teacher, images, labels)[0]
 
     def training_step(self, batch: Any, batch_idx: int) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The generator's moves, and then the student's."""
@@ -121,7 +124,7 @@ class DataFreeDistiller(AlternatingLearner):
             with self.toggled_optimizer(generating):
                 judged = self.judge(self.generator(*noise), _labels(noise))
                 generating.zero_grad()
-                self.manual_backward(self._judgement(judged))
+                self.manual_backward(self.generator_terms.weighted_sum(judged))
                 generating.step()
 
         for _ in range(self.student_steps):
@@ -135,7 +138,9 @@ class DataFreeDistiller(AlternatingLearner):
         if self.lr_interval == "step":
             self._move_schedulers()
         if log_is_due(self.trainer):
-            drawn = self._judgement(judged).detach() if judged else torch.zeros((), device=self.device)
+            drawn = (
+                self.generator_terms.weighted_sum(judged).detach() if judged else torch.zeros((), device=self.device)
+            )
             total = self.weighted_sum(losses).detach()
             self._log_training(losses, total + 0 * drawn)  # a step is finite if both losses are
             self.log_dict({f"train/generator/{name}": loss.detach() for name, loss in judged.items()})
@@ -144,13 +149,9 @@ class DataFreeDistiller(AlternatingLearner):
     def _taught(self, *noise: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             images = self.generator(*noise)
-        student = tap(self.student, images, self.layers("student"))
-        teacher = tap(self.teacher, images, self.layers("teacher"))
-        return self.compare(student, teacher, _labels(noise))
-
-    def _judgement(self, judged: dict[str, Tensor]) -> Tensor:
-        terms = cast("dict[str, Term]", self.generator_terms)
-        return self.weighted_sum(judged, terms)
+        student = tap(self.student, images, self.terms.layers("student"))
+        teacher = tap(self.teacher, images, self.terms.layers("teacher"))
+        return self.term_losses(student, teacher, _labels(noise))
 
 
 def _labels(noise: tuple[Tensor, ...]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
+from torchmetrics import MetricCollection
 
 from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
@@ -72,8 +73,9 @@ class DatasetDistillation(Learner):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
-        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)
+        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval, metrics)
         given = {"images_per_class": images_per_class, "classes": classes, "steps": steps, "size": size}
         for name, value in (given | {"channels": channels}).items():
             if value < 1:
@@ -142,7 +144,7 @@ class DatasetDistillation(Learner):
         """The terms of what the images make of the first weights, on a batch of real ones."""
         split = self.split_batch(batch)
         logits = functional_call(self.student, self.learn(), (split.student,))
-        return self.compare({"logits": logits}, None, split.labels)
+        return self.term_losses({"logits": logits}, None, split.labels)
 
     @torch.no_grad()
     def make_student(self) -> None:
@@ -166,7 +168,8 @@ class DatasetDistillation(Learner):
             checkpoint["state_dict"][name] = value
 
     def on_validation_start(self) -> None:
-        """The same, where training goes on."""
+        """Write the student, during a fit, and begin to count."""
+        super().on_validation_start()
         if self.trainer.state.fn == "fit":
             self.make_student()
 

@@ -1,31 +1,28 @@
-"""Inputs that are made up, and what terms say of them: what schemes without data share."""
+"""Synthetic inputs and the losses of terms on them: what schemes without data share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
 
 from torch import Tensor, nn
 
-from kd_lightning.learner import Learner
-from kd_lightning.taps import Activations, tap
-from kd_lightning.terms import Term
+from kd_lightning.activations import Activations, tap
+from kd_lightning.terms import Terms
 
 
-def look(
-    learner: Learner,
+def evaluate_terms(
+    terms: Terms,
+    student: nn.Module,
     teacher: nn.Module,
-    terms: nn.ModuleDict,
     images: Tensor,
     labels: dict[str, Tensor],
     layers: Iterable[str] = (),
 ) -> tuple[dict[str, Tensor], Activations]:
-    """The unweighted losses of images, and what the teacher gave, at `layers` as well.
+    """Compute the unweighted losses of images, and the teacher's activations, of `layers` as well.
 
-    The student is not run where no term asks for it.
+    The student is not run where no term compares it.
     """
-    known = dict(cast("dict[str, Term]", terms).items())
-    theirs = tap(teacher, images, dict.fromkeys([*learner.layers("teacher", known), *layers]))
-    asked = any(term.student is not None for term in known.values())
-    ours: Activations = tap(learner.student, images, learner.layers("student", known)) if asked else {}
-    return {name: term(ours, theirs, labels) for name, term in known.items()}, theirs
+    theirs = tap(teacher, images, dict.fromkeys([*terms.layers("teacher"), *layers]))
+    wanted = terms.layers("student")
+    ours = tap(student, images, wanted) if wanted else {}
+    return {name: term(ours, theirs, labels) for name, term in terms.all().items()}, theirs

@@ -8,17 +8,18 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
+from kd_lightning.activations import tap
 from kd_lightning.distributed import add_up
-from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
-from kd_lightning.networks import freeze, leave_out
+from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks.freezing import check_apart
 from kd_lightning.networks.prune import kept_channels
-from kd_lightning.taps import tap
+from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 from kd_lightning.terms import Term
 
 
-class FewShotDistiller(Learner):
+class FewShotDistiller(FrozenTeacher):
     """After each layer of a pruned teacher a 1x1 convolution that undoes, as far as it can, what pruning did; merged.
 
     Q_l = argmin_Q sum_np ||Q f_l(x_n)_p - g_l(x_n)_p||^2, and W_l becomes Q_l W_l, b_l Q_l b_l
@@ -52,6 +53,8 @@ class FewShotDistiller(Learner):
         ['conv_0', 'conv_2', 'conv_4']
     """
 
+    teacher_sees_data = False
+
     def __init__(
         self,
         student: nn.Module,
@@ -60,6 +63,7 @@ class FewShotDistiller(Learner):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
         check_apart(student, teacher)
         kept = kept_channels(student, teacher, layers)
@@ -69,14 +73,14 @@ class FewShotDistiller(Learner):
             own = [f"{name}.{key}" for key, _ in student.get_submodule(name).requires_grad_(True).named_parameters()]
             terms[name.replace(".", "_")] = Term(_Apart(), student=own, teacher=None, target=own)
         whole_way = partial(torch.optim.SGD, lr=1.0)
-        super().__init__(student, terms, optimizer or whole_way, lr_scheduler, lr_interval)
-        self.teacher = leave_out(freeze(teacher))
+        super().__init__(student, terms, optimizer or whole_way, lr_scheduler, lr_interval, metrics)
+        self.teacher = teacher
         self.fitted = layers
         self.kept = kept
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
         """For each layer, half the squared distance from its weights to what they are to be."""
-        return self.compare(dict(self.student.named_parameters()), None, self.fit(self.split_batch(batch).student))
+        return self.term_losses(dict(self.student.named_parameters()), None, self.fit(self.split_batch(batch).student))
 
     @torch.no_grad()
     def fit(self, inputs: Any) -> dict[str, Tensor]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
+from torchmetrics import MetricCollection
 
-from kd_lightning.core.errors import UsageError
-from kd_lightning.evaluation import Evaluation
+from kd_lightning.core.lookup import choose
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks.fusion import FeatureFusion
 from kd_lightning.schemes.peers import detached
@@ -36,6 +35,7 @@ class FFL(Learner):
         optimizer: Builds the optimizer from the parameters of the student and the terms.
         lr_scheduler: Builds a learning-rate scheduler from the optimizer.
         lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
+        metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
 
     Raises:
         UsageError: `deploy` is no such name (the nearest are given).
@@ -58,33 +58,31 @@ class FFL(Learner):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
-        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)
+        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval, metrics)
         names = [*(f"student.members.{i}" for i in range(len(student.members))), "student"]
-        if deploy not in names:
-            nearest = get_close_matches(deploy, names, n=3, cutoff=0.3) or names
-            raise UsageError(f"deploy={deploy!r} is no network that learns here; the nearest are {', '.join(nearest)}")
-        self.deploy = deploy
-        self.evaluation = Evaluation(names)
+        self.deploy = choose(deploy, names, "deploy={name} is no network that learns here")
+        self.evaluated_networks = names
 
     @property
-    def deployed(self) -> str:
+    def inference_network_name(self) -> str:
         """What `deploy` says."""
         return self.deploy
 
-    def candidates(self, inputs: Any) -> dict[str, Tensor]:
+    def evaluated_logits(self, inputs: Any) -> dict[str, Tensor]:
         """The logits of each member and of the fused classifier."""
         members, fused = cast("FeatureFusion", self.student).all_logits(inputs)
-        return dict(zip(self.evaluation.names, [*members, fused], strict=True))
+        return dict(zip(self.evaluated_networks, [*members, fused], strict=True))
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
         """Each term, summed over the members, whom the fused classifier teaches, and it, whom their mean teaches."""
         batch = self.split_batch(batch)
-        *members, fused = self.candidates(batch.student).values()
+        *members, fused = self.evaluated_logits(batch.student).values()
         mean = torch.stack(members).mean(dim=0)
         pairs = [({"logits": own}, detached({"logits": fused})) for own in members]
         pairs.append(({"logits": fused}, detached({"logits": mean})))
         return {
             name: torch.stack([term(own, teacher, batch.labels) for own, teacher in pairs]).sum()
-            for name, term in self._terms().items()
+            for name, term in self.terms.all().items()
         }

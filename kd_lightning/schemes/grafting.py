@@ -6,17 +6,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from kd_lightning.core.errors import UsageError
-from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
+from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses import LogitMSELoss
-from kd_lightning.networks import freeze, leave_out
-from kd_lightning.networks.freezing import check_apart
 from kd_lightning.networks.grafted import GraftedStudent, check_blocks, run_blocks
+from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 from kd_lightning.terms import Term
 
 
-class GraftingDistiller(Learner):
+class GraftingDistiller(FrozenTeacher):
     """Blocks of the student take the place of the teacher's, one at a time, then ever more of them together.
 
     Of B blocks, the first `block_steps` batches teach the first by itself, between nothing and the teacher's second,
@@ -51,6 +51,8 @@ class GraftingDistiller(Learner):
         ['logits']
     """
 
+    teacher_sees_data = False
+
     def __init__(
         self,
         student: GraftedStudent,
@@ -62,19 +64,19 @@ class GraftingDistiller(Learner):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
         terms = {"logits": Term(LogitMSELoss())} if terms is None else terms
         if any(term.student != "logits" or term.teacher not in ("logits", None) for term in terms.values()):
             raise UsageError("terms: the logits alone are seen of a network that is part teacher and part student")
         if block_steps < 1 or net_steps < 1:
             raise UsageError(f"block_steps={block_steps} and net_steps={net_steps} must be at least 1")
-        check_apart(student, teacher)
-        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)
+        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval, metrics)
         self.grafted = len(student.parts.blocks)
         if len(teacher_blocks) != self.grafted:
             raise UsageError(f"teacher_blocks are {len(teacher_blocks)} and the student's {self.grafted}: pair them")
         check_blocks(teacher, teacher_blocks)
-        self.teacher = leave_out(freeze(teacher))
+        self.teacher = teacher
         self.teacher_blocks = teacher_blocks
         self.block_steps = block_steps
         self.net_steps = net_steps
@@ -101,7 +103,7 @@ class GraftingDistiller(Learner):
         mixed = run_blocks(self.teacher, self.teacher_blocks[stop:], student.run(before, start, stop))
         # every process waits for every gradient
         idle = torch.stack([parameter.sum() for parameter in self.parameters() if parameter.requires_grad]).sum() * 0
-        return self.compare({"logits": mixed + idle}, {"logits": theirs}, split.labels)
+        return self.term_losses({"logits": mixed + idle}, {"logits": theirs}, split.labels)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """What is not in the mixed network has no gradient, and so does not move by its momentum."""

@@ -6,20 +6,20 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
+from kd_lightning.activations import tap
 from kd_lightning.core.errors import UsageError
 from kd_lightning.data.draws import choice
 from kd_lightning.distributed import gather
-from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
-from kd_lightning.networks import freeze, leave_out
-from kd_lightning.networks.freezing import check_apart
-from kd_lightning.schemes.drawn import look
+from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
+from kd_lightning.schemes.drawn import evaluate_terms
+from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 from kd_lightning.schemes.inversion_targets import RandomClasses, Targets
-from kd_lightning.taps import tap
-from kd_lightning.terms import Term, check_terms
+from kd_lightning.terms import Term, Terms
 
 
-class InversionDistiller(Learner):
+class InversionDistiller(FrozenTeacher):
     """Images are optimised until a frozen teacher sees what it is to see in them, and the student learns on those.
 
     Before every `every`-th batch, `round_size` images are drawn at random, go through `image_steps` steps against
@@ -66,6 +66,8 @@ class InversionDistiller(Learner):
         ['kd']
     """
 
+    teacher_sees_data = False
+
     bank: Tensor
     bank_targets: Tensor
 
@@ -87,17 +89,17 @@ class InversionDistiller(Learner):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
-        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)
+        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval, metrics)
         given = {"bank_size": bank_size, "round_size": round_size, "every": every, "image_steps": image_steps}
         for name, value in (given | {"size": size, "channels": channels}).items():
             if value < 1:
                 raise UsageError(f"{name}={value} must be at least 1")
         if not 0 <= jitter < size:
             raise UsageError(f"jitter={jitter} must be at least 0 and less than the images' size of {size}")
-        check_apart(student, teacher)
-        self.teacher = leave_out(freeze(teacher))
-        self.image_terms = nn.ModuleDict(check_terms(image_terms))
+        self.teacher = teacher
+        self.image_terms = Terms(image_terms)
         if next(self.image_terms.parameters(), None) is not None:
             raise UsageError("image_terms: a loss with parameters would not learn them there: use one without")
         self.targets = RandomClasses() if targets is None else targets
@@ -133,14 +135,14 @@ class InversionDistiller(Learner):
         optimizer = torch.optim.Adam([images], lr=0.1) if build is None else build([cast("nn.Parameter", images)])
         training = self.student.training
         self.student.eval()
-        terms = cast("dict[str, Term]", self.image_terms)
+        terms = self.image_terms
         for _ in range(self.image_steps):
             moved = images
             if self.jitter:
                 offsets = torch.randint(-self.jitter, self.jitter + 1, (2,)).tolist()
                 moved = images.roll(offsets, dims=(2, 3))
-            losses, _ = look(self, self.teacher, self.image_terms, self._shown(moved), {"target": targets})
-            total = self.weighted_sum(losses, terms)
+            losses, _ = evaluate_terms(terms, self.student, self.teacher, self._shown(moved), {"target": targets})
+            total = terms.weighted_sum(losses)
             (images.grad,) = torch.autograd.grad(total, [images])
             optimizer.step()
             with torch.no_grad():
@@ -157,9 +159,9 @@ class InversionDistiller(Learner):
             self._add_round(done // self.every)
         rows = self._rows(batch)
         images = self._shown(self.bank[rows])
-        student = tap(self.student, images, self.layers("student"))
-        teacher = tap(self.teacher, images, self.layers("teacher"))
-        return self.compare(student, teacher, {"target": self.bank_targets[rows]})
+        student = tap(self.student, images, self.terms.layers("student"))
+        teacher = tap(self.teacher, images, self.terms.layers("teacher"))
+        return self.term_losses(student, teacher, {"target": self.bank_targets[rows]})
 
     def _add_round(self, number: int) -> None:
         size, start = len(self.bank), number * self._per_round()

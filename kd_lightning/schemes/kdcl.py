@@ -9,14 +9,15 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchmetrics import MetricCollection
 
+from kd_lightning.activations import Activations, tap
 from kd_lightning.batch import Batch, target_of
 from kd_lightning.core.errors import UsageError
 from kd_lightning.distributed import gather
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses.checks import upcast
 from kd_lightning.schemes.peers import PeerLearner
-from kd_lightning.taps import Activations, tap
 from kd_lightning.terms import Term
 
 
@@ -62,8 +63,9 @@ class KDCL(PeerLearner):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
-        super().__init__(student, peers, terms, deploy, optimizer, lr_scheduler, lr_interval)
+        super().__init__(student, peers, terms, deploy, optimizer, lr_scheduler, lr_interval, metrics)
         if isinstance(combine, GeneralEnsemble) and len(combine.weights) != len(self.networks()):
             raise UsageError(
                 f"GeneralEnsemble(networks={len(combine.weights)}) is to combine the student and {len(peers)} peers: "
@@ -72,26 +74,26 @@ class KDCL(PeerLearner):
         self.combine = combine
         self.augmentation = augmentation
 
-    def watch_networks(self, batch: Batch) -> list[Activations]:
+    def network_activations(self, batch: Batch) -> list[Activations]:
         """What each network gives for its own view of the batch."""
-        layers = self.layers("student")
+        layers = dict.fromkeys([*self.terms.layers("student"), "logits"])
         return [tap(network, self._view(batch.student), layers) for network in self.networks().values()]
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
         """Each term, summed over the networks."""
         batch = self.split_batch(batch)
-        seen = self.watch_networks(batch)
+        seen = self.network_activations(batch)
         logits = torch.stack([activations["logits"].detach() for activations in seen])
         ensemble = {"logits": cast("Tensor", self.combine(upcast(logits), _class_indices(logits, batch)))}
-        losses = [self.compare(own, ensemble, batch.labels) for own in seen]
+        losses = [self.term_losses(own, ensemble, batch.labels) for own in seen]
         return {name: torch.stack([of_one[name] for of_one in losses]).sum() for name in self.terms}
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Counts a batch, and the errors on it where the ensemble goes by them."""
-        super().validation_step(batch, batch_idx)
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count a batch, and the errors on it where the ensemble's weights depend on them."""
+        super().validation_step(batch, batch_idx, dataloader_idx)
         if isinstance(self.combine, GeneralEnsemble) and not self.trainer.sanity_checking:
             batch = self.split_batch(batch)
-            logits = torch.stack(list(self.candidates(batch.student).values()))
+            logits = torch.stack(list(self.evaluated_logits(batch.student).values()))
             self.combine.observe(upcast(logits), _class_indices(logits, batch))
 
     def on_validation_epoch_end(self) -> None:

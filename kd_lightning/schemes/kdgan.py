@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchmetrics import MetricCollection
 
+from kd_lightning.activations import Activations, logits, tap
 from kd_lightning.batch import target_of
 from kd_lightning.core.errors import UsageError
-from kd_lightning.evaluation import Evaluation
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses.checks import check_fraction, check_temperature, upcast
 from kd_lightning.schemes.peers import detached
 from kd_lightning.schemes.two_players import TwoPlayerLearner
-from kd_lightning.taps import Activations, logits_of, run, tap
 from kd_lightning.terms import Term
 
 
@@ -96,6 +96,7 @@ class KDGAN(TwoPlayerLearner[Labelling]):
         discriminator_optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
         balance = check_fraction(balance, "balance")
         taught = {f"teacher_{name}": term for name, term in teacher_terms.items()}
@@ -104,7 +105,7 @@ class KDGAN(TwoPlayerLearner[Labelling]):
             "adversarial_teacher": Term(LabelTerm(), 1 - balance, teacher=None),
         }
         terms = student_terms | taught | adversaries
-        super().__init__(student, terms, optimizer, discriminator_optimizer, lr_scheduler, lr_interval)
+        super().__init__(student, terms, optimizer, discriminator_optimizer, lr_scheduler, lr_interval, metrics)
         self.teacher = teacher
         self.discriminator = discriminator
         players = [parameter for network in (student, teacher, discriminator) for parameter in network.parameters()]
@@ -113,12 +114,12 @@ class KDGAN(TwoPlayerLearner[Labelling]):
         self.teaching_student = list(student_terms)
         self.teaching_teacher = list(taught)
         self.gumbel_temperature = check_temperature(gumbel_temperature, "gumbel_temperature")
-        self.evaluation = Evaluation(["student", "teacher"])
+        self.evaluated_networks = ["student", "teacher"]
 
-    def candidates(self, inputs: Any) -> dict[str, Tensor]:
+    def evaluated_logits(self, inputs: Any) -> dict[str, Tensor]:
         """The student's logits and the teacher's."""
         networks = {"student": self.student, "teacher": self.teacher}
-        return {name: cast("Tensor", logits_of(run(network, inputs))) for name, network in networks.items()}
+        return {name: logits(network, inputs) for name, network in networks.items()}
 
     def discriminators(self) -> list[nn.Module]:
         """The one."""
@@ -127,7 +128,7 @@ class KDGAN(TwoPlayerLearner[Labelling]):
     def watch(self, batch: Any) -> Labelling:
         """What both networks say of a batch, and a label that is drawn from each."""
         split = self.split_batch(batch)
-        layers = dict.fromkeys([*self.layers("student"), *self.layers("teacher")])
+        layers = dict.fromkeys([*self.terms.layers("student"), *self.terms.layers("teacher"), "logits"])
         student, teacher = (tap(network, split.student, layers) for network in (self.student, self.teacher))
         drawn = self.draw(student["logits"]), self.draw(teacher["logits"])
         return Labelling(split.student, student, teacher, *drawn, split.labels)
@@ -145,12 +146,12 @@ class KDGAN(TwoPlayerLearner[Labelling]):
         scores = self._scores(seen.inputs)
         true = functional.softplus(-scores.gather(1, target.unsqueeze(1))).mean()
         student, teacher = ((scores * drawn.detach()).sum(dim=1) for drawn in (seen.from_student, seen.from_teacher))
-        balance = self._terms()["adversarial_student"].weight, self._terms()["adversarial_teacher"].weight
+        balance = self.terms.all()["adversarial_student"].weight, self.terms.all()["adversarial_teacher"].weight
         return true + sum(w * functional.softplus(s).mean() for w, s in zip(balance, (student, teacher), strict=True))
 
     def losses(self, seen: Labelling) -> dict[str, Tensor]:
         """Each side's terms, with the other side held fixed, and what the discriminator makes of their labels."""
-        terms = self._terms()
+        terms = self.terms.all()
         sides = (self.teaching_student, seen.student, seen.teacher), (self.teaching_teacher, seen.teacher, seen.student)
         found = {name: terms[name](own, detached(other), seen.labels) for names, own, other in sides for name in names}
         scores = self._scores(seen.inputs)
@@ -159,4 +160,4 @@ class KDGAN(TwoPlayerLearner[Labelling]):
         return found
 
     def _scores(self, inputs: Any) -> Tensor:
-        return upcast(cast("Tensor", logits_of(run(self.discriminator, inputs))))
+        return upcast(logits(self.discriminator, inputs))

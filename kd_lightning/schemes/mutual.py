@@ -37,10 +37,10 @@ class MutualLearning(PeerLearner):
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
         """Each term, summed over the networks."""
         batch = self.split_batch(batch)
-        seen = self.watch_networks(batch)
+        seen = self.network_activations(batch)
         taught = [detached(activations) for activations in seen]
         losses: dict[str, Tensor] = {}
-        for name, term in self._terms().items():
+        for name, term in self.terms.all().items():
             if term.teacher is None:
                 losses[name] = torch.stack([term(own, None, batch.labels) for own in seen]).sum()
                 continue

@@ -6,15 +6,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
-from kd_lightning.learner import Batch, Learner, LRSchedulerCallable, OptimizerCallable
-from kd_lightning.networks import freeze, leave_out
-from kd_lightning.networks.freezing import check_apart
-from kd_lightning.taps import Activations, differentiable, tap
+from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
+from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 from kd_lightning.terms import Term
 
 
-class OfflineDistiller(Learner):
+class OfflineDistiller(FrozenTeacher):
     """A student learns from a teacher that does not.
 
     The teacher is frozen, in eval, not optimised and in no checkpoint, by construction. What is learned from it is a
@@ -27,6 +26,7 @@ class OfflineDistiller(Learner):
         optimizer: Builds the optimizer from the parameters that learn.
         lr_scheduler: Builds a learning-rate scheduler from the optimizer.
         lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
+        metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
 
     Raises:
         UsageError: Teacher and student share parameters.
@@ -51,17 +51,12 @@ class OfflineDistiller(Learner):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
-        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)
-        check_apart(student, teacher)
-        self.teacher = leave_out(freeze(teacher))
-
-    def watch_teacher(self, batch: Batch) -> Activations:
-        """What the teacher gives for its input, at every layer that a term addresses."""
-        inputs = differentiable(batch.teacher) if self.differentiates else batch.teacher
-        return tap(self.teacher, inputs, self.layers("teacher"))
+        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval, metrics)
+        self.teacher = teacher
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
         """The terms of what student and teacher give for the same batch."""
         batch = self.split_batch(batch)
-        return self.compare(self.watch_student(batch), self.watch_teacher(batch), batch.labels)
+        return self.terms.losses(self.student_activations(batch), self.teacher_activations(batch), batch.labels)

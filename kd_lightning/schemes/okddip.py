@@ -7,13 +7,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
+from kd_lightning.activations import Activations, tap
 from kd_lightning.batch import Batch
 from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses.checks import upcast
 from kd_lightning.schemes.peers import PeerLearner
-from kd_lightning.taps import Activations, tap
 from kd_lightning.terms import Term
 
 
@@ -66,8 +67,9 @@ class OKDDip(PeerLearner):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
-        super().__init__(student, peers, terms, deploy, optimizer, lr_scheduler, lr_interval)
+        super().__init__(student, peers, terms, deploy, optimizer, lr_scheduler, lr_interval, metrics)
         if len(peers) < 2:
             raise UsageError("a single peer could only learn from itself: give at least two, e.g. three")
         projection = max(features // 8, 1) if projection is None else projection
@@ -77,22 +79,23 @@ class OKDDip(PeerLearner):
         self.query = nn.Linear(features, projection, bias=False)
         self.key = nn.Linear(features, projection, bias=False)
 
-    def watch_networks(self, batch: Batch) -> list[Activations]:
+    def network_activations(self, batch: Batch) -> list[Activations]:
         """What each network gives, the leader first; of the peers, the features too."""
-        layers = self.layers("student")
-        peers = [tap(peer, batch.student, [*layers, self.layer]) for peer in self.peers]
+        layers = self.terms.layers("student")
+        peers = [tap(peer, batch.student, dict.fromkeys([*layers, self.layer, "logits"])) for peer in self.peers]
         return [tap(self.student, batch.student, layers), *peers]
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
         """Each term, summed over the networks."""
         batch = self.split_batch(batch)
-        seen = self.watch_networks(batch)
+        seen = self.network_activations(batch)
         logits = torch.stack([upcast(peer["logits"].detach()) for peer in seen[1:]], dim=1)
         features = torch.stack([self._features(peer) for peer in seen[1:]], dim=1)
         # a, b = peers, c = classes: (N, a, b) @ (N, b, c)
         targets = (self.query(features) @ self.key(features).mT).softmax(dim=2) @ logits
         taught = [logits.mean(dim=1), *targets.unbind(dim=1)]
-        losses = [self.compare(own, {"logits": target}, batch.labels) for own, target in zip(seen, taught, strict=True)]
+        pairs = zip(seen, taught, strict=True)
+        losses = [self.term_losses(own, {"logits": target}, batch.labels) for own, target in pairs]
         return {name: torch.stack([of_one[name] for of_one in losses]).sum() for name in self.terms}
 
     def _features(self, peer: Activations) -> Tensor:

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from kd_lightning.core.errors import UsageError
-from kd_lightning.evaluation import Evaluation
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks.branches import BranchedEnsemble, Gate, branch, check_branch
 from kd_lightning.schemes.peers import detached
@@ -41,6 +41,7 @@ class ONE(Learner):
         optimizer: Builds the optimizer from the parameters of all branches, the gate and the terms.
         lr_scheduler: Builds a learning-rate scheduler from the optimizer.
         lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
+        metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
 
     Raises:
         UsageError: There are fewer than two branches, or as for `branch`; at the first batch: the shared layers
@@ -66,14 +67,15 @@ class ONE(Learner):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
-        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)
+        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval, metrics)
         if branches < 2:
             raise UsageError(f"branches={branches}: an ensemble takes the student and at least one further branch")
         self.shared = list(shared)
         self.branches = nn.ModuleList(branch(student, self.shared) for _ in range(branches - 1))
         self.gate = Gate(gate_features, branches)
-        self.evaluation = Evaluation(["student", *(f"branches.{i}" for i in range(branches - 1)), "ensemble"])
+        self.evaluated_networks = ["student", *(f"branches.{i}" for i in range(branches - 1)), "ensemble"]
         self._is_checked = False
 
     @property
@@ -81,21 +83,21 @@ class ONE(Learner):
         """All branches and the gate as one network, whose parameters are those that are trained here."""
         return BranchedEnsemble(self.student, self.shared[-1], self.branches, self.gate)
 
-    def candidates(self, inputs: Any) -> dict[str, Tensor]:
+    def evaluated_logits(self, inputs: Any) -> dict[str, Tensor]:
         """The logits of each branch and of the ensemble; the first time, the branching point is checked."""
         if not self._is_checked:
             check_branch(self.student, self.shared, inputs)
             self._is_checked = True
         branches, ensemble = self.ensemble.all_logits(inputs)
-        return dict(zip(self.evaluation.names, [*branches, ensemble], strict=True))
+        return dict(zip(self.evaluated_networks, [*branches, ensemble], strict=True))
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
         """Each term, summed over the branches, and over the ensemble where it has no teacher."""
         batch = self.split_batch(batch)
-        *branches, ensemble = ({"logits": logits} for logits in self.candidates(batch.student).values())
+        *branches, ensemble = ({"logits": logits} for logits in self.evaluated_logits(batch.student).values())
         taught = detached(ensemble)
         losses: dict[str, Tensor] = {}
-        for name, term in self._terms().items():
+        for name, term in self.terms.all().items():
             learn = [*branches, ensemble] if term.teacher is None else branches
             losses[name] = torch.stack([term(own, taught, batch.labels) for own in learn]).sum()
         return losses

@@ -7,14 +7,14 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
+from kd_lightning.activations import Activations, logits, tap
 from kd_lightning.core.errors import UsageError
-from kd_lightning.evaluation import Evaluation
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses import AdversarialLoss
 from kd_lightning.schemes.peers import detached
 from kd_lightning.schemes.two_players import TwoPlayerLearner
-from kd_lightning.taps import Activations, logits_of, run, tap
 from kd_lightning.terms import Term, names
 
 
@@ -79,9 +79,10 @@ class OnlineAdversarial(TwoPlayerLearner[Peers]):
         discriminator_optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
         named = {f"adversarial_{k}": term for k, term in enumerate(adversaries)}
-        super().__init__(student, terms | named, optimizer, discriminator_optimizer, lr_scheduler, lr_interval)
+        super().__init__(student, terms | named, optimizer, discriminator_optimizer, lr_scheduler, lr_interval, metrics)
         if not peers:
             raise UsageError("peers is empty: give the student at least one network to learn with")
         if len(adversaries) != len(peers) + 1:
@@ -96,28 +97,28 @@ class OnlineAdversarial(TwoPlayerLearner[Peers]):
         parameters = [parameter for network in self.networks().values() for parameter in network.parameters()]
         if len(set(parameters)) < len(parameters):
             raise UsageError("two of the networks share parameters, so that they could not differ: copy one of them")
-        self.evaluation = Evaluation(self.networks())
+        self.evaluated_networks = list(self.networks())
 
     def networks(self) -> dict[str, nn.Module]:
         """The student and its peers, by their names in this module."""
         return {"student": self.student} | {f"peers.{i}": peer for i, peer in enumerate(self.peers)}
 
-    def candidates(self, inputs: Any) -> dict[str, Tensor]:
+    def evaluated_logits(self, inputs: Any) -> dict[str, Tensor]:
         """Each network's logits."""
-        return {name: cast("Tensor", logits_of(run(network, inputs))) for name, network in self.networks().items()}
+        return {name: logits(network, inputs) for name, network in self.networks().items()}
 
     def discriminators(self) -> list[nn.Module]:
         """One for each network."""
-        return [cast("AdversarialLoss", self._terms()[name].loss).discriminator for name in self.adversaries]
+        return [cast("AdversarialLoss", self.terms.all()[name].loss).discriminator for name in self.adversaries]
 
     def watch(self, batch: Any) -> Peers:
         """What each network gives at the layers that its own terms address."""
         split = self.split_batch(batch)
         networks = list(self.networks().values())
-        common = [self._terms()[name] for name in self.common]
+        common = [self.terms.all()[name] for name in self.common]
         seen: list[Activations] = []
         for k, network in enumerate(networks):
-            own, before = (self._terms()[self.adversaries[i]] for i in (k, k - 1))  # the ring: -1 is the last
+            own, before = (self.terms.all()[self.adversaries[i]] for i in (k, k - 1))  # the ring: -1 is the last
             layers = names(own.student) + names(before.teacher)
             layers += [layer for term in common for layer in names(term.student) + names(term.teacher)]
             seen.append(tap(network, split.student, dict.fromkeys(layers)))
@@ -126,25 +127,20 @@ class OnlineAdversarial(TwoPlayerLearner[Peers]):
     def discriminate(self, seen: Peers) -> Tensor:
         """The sum of what the discriminators lose."""
         told = [
-            self._terms()[name](own, following, seen.labels, measure=self._terms()[name].loss.discriminate)  # pyright: ignore
+            self.terms.all()[name](own, following, seen.labels, measure=self.terms.all()[name].loss.discriminate)  # pyright: ignore
             for name, (own, following) in zip(self.adversaries, _ring(seen.networks), strict=True)
         ]
         return torch.stack(told).sum()
 
     def losses(self, seen: Peers) -> dict[str, Tensor]:
         """The common terms, summed over networks or ring, and each network's own."""
-        ring = _ring(seen.networks)
+        ring, terms = _ring(seen.networks), self.terms.all()
         found = {
-            name: torch.stack(
-                [
-                    self._terms()[name](own, None if self._terms()[name].teacher is None else following, seen.labels)
-                    for own, following in ring
-                ]
-            ).sum()
+            name: torch.stack([terms[name](own, following, seen.labels) for own, following in ring]).sum()
             for name in self.common
         }
         for name, (own, following) in zip(self.adversaries, ring, strict=True):
-            found[name] = self._terms()[name](own, following, seen.labels)
+            found[name] = terms[name](own, following, seen.labels)
         return found
 
 

@@ -9,14 +9,14 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
+from kd_lightning.activations import Activations, logits, tap
 from kd_lightning.batch import Batch
 from kd_lightning.core.errors import UsageError
-from kd_lightning.evaluation import Evaluation
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import is_left_out
 from kd_lightning.steps import batches_done
-from kd_lightning.taps import Activations, logits_of, run, tap
 from kd_lightning.terms import Term
 
 
@@ -35,6 +35,7 @@ class PeerLearner(Learner, ABC):
         optimizer: Builds the optimizer from the parameters of all networks and terms.
         lr_scheduler: Builds a learning-rate scheduler from the optimizer.
         lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
+        metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
 
     Raises:
         UsageError: There is no peer, or two networks share parameters.
@@ -49,8 +50,9 @@ class PeerLearner(Learner, ABC):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
-        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)
+        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval, metrics)
         if not peers:
             raise UsageError("peers is empty: give the student at least one network to learn with")
         if deploy not in ("student", "best"):
@@ -60,7 +62,7 @@ class PeerLearner(Learner, ABC):
         if len(set(parameters)) < len(parameters):
             raise UsageError("two of the networks share parameters, so that they could not differ: copy one of them")
         self.deploy = deploy
-        self.evaluation = Evaluation(self.networks())
+        self.evaluated_networks = list(self.networks())
         self.register_buffer("best", torch.zeros((), dtype=torch.int64))
         self.register_buffer("validated_at", torch.zeros((), dtype=torch.int64))  # batches done then
 
@@ -68,19 +70,19 @@ class PeerLearner(Learner, ABC):
         """The student and its peers, by their names in this module."""
         return {"student": self.student} | {f"peers.{i}": peer for i, peer in enumerate(self.peers)}
 
-    def watch_networks(self, batch: Batch) -> list[Activations]:
+    def network_activations(self, batch: Batch) -> list[Activations]:
         """What each network gives for the batch, the student first, at every layer that a term addresses."""
-        layers = dict.fromkeys([*self.layers("student"), *self.layers("teacher")])
+        layers = dict.fromkeys([*self.terms.layers("student"), *self.terms.layers("teacher")])
         return [tap(network, batch.student, layers) for network in self.networks().values()]
 
     @property
-    def deployed(self) -> str:
+    def inference_network_name(self) -> str:
         """The student, or the network that was best in the last validation."""
-        return "student" if self.deploy == "student" else self.evaluation.names[int(cast("Tensor", self.best))]
+        return "student" if self.deploy == "student" else self.evaluated_networks[int(cast("Tensor", self.best))]
 
-    def candidates(self, inputs: Any) -> dict[str, Tensor]:
+    def evaluated_logits(self, inputs: Any) -> dict[str, Tensor]:
         """Each network's logits."""
-        return {name: cast("Tensor", logits_of(run(network, inputs))) for name, network in self.networks().items()}
+        return {name: logits(network, inputs) for name, network in self.networks().items()}
 
     def on_train_start(self) -> None:
         """Validates first where a run was cut between a batch and the validation that was due after it.
@@ -102,12 +104,14 @@ class PeerLearner(Learner, ABC):
             trainer.training = True
 
     def on_validation_epoch_end(self) -> None:
-        """Finds the best network, the first of equals, and logs what validation found."""
+        """Find the best network by the monitored metric, the first of equals, and log the metrics."""
         if not self.trainer.sanity_checking:
-            accuracies = torch.stack([self.evaluation.of("val", name)["acc"].compute() for name in self.networks()])
+            metric = self.monitor.partition("/")[2]
+            values = torch.stack([self.evaluation.value("val", name, metric) for name in self.networks()]).float()
+            values = values if self.mode == "max" else -values
             left_out = [is_left_out(network) for network in self.networks().values()]
-            accuracies[torch.tensor(left_out, device=accuracies.device)] = -1.0
-            cast("Tensor", self.best).fill_(accuracies.argmax())
+            values[torch.tensor(left_out, device=values.device)] = -torch.inf
+            cast("Tensor", self.best).fill_(values.argmax())
             cast("Tensor", self.validated_at).fill_(batches_done(self.trainer))
         super().on_validation_epoch_end()
 

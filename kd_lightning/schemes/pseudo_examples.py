@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
+from kd_lightning.activations import tap
 from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses import KDLoss
 from kd_lightning.schemes.inversion import InversionDistiller
 from kd_lightning.schemes.inversion_targets import Targets
-from kd_lightning.taps import tap
 from kd_lightning.terms import Term
 
 
@@ -73,6 +74,7 @@ class PseudoExamples(InversionDistiller):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
         super().__init__(
             student,
@@ -91,9 +93,10 @@ class PseudoExamples(InversionDistiller):
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             lr_interval=lr_interval,
+            metrics=metrics,
         )
-        self.of_labels = {name: term for name, term in terms.items() if term.teacher is None}
-        self.of_examples = {name: term for name, term in terms.items() if term.teacher is not None}
+        self.of_labels = [name for name, term in terms.items() if term.teacher is None]
+        self.of_examples = [name for name, term in terms.items() if term.teacher is not None]
         if not self.of_labels or not self.of_examples:
             raise UsageError("terms must have one of the labels (teacher=None) and one with the teacher, at least")
         self._labelled: Tensor | None = None
@@ -117,12 +120,11 @@ class PseudoExamples(InversionDistiller):
         if done % self.every == 0:
             self._add_round(done // self.every)
         images = self._shown(self.bank[self._rows(batch)])
-        student = tap(self.student, images, self.layers("student", self.of_examples))
-        teacher = tap(self.teacher, images, self.layers("teacher"))
-        taught = {name: term(student, teacher, {}) for name, term in self.of_examples.items()}
-        labelled = tap(self.student, split.student, self.layers("student", self.of_labels))
-        told = {name: term(labelled, None, split.labels) for name, term in self.of_labels.items()}
-        return {name: (told | taught)[name] for name in self._terms()}
+        layers = self.terms.layers("student")
+        teacher = tap(self.teacher, images, self.terms.layers("teacher"))
+        taught = self.terms.losses(tap(self.student, images, layers), teacher, {}, self.of_examples)
+        told = self.terms.losses(tap(self.student, split.student, layers), None, split.labels, self.of_labels)
+        return {name: (told | taught)[name] for name in self.terms.all()}
 
 
 class _Nothing(Targets):

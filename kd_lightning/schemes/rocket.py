@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
+from kd_lightning.activations import Activations, tap
 from kd_lightning.core.errors import UsageError
-from kd_lightning.evaluation import Evaluation
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks.branches import check_layer
 from kd_lightning.schemes.peers import detached
-from kd_lightning.taps import Activations, tap
 from kd_lightning.terms import Term
 
 
@@ -38,6 +38,7 @@ class RocketLaunching(Learner):
         optimizer: Builds the optimizer from the parameters of both networks and the terms.
         lr_scheduler: Builds a learning-rate scheduler from the optimizer.
         lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
+        metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
 
     Raises:
         UsageError: The student has no such layer (the nearest names are given), or the two share parameters; at a
@@ -62,8 +63,9 @@ class RocketLaunching(Learner):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
-        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)
+        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval, metrics)
         check_layer(student, layer)
         if set(student.parameters()) & set(booster.parameters()):
             raise UsageError(
@@ -72,13 +74,15 @@ class RocketLaunching(Learner):
             )
         self.booster = booster
         self.layer = layer
-        self.evaluation = Evaluation(["student", "booster"])
+        self.evaluated_networks = ["student", "booster"]
 
-    def watch_both(self, inputs: Any) -> tuple[Activations, Activations]:
+    def both_activations(self, inputs: Any) -> tuple[Activations, Activations]:
         """What student and booster give, at every layer that a term addresses; the shared layers run once."""
-        student = tap(self.student, inputs, [*self.layers("student"), self.layer])
+        student_layers = dict.fromkeys([*self.terms.layers("student"), self.layer, "logits"])
+        booster_layers = dict.fromkeys([*self.terms.layers("student"), *self.terms.layers("teacher"), "logits"])
+        student = tap(self.student, inputs, student_layers)
         try:
-            return student, tap(self.booster, student[self.layer], self.layers("teacher"))
+            return student, tap(self.booster, student[self.layer], booster_layers)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -87,18 +91,18 @@ class RocketLaunching(Learner):
                 f"gives ({error}): build it for that input, e.g. with in_channels={student[self.layer].shape[1]}"
             ) from error
 
-    def candidates(self, inputs: Any) -> dict[str, Tensor]:
+    def evaluated_logits(self, inputs: Any) -> dict[str, Tensor]:
         """The logits of student and booster."""
-        student, booster = self.watch_both(inputs)
+        student, booster = self.both_activations(inputs)
         return {"student": student["logits"], "booster": booster["logits"]}
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
         """Each term: of both networks where it has no teacher, else of the student with the booster as its teacher."""
         batch = self.split_batch(batch)
-        student, booster = self.watch_both(batch.student)
+        student, booster = self.both_activations(batch.student)
         taught = detached(booster)
         losses: dict[str, Tensor] = {}
-        for name, term in self._terms().items():
+        for name, term in self.terms.all().items():
             learn = [student, booster] if term.teacher is None else [student]
             losses[name] = torch.stack([term(own, taught, batch.labels) for own in learn]).sum()
         return losses

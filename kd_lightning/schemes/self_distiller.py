@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
+from kd_lightning.activations import tap
 from kd_lightning.core.errors import UsageError
-from kd_lightning.evaluation import Evaluation
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import Exits
 from kd_lightning.schemes.peers import detached
-from kd_lightning.taps import tap
 from kd_lightning.terms import Term
 
 
@@ -32,6 +32,7 @@ class SelfDistiller(Learner):
         optimizer: Builds the optimizer from the parameters that learn.
         lr_scheduler: Builds a learning-rate scheduler from the optimizer.
         lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
+        metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
 
     Raises:
         UsageError: `deploy` is no network in the student, or an exit has no term and would not learn.
@@ -57,8 +58,9 @@ class SelfDistiller(Learner):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
-        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)
+        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval, metrics)
         parts = [f"student.{name}".rstrip(".") for name, _ in student.named_modules()]
         if deploy not in parts or (isinstance(student, Exits) and deploy.startswith("student.exits")):
             raise UsageError(
@@ -68,14 +70,14 @@ class SelfDistiller(Learner):
         self._answers = {deploy: deploy.partition(".")[2] or "logits"}  # the layer that gives a candidate's logits
         if isinstance(student, Exits):
             self._add_exits(student)
-        self.evaluation = Evaluation(self._answers)
+        self.evaluated_networks = list(self._answers)
 
     @property
-    def deployed(self) -> str:
+    def inference_network_name(self) -> str:
         """What `deploy` says."""
         return self.deploy
 
-    def candidates(self, inputs: Any) -> dict[str, Tensor]:
+    def evaluated_logits(self, inputs: Any) -> dict[str, Tensor]:
         """The logits of what is deployed and of all exits."""
         seen = tap(self.student, inputs, self._answers.values())
         return {name: seen[layer] for name, layer in self._answers.items()}
@@ -83,12 +85,13 @@ class SelfDistiller(Learner):
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
         """The terms of one forward pass, whose activations are on both sides."""
         batch = self.split_batch(batch)
-        seen = tap(self.student, batch.student, dict.fromkeys([*self.layers("student"), *self.layers("teacher")]))
-        return self.compare(seen, detached(seen), batch.labels)
+        layers = dict.fromkeys([*self.terms.layers("student"), *self.terms.layers("teacher")])
+        seen = tap(self.student, batch.student, layers)
+        return self.term_losses(seen, detached(seen), batch.labels)
 
     def _add_exits(self, student: Exits) -> None:
         answering = self.deploy.partition(".")[2] or student.answering
-        taught = {student.answering if layer == "logits" else layer for layer in self.layers("student")}
+        taught = {student.answering if layer == "logits" else layer for layer in self.terms.layers("student")}
         for layer in student.classifiers:
             if layer not in taught:
                 raise UsageError(f"no term has {layer!r} as its student, so that it would not learn: give it one")

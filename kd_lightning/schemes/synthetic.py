@@ -7,15 +7,16 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchmetrics import MetricCollection
 
+from kd_lightning.activations import Activations, tap
 from kd_lightning.batch import target_of
 from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses import adversarial_loss, discrimination_loss
-from kd_lightning.networks import Generator, freeze, leave_out
-from kd_lightning.networks.freezing import check_apart
+from kd_lightning.networks import Generator
+from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 from kd_lightning.schemes.two_players import TwoPlayerLearner
-from kd_lightning.taps import Activations, tap
 from kd_lightning.terms import Term
 
 
@@ -38,7 +39,7 @@ class Realism(nn.Module):
         return adversarial_loss(student, target)
 
 
-class SyntheticInputs(TwoPlayerLearner[Mixed]):
+class SyntheticInputs(FrozenTeacher, TwoPlayerLearner[Mixed]):
     """A generator learns to draw inputs like the real ones, and the student learns from its teacher on both.
 
     Terms with a teacher are of N real inputs and N generated ones, those without (the task) of the real ones alone; the
@@ -72,6 +73,8 @@ class SyntheticInputs(TwoPlayerLearner[Mixed]):
         ['generator', 'kd', 'task']
     """
 
+    teacher_sees_data = False
+
     def __init__(
         self,
         student: nn.Module,
@@ -83,13 +86,13 @@ class SyntheticInputs(TwoPlayerLearner[Mixed]):
         discriminator_optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
         if not any(term.teacher is not None for term in terms.values()):
             raise UsageError("no term has a teacher, and generated inputs have no labels: add one, e.g. KDLoss")
-        check_apart(student, teacher)
         terms = terms | {"generator": Term(Realism(), teacher=None)}
-        super().__init__(student, terms, optimizer, discriminator_optimizer, lr_scheduler, lr_interval)
-        self.teacher = leave_out(freeze(teacher))
+        super().__init__(student, terms, optimizer, discriminator_optimizer, lr_scheduler, lr_interval, metrics)
+        self.teacher = teacher
         self.generator = generator
         self.discriminator = discriminator
 
@@ -109,8 +112,8 @@ class SyntheticInputs(TwoPlayerLearner[Mixed]):
                 "generator's channels and size"
             )
         both = torch.cat((real, generated.detach()))
-        student = tap(self.student, both, self.layers("student"))
-        teacher = tap(self.teacher, both, self.layers("teacher"))
+        student = tap(self.student, both, self.terms.layers("student"))
+        teacher = tap(self.teacher, both, self.terms.layers("teacher"))
         return Mixed(real, generated, classes[0] if classes else None, student, teacher, split.labels)
 
     def discriminate(self, seen: Mixed) -> Tensor:
@@ -127,7 +130,7 @@ class SyntheticInputs(TwoPlayerLearner[Mixed]):
 
     def losses(self, seen: Mixed) -> dict[str, Tensor]:
         """Terms without a teacher on what is real, the others on everything, and the generator's own."""
-        terms, n = self._terms(), len(seen.real)
+        terms, n = self.terms.all(), len(seen.real)
         on_real = {name: value[:n] for name, value in seen.student.items()}
         found = {
             name: term(on_real, None, seen.labels) if term.teacher is None else term(seen.student, seen.teacher, {})

@@ -5,19 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
+from kd_lightning.activations import Activations, tap
 from kd_lightning.batch import target_of
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lookup import choose
+from kd_lightning.core.loss import loss_trait
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import is_frozen
 from kd_lightning.schemes.peers import PeerLearner, detached
 from kd_lightning.steps import optimizer_step
-from kd_lightning.taps import Activations, tap
 from kd_lightning.terms import Term, names
 
 
@@ -41,8 +43,8 @@ class CutOffGate(Gate):
     """Nothing, as if there were no edge: for a search over graphs."""
 
     def forward(self, term: Term, target: Activations, source: Activations | None, labels: dict[str, Tensor]) -> Tensor:
-        """Zero."""
-        return 0 * term(target, source, labels)
+        """Return zero, without computing the loss."""
+        return _none(term, target)
 
 
 class LinearGate(Gate):
@@ -64,7 +66,8 @@ class LinearGate(Gate):
 
     def forward(self, term: Term, target: Activations, source: Activations | None, labels: dict[str, Tensor]) -> Tensor:
         """The loss, weighed by time."""
-        return min(self.step / self.duration, 1.0) * term(target, source, labels)
+        share = min(self.step / self.duration, 1.0)
+        return share * term(target, source, labels) if share else _none(term, target)
 
 
 class CorrectGate(Gate):
@@ -89,11 +92,16 @@ class CorrectGate(Gate):
             )
         right = logits.argmax(dim=1) == truth
         if not right.any():
-            return 0 * term(target, source, labels)
+            return _none(term, target)
         share = right.float().mean()
         return share * term(
             *({name: value[right] for name, value in each.items()} for each in (target, source, labels))
         )
+
+
+def _none(term: Term, target: Activations) -> Tensor:
+    """Zero in place of a loss, with a gradient of zero."""
+    return term.idle(target, torch.zeros((), device=next(iter(target.values())).device))
 
 
 @dataclass(frozen=True)
@@ -159,9 +167,10 @@ class KnowledgeTransferGraph(PeerLearner):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
         terms = {name: edge.term for name, edge in edges.items()}
-        super().__init__(student, peers, terms, deploy, optimizer, lr_scheduler, lr_interval)
+        super().__init__(student, peers, terms, deploy, optimizer, lr_scheduler, lr_interval, metrics)
         _check(edges, self.networks())
         self.edges = edges
         self.gates = nn.ModuleDict({name: edge.gate or ThroughGate() for name, edge in edges.items()})
@@ -191,17 +200,15 @@ class KnowledgeTransferGraph(PeerLearner):
         """The layers of a node that its edges address."""
         taught = [names(edge.term.student) for edge in self.edges.values() if edge.target == node]
         teaching = [names(edge.term.teacher) for edge in self.edges.values() if edge.source == node]
-        return list(dict.fromkeys(layer for layers in taught + teaching for layer in layers))
+        logits = [["logits"]] if any(isinstance(gate, CorrectGate) for gate in self.gates.values()) else []
+        return list(dict.fromkeys(layer for layers in taught + teaching + logits for layer in layers))
 
 
 def _check(edges: dict[str, Edge], nodes: dict[str, nn.Module]) -> None:
     for name, edge in edges.items():
         for node in (edge.target, edge.source):
-            if node is not None and node not in nodes:
-                nearest = get_close_matches(node, nodes, n=3, cutoff=0.3) or nodes
-                raise UsageError(
-                    f"edge {name!r}: there is no node {node!r}; the nearest names are {', '.join(nearest)}"
-                )
+            if node is not None:
+                choose(node, nodes, f"edge {name!r}: there is no node {{name}}")
         if edge.source == edge.target:
             raise UsageError(f"edge {name!r} leads from {edge.source!r} to itself: name another source")
         if is_frozen(nodes[edge.target]):
@@ -211,7 +218,7 @@ def _check(edges: dict[str, Edge], nodes: dict[str, nn.Module]) -> None:
                 f"edge {name!r}: source={edge.source!r} and the term's teacher={edge.term.teacher!r}: "
                 "an edge from the labels has neither, any other has both"
             )
-        if isinstance(edge.gate, CorrectGate) and getattr(edge.term.loss, "compares_samples", False):
+        if isinstance(edge.gate, CorrectGate) and loss_trait(edge.term.loss, "compares_samples"):
             raise UsageError(
                 f"edge {name!r}: {type(edge.term.loss).__name__} compares the samples of the whole batch, "
                 "and a CorrectGate would take some away: use another gate"

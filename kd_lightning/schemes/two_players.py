@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from kd_lightning.core.errors import UsageError
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
@@ -31,6 +32,7 @@ class AlternatingLearner(Learner, ABC):
         opponent_optimizer: Builds that of the opponents.
         lr_scheduler: Builds a learning-rate scheduler for each of the two.
         lr_interval: Whether the schedulers move at each batch or at each epoch.
+        metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
     """
 
     def __init__(
@@ -41,8 +43,9 @@ class AlternatingLearner(Learner, ABC):
         opponent_optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None,
         lr_interval: Literal["step", "epoch"],
+        metrics: MetricCollection | None,
     ) -> None:
-        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval)
+        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval, metrics)
         self.automatic_optimization = False
         self.build_opponent_optimizer = opponent_optimizer
 
@@ -97,6 +100,7 @@ class TwoPlayerLearner(AlternatingLearner, ABC, Generic[Seen]):
         discriminator_optimizer: Builds that of the discriminators.
         lr_scheduler: Builds a learning-rate scheduler for each of the two.
         lr_interval: Whether the schedulers move at each step or at each epoch.
+        metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
     """
 
     def __init__(
@@ -107,8 +111,9 @@ class TwoPlayerLearner(AlternatingLearner, ABC, Generic[Seen]):
         discriminator_optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
     ) -> None:
-        super().__init__(student, terms, optimizer, discriminator_optimizer, lr_scheduler, lr_interval)
+        super().__init__(student, terms, optimizer, discriminator_optimizer, lr_scheduler, lr_interval, metrics)
 
     # ---- what a scheme is made of
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kd_lightning.activations import tap
 from kd_lightning.callbacks import ActivationStatistics
 from kd_lightning.callbacks.activation_statistics import statistics, waves
 from kd_lightning.schemes import Classifier
 from kd_lightning.schemes.inversion_targets import RecordedActivations
-from kd_lightning.taps import tap
 from tests import toys
 from tests.schemes.test_data_free import learner, numbers, of_the_teacher
 
@@ -32,7 +32,7 @@ def test_a_record_is_the_mean_and_the_spread_of_each_class(tmp_path):
     }
     images, labels = (torch.cat(part) for part in zip(*[batch[:2] for batch in data.train_rows()], strict=True))
     with torch.no_grad():
-        seen = {name: value.double() for name, value in tap(ours.student.eval(), images, ["2"]).items()}
+        seen = {name: value.double() for name, value in tap(ours.student.eval(), images, ["2", "logits"]).items()}
     for label in range(10):
         hidden, logits = seen["2"][labels == label], seen["logits"][labels == label]
         torch.testing.assert_close(found["2.mean"][label].double(), hidden.mean(0), rtol=1e-4, atol=1e-5)
@@ -51,7 +51,7 @@ def test_the_spectral_record_is_of_the_largest_waves_on_the_graph_of_correlation
     found = load_file(tmp_path / "statistics.safetensors")
     images, labels = (torch.cat(part) for part in zip(*[batch[:2] for batch in data.train_rows()], strict=True))
     with torch.no_grad():
-        seen = {name: value.double() for name, value in tap(ours.student.eval(), images, ["2"]).items()}
+        seen = {name: value.double() for name, value in tap(ours.student.eval(), images, ["2", "logits"]).items()}
     for layer, count in (("2", 3), ("logits", 10)):
         rows = seen[layer].numpy()
         offset, scale = rows.mean(0), rows.std(0)

@@ -53,5 +53,5 @@ def test_a_compiled_student_learns_the_same_and_is_given_back(tmp_path, monkeypa
 
 
 def test_a_network_that_is_not_there_is_named_with_its_neighbours(tmp_path):
-    with pytest.raises(ValueError, match="has no network 'studnet' to compile; the nearest are student"):
+    with pytest.raises(ValueError, match="has no network 'studnet' to compile; the nearest names are student"):
         fit(tmp_path, learner(), Compiled(["studnet"]))

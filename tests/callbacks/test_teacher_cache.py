@@ -13,12 +13,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from kd_lightning import OfflineDistiller, Term, UsageError
+from kd_lightning.activations import tap
 from kd_lightning.callbacks import TeacherCache, TeacherFreezing
 from kd_lightning.data import MNISTDataModule
 from kd_lightning.fingerprints import fingerprints
 from kd_lightning.losses import CAMKDLoss, EnsembleLoss, FeatureMSELoss, KDLoss
 from kd_lightning.networks import Ensemble
-from kd_lightning.taps import tap
 from tests import toys
 
 # a resumed run needs no callback that saves
@@ -175,7 +175,7 @@ def test_rows_that_are_not_what_the_teacher_was_shown_are_found_in_the_first_bat
         fit(tmp_path, module, TeacherCache(), datamodule=data(kind))
     assert "\n" not in str(found.value)
     assert toys.same(toys.weights(module), before)
-    assert "watch_teacher" not in vars(module)
+    assert module.teacher_source is None
 
 
 class OneMissing(MNISTDataModule):
@@ -277,7 +277,7 @@ def test_what_no_loader_vouches_for_is_compared_at_each_batch(datamodule, compar
         return fingerprints(inputs)
 
     monkeypatch.setattr("kd_lightning.callbacks.teacher_cache.fingerprints", count)
-    with contextlib.suppress(RuntimeError):
+    with contextlib.suppress(UsageError):
         fit(tmp_path, module, TeacherCache(), datamodule=datamodule())
     assert sorted(set(steps)) == list(compared)
 
@@ -402,7 +402,7 @@ class WatchesInEvaluation(OfflineDistiller):
         batch = self.split_batch(batch)
         batch.labels["index"] = self.trainer.datamodule.split[0][: len(batch.labels["index"])]
         expected = tap(self.teacher, batch.teacher)["logits"]
-        assert torch.equal(self.watch_teacher(batch)["logits"], expected)
+        assert torch.equal(self.teacher_activations(batch)["logits"], expected)
 
 
 def test_in_evaluation_the_teacher_shows_itself(tmp_path):
@@ -601,9 +601,9 @@ class Stopping(list):
 class HalvedPrecision(OfflineDistiller):
     """Its teacher computes in bfloat16, by itself."""
 
-    def watch_teacher(self, batch):
+    def run_teacher(self, batch):
         with torch.autocast("cpu", torch.bfloat16):
-            return {layer: values.float() for layer, values in super().watch_teacher(batch).items()}
+            return {layer: values.float() for layer, values in super().run_teacher(batch).items()}
 
 
 def test_a_teacher_in_bfloat16_teaches_as_a_live_one_in_bfloat16(tmp_path):
@@ -642,7 +642,7 @@ class Counts(Callback):
         split, self.calls = pl_module.split_batch(batch), 0
         sys.setprofile(self.count)
         cache.on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        pl_module.watch_teacher(split)
+        pl_module.teacher_activations(split)
         sys.setprofile(None)
 
     def count(self, frame, event, arg):
@@ -796,7 +796,7 @@ def of_the_batch():
         (learner, lambda: data(augmentation=toys.Noise()), [], "training inputs are random.*augmentation to null"),
         (lambda: learner(on_parameters()), data, [], "terms look at the teacher's network.6.weight"),
         (of_the_batch, data, [], "BatchNorm looks at the whole batch"),
-        (toys.classifier, data, [], "Classifier has no watch_teacher"),
+        (toys.classifier, data, [], "Classifier has no frozen teacher whose inputs are rows of the data"),
         (learner, lambda: toys.Loader([*data().train_dataloader()]), [], r"no train_rows\(\)"),
         (learner, lambda: data(WithoutIndex), [], "batches have target and no index"),
         (learner, lambda: data(augmentation=toys.Noise()), [], "data's `views` to a number of ways"),
@@ -816,22 +816,22 @@ def test_a_pass_in_bfloat16_is_refused_where_it_would_not_be_one(tmp_path):
 
 class Stops(Callback):
     def on_train_batch_end(self, trainer, pl_module, *_):
-        assert "watch_teacher" in vars(pl_module)
+        assert pl_module.teacher_source is not None
         raise RuntimeError("stop")
 
 
 def test_the_teacher_is_back_in_its_place_when_the_fit_is_over(tmp_path):
     module = learner()
     fit(tmp_path, module, TeacherCache(), max_epochs=1)
-    assert "watch_teacher" not in vars(module)
+    assert module.teacher_source is None
     with pytest.raises(RuntimeError, match="stop"):
         fit(tmp_path, module, TeacherCache(), Stops(), max_epochs=1)
-    assert "watch_teacher" not in vars(module)
+    assert module.teacher_source is None
 
 
 class Halved(OfflineDistiller):
-    def watch_teacher(self, batch):
-        return {"logits": super().watch_teacher(batch)["logits"] / 2}
+    def run_teacher(self, batch):
+        return {"logits": super().run_teacher(batch)["logits"] / 2}
 
 
 def test_a_schemes_own_way_to_watch_its_teacher_is_what_is_cached(tmp_path):

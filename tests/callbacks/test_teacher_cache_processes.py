@@ -56,9 +56,9 @@ class Counts(OfflineDistiller):
         super().__init__(toys.network(seed=1), teacher, terms, lambda p: torch.optim.SGD(p, lr=0.1))
         self.asked: list[int] = []
 
-    def watch_teacher(self, batch):
+    def run_teacher(self, batch):
         self.asked.append(len(batch.labels["index"]))
-        return super().watch_teacher(batch)
+        return super().run_teacher(batch)
 
 
 class Wide(torch.nn.Module):

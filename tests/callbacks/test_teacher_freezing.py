@@ -225,7 +225,7 @@ two_processes = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork
 
 
 class WritesOnOneRank(Callback):
-    def on_fit_start(self, trainer, pl_module):
+    def on_train_start(self, trainer, pl_module):
         pl_module.teacher[2].weight.data += trainer.global_rank
 
 

@@ -91,7 +91,7 @@ def test_what_is_measured_is_the_mean_of_the_networks_or_one_of_them(tmp_path: P
     run.datamodule.setup("test")
     right: dict[str, list[np.ndarray]] = {}
     for x, y, _ in run.datamodule.test_dataloader():
-        for name, found in model.candidates(x).items():
+        for name, found in model.evaluated_logits(x).items():
             right.setdefault(name, []).append((found.argmax(1) == y).numpy())
     means = [np.concatenate(parts).mean() for parts in right.values()]
     assert list(right) == ["student", "peers.0"]

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning import OfflineDistiller, Term, tap
+from kd_lightning.activations import differentiable
 from kd_lightning.callbacks import TeacherCache
 from kd_lightning.losses import GradientAttentionLoss, JacobianLoss, TaskLoss, gradient_attention_loss, jacobian_loss
-from kd_lightning.taps import differentiable
 from tests import toys
 from tests.losses.case import Case
 from tests.losses.differentiable import ByItsInput

@@ -27,7 +27,7 @@ def test_logits_are_those_of_float32_but_for_bfloat16s_rounding():
 def test_layers_are_seen_and_gradients_pass():
     _, half = networks()
     x = torch.rand(8, 3, 28, 28, requires_grad=True)
-    seen = tap(freeze(half), x, ["network.conv.3"])
+    seen = tap(freeze(half), x, ["network.conv.3", "logits"])
     assert seen["network.conv.3"].dtype == torch.bfloat16
     seen["logits"].sum().backward()
     assert x.grad is not None

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet18
 
+from kd_lightning.activations import tap
 from kd_lightning.networks import ConvNet, StudentConvNet
 from kd_lightning.networks.branches import BranchedEnsemble, Gate, branch, check_branch
-from kd_lightning.taps import tap
 
 RESNET = ["conv1", "bn1", "relu", "maxpool", "layer1"]
 

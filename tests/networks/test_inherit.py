@@ -72,7 +72,7 @@ def test_a_student_that_began_with_someone_elses_weights_is_loaded_without_them(
     checkpoint = {
         "state_dict": {f"student.{key}": value for key, value in trained.items()},
         "hyper_parameters": {"student": described},
-        "deployed": "student",
+        "inference_network": "student",
     }
     torch.save(checkpoint, tmp_path / "last.ckpt")
     assert toys.same(load_student(tmp_path / "last.ckpt").state_dict(), trained)

@@ -64,7 +64,7 @@ def test_a_channel_that_does_not_vary_has_a_margin_too():
 
 def test_it_shows_the_features_no_lower_than_their_margins_and_answers_as_before():
     plain = network()
-    seen = tap(MarginTeacher(copy.deepcopy(plain), NORMS), IMAGES, [*SHOWN, "network.conv.3"])
+    seen = tap(MarginTeacher(copy.deepcopy(plain), NORMS), IMAGES, [*SHOWN, "network.conv.3", "logits"])
     for name, expected in zip(SHOWN, by_hand(plain, IMAGES), strict=True):
         torch.testing.assert_close(seen[name], expected, rtol=0, atol=1e-6)
         assert (seen[name] < 0).any()
@@ -87,7 +87,7 @@ def test_batch_statistics_are_those_of_training_and_nothing_changes():
     training = network().train()
     teacher = freeze(MarginTeacher(network(), NORMS, batch_statistics=True)).train()
     before = copy.deepcopy(teacher.state_dict())
-    seen = tap(teacher, IMAGES, SHOWN)
+    seen = tap(teacher, IMAGES, [*SHOWN, "logits"])
     for name, expected in zip(SHOWN, by_hand(training, IMAGES), strict=True):
         torch.testing.assert_close(seen[name], expected, rtol=0, atol=1e-6)
     assert not torch.allclose(seen["logits"], network()(IMAGES))

@@ -28,7 +28,7 @@ def by_hand(values: torch.Tensor, blocks: torch.nn.Sequential) -> torch.Tensor:
 
 def test_factor_and_reconstruction_are_those_of_the_paper():
     paraphraser, maps = Paraphraser(8, rate=0.5).double(), torch.randn(3, 8, 5, 5, dtype=torch.float64)
-    seen = tap(paraphraser, maps, ["encoder"])
+    seen = tap(paraphraser, maps, ["encoder", "logits"])
     factor = by_hand(maps, paraphraser.encoder)
     assert factor.shape == (3, 4, 5, 5)
     torch.testing.assert_close(seen["encoder"], factor)
@@ -83,7 +83,7 @@ def test_both_stages(tmp_path):
     torch.save({"state_dict": first.state_dict()}, tmp_path / "last.ckpt")
     factor = Term(FactorTransferLoss(4, 4), student="conv.5", teacher="paraphraser.encoder")
     second = OfflineDistiller(ConvNet(4), load_teacher(paraphrased(), tmp_path / "last.ckpt"), {"factor": factor})
-    seen = second.watch_teacher(second.split_batch(batch))
+    seen = second.teacher_activations(second.split_batch(batch))
     expected = tap(freeze(student), images(), ["paraphraser.encoder"])
     assert torch.equal(seen["paraphraser.encoder"], expected["paraphraser.encoder"])
     second.compute_losses(batch)["factor"].backward()

@@ -52,7 +52,7 @@ def test_it_is_the_student_the_bottleneck_and_the_teachers_classifier():
         nn.init.normal_(norm.bias)
     images, classifier = IMAGES.double(), source.double().classifier
     features, logits = by_hand(simkd, student.conv(images), classifier.weight, classifier.bias)
-    seen = tap(simkd, images, ["features", "features.trunk.conv.3"])
+    seen = tap(simkd, images, ["features", "features.trunk.conv.3", "logits"])
     torch.testing.assert_close(seen["features"], features, rtol=0, atol=1e-12)
     torch.testing.assert_close(seen["logits"], logits, rtol=0, atol=1e-12)
     torch.testing.assert_close(seen["features.trunk.conv.3"], student.conv[:4](images), rtol=0, atol=1e-12)

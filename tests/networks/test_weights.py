@@ -296,7 +296,7 @@ def test_a_checkpoint_of_several_networks_gives_each_of_them(tmp_path):
         f"{name}.{key}": value for name, network in networks.items() for key, value in network.state_dict().items()
     }
     for deployed in networks:
-        torch.save({"state_dict": state, "deployed": deployed}, tmp_path / "last.ckpt")
+        torch.save({"state_dict": state, "inference_network": deployed}, tmp_path / "last.ckpt")
         found = load_student(tmp_path / "last.ckpt", nn.Linear(4, 2))
         assert torch.equal(found.weight, networks[deployed].weight)
     peer = load_student(tmp_path / "last.ckpt", nn.Linear(4, 2), name="peers.0")

@@ -184,9 +184,9 @@ def test_a_shuffled_modality_is_another_samples_in_training_alone(tmp_path):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="must say what the teacher and the student see"):
         learner(views={"teacher": "image"})
-    with pytest.raises(ValueError, match=r"views.student: the batch has no 'edges'; the nearest of its views are edge"):
+    with pytest.raises(ValueError, match=r"views.student: the batch has no 'edges'; the nearest names are edge"):
         learner().compute_losses({"image": torch.zeros(2, 3, 28, 28), "edge": torch.zeros(2, 3, 28, 28)})
-    with pytest.raises(ValueError, match="a batch is tuple, and views are picked by their names"):
+    with pytest.raises(ValueError, match="a batch is tuple, and inputs are picked by their names"):
         learner().compute_losses((torch.zeros(2, 3, 28, 28), torch.zeros(2, dtype=torch.int64)))
 
 
@@ -219,5 +219,5 @@ def test_a_classifier_sees_one_view():
     (loss,) = ours.compute_losses(batch).values()
     logits = ours.student(**batch["graph"])
     assert loss.item() == pytest.approx(functional.cross_entropy(logits, batch["target"]).item(), rel=1e-6)
-    with pytest.raises(ValueError, match="view: the batch has no 'graph'; the nearest of its views are"):
+    with pytest.raises(ValueError, match="view: the batch has no 'graph'; the nearest names are"):
         ours.compute_losses({"image": torch.zeros(2, 64), "target": torch.zeros(2, dtype=torch.int64)})

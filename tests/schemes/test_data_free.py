@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_refused():
     network = toys.network()
     with pytest.raises(ValueError, match="share parameters"):
         DataFreeDistiller(network, network, Generator(), {"kd": Term(KDLoss())}, of_the_teacher())
-    with pytest.raises(ValueError, match="a OneHotLoss term looks at nothing: set its student or its teacher"):
+    with pytest.raises(ValueError, match="a OneHotLoss term has no layer to compare: set its student or its teacher"):
         Term(OneHotLoss(), student=None, teacher=None)
-    with pytest.raises(ValueError, match="a batch has no tensor to say how many"):
+    with pytest.raises(ValueError, match="cannot infer the batch size"):
         learner(of_the_teacher()).compute_losses({})

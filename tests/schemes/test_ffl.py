@@ -116,14 +116,14 @@ def test_what_is_deployed(tmp_path):
     names = ["student.members.0", "student.members.1", "student"]
     for name in names:
         learner = ffl(name).eval()
-        logits = learner.candidates(x)
+        logits = learner.evaluated_logits(x)
         assert list(logits) == names
         assert all(torch.equal(logits[n], learner.get_submodule(n)(x)) for n in names)
         assert torch.equal(learner(x), logits[name])
         (measured,) = toys.trainer(tmp_path).validate(learner, toys.data(val_size=50), verbose=False)
         assert measured["val/nll"] == measured[f"val/nll/{name}"]
         assert len({measured[f"val/nll/{n}"] for n in names}) == 3
-    with pytest.raises(ValueError, match=r"deploy='members.0' is no network .*; the nearest are student.members.0"):
+    with pytest.raises(ValueError, match=r"deploy='members.0' is no network .*; the nearest names are student.mem"):
         ffl("members.0")
 
 

@@ -225,7 +225,7 @@ def test_each_network_sees_its_own_view_of_each_image_and_evaluation_none():
     ]
     teacher = written_out("min_logit", z, y)
     assert losses["kd"].item() == pytest.approx(sum(kl(each, teacher, 2.0) for each in z).item(), rel=1e-5)
-    learner.candidates(x)
+    learner.evaluated_logits(x)
     assert len(augmentation.seen) == 3 * len(x)
 
 
@@ -288,5 +288,5 @@ def test_what_it_cannot_do_is_refused():
     with pytest.raises(ValueError, match=r"there are logits \(2, 10\) and target torch.float32 \(2, 10\)"):
         kdcl(MinLogitEnsemble()).compute_losses((x, functional.one_hot(y, 10).float()))
     hint = {"task": Term(TaskLoss(), teacher=None), "hint": Term(nn.MSELoss(), student="2", teacher="2")}
-    with pytest.raises(ValueError, match="compares the teacher's '2', and only logits was seen"):
+    with pytest.raises(ValueError, match="compares the teacher's '2', and only logits was recorded"):
         KDCL(toys.network(), [toys.network()], hint, NaiveEnsemble()).compute_losses((x, y))

@@ -149,7 +149,7 @@ def test_the_best_network_of_the_last_validation_is_deployed(digits, best, tmp_p
     trainer = toys.trainer(tmp_path, ModelCheckpoint(tmp_path), start, max_epochs=1)
     trainer.fit(learner, toys.Loader([batch]), toys.Loader([batch]))
     assert start.best == 0  # the sanity validation, with the same images, decides nothing
-    assert learner.deployed == best
+    assert learner.inference_network_name == best
     measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
     for name, digit in zip(["student", "peers.0", "peers.1"], digits, strict=True):
         assert measured[f"val/acc/{name}"] == (digit == 7)
@@ -158,10 +158,10 @@ def test_the_best_network_of_the_last_validation_is_deployed(digits, best, tmp_p
     assert learner(batch[0]).argmax(1).unique().item() == digits[["student", "peers.0", "peers.1"].index(best)]
 
     (saved,) = tmp_path.glob("*.ckpt")
-    assert torch.load(saved, weights_only=True)["deployed"] == best
+    assert torch.load(saved, weights_only=True)["inference_network"] == best
     again = MutualLearning(says(0), [says(0), says(0)], terms(), deploy="best")
     again.load_state_dict(torch.load(saved, weights_only=True)["state_dict"])
-    assert again.deployed == best
+    assert again.inference_network_name == best
 
 
 class Validations(Callback):
@@ -207,10 +207,11 @@ def test_the_student_is_deployed_unless_asked_otherwise(tmp_path):
     batch = (torch.rand(8, 3, 28, 28), torch.full((8,), 7))
     trainer = toys.trainer(tmp_path, max_epochs=1)
     trainer.fit(learner, toys.Loader([batch]), toys.Loader([batch]))
-    assert learner.deployed == "student"
+    assert learner.inference_network_name == "student"
     assert trainer.callback_metrics["val/acc"] == 0
     assert trainer.callback_metrics["val/acc/peers.0"] == 1
-    assert dict(learner.hparams) == {"deploy": "student", "lr_interval": "epoch"}
+    own = {"deploy": "student", "lr_interval": "epoch"}
+    assert dict(learner.hparams) == own | {"lr_scheduler": None, "metrics": None}
 
 
 @pytest.mark.filterwarnings(r"ignore:\s*(By default only one Jsonargparse|\S+ was deprecated in v4)")
@@ -220,11 +221,11 @@ def test_a_deployed_peer_is_loaded_and_exported_as_the_network_that_it_is(workpl
     assert main(["fit", "--config=configs/online/mutual.yaml", *short, *given]) == 0
     saved = workplace / "runs/online/mutual/last.ckpt"
     content = torch.load(saved, weights_only=True)
-    assert content["deployed"] in ("student", "peers.0", "peers.1")
+    assert content["inference_network"] in ("student", "peers.0", "peers.1")
     learner = MutualLearning.load_from_checkpoint(saved, weights_only=True)
-    assert learner.deployed == content["deployed"]
+    assert learner.inference_network_name == content["inference_network"]
     for name, kind in {"student": StudentConvNet, "peers.0": StudentConvNet, "peers.1": TeacherConvNet}.items():
-        torch.save(content | {"deployed": name}, saved)
+        torch.save(content | {"inference_network": name}, saved)
         export(str(saved), "student.safetensors")
         trained = learner.get_submodule(name).state_dict()
         for loaded in (load_student(saved), load_student("student.safetensors")):

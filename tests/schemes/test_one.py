@@ -92,9 +92,9 @@ def test_the_ensemble_is_moved_by_the_labels_alone():
 def test_what_is_deployed_is_the_student_alone_and_the_ensemble_can_be(tmp_path):
     learner, (batch,) = one(branches=2).eval(), batches(1)
     x = batch[0].float()
-    logits = learner.candidates(x)
+    logits = learner.evaluated_logits(x)
     assert list(logits) == ["student", "branches.0", "ensemble"]
-    assert learner.deployed == "student"
+    assert learner.inference_network_name == "student"
     assert torch.equal(learner(x), learner.student(x))
     assert torch.equal(logits["student"], learner.student(x))
     gate = learner.gate(learner.student[:3](x))
@@ -139,5 +139,5 @@ def test_mistakes():
     with pytest.raises(ValueError, match=r"a gate of 64 features was given \(2, 32, 13, 13\): set gate_features"):
         ONE(StudentConvNet(), ["conv.0", "conv.1"], 64, terms).compute_losses(batch)
     hint = {"hint": Term(KDLoss(), student="conv.3", teacher="conv.3")}
-    with pytest.raises(ValueError, match=r"compares the student's 'conv.3', and only logits was seen"):
+    with pytest.raises(ValueError, match=r"compares the student's 'conv.3', and only logits was recorded"):
         ONE(StudentConvNet(), ["conv.0", "conv.1"], 32, hint).compute_losses(batch)

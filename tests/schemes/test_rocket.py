@@ -99,7 +99,7 @@ def test_the_shared_layers_learn_from_the_labels_by_both_ways():
 def test_the_student_is_deployed_and_both_are_evaluated(tmp_path):
     learner, x = rocket().eval(), torch.rand(5, 3, 28, 28)
     assert torch.equal(learner(x), learner.student(x))
-    logits = learner.candidates(x)
+    logits = learner.evaluated_logits(x)
     assert torch.equal(logits["student"], learner.student(x))
     assert torch.equal(logits["booster"], learner.booster(learner.student[:3](x)))
     (measured,) = toys.trainer(tmp_path).validate(learner, toys.data(val_size=50), verbose=False)

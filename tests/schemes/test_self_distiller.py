@@ -220,7 +220,7 @@ def test_what_cannot_be_used_alone_is_not_deployed(deploy):
 def test_a_network_may_have_a_part_called_exits():
     terms = {"task": Term(TaskLoss(), teacher=None)}
     student = nn.ModuleDict({"exits": nn.Linear(2, 2)})
-    assert SelfDistiller(student, terms, "student.exits").deployed == "student.exits"
+    assert SelfDistiller(student, terms, "student.exits").inference_network_name == "student.exits"
 
 
 @pytest.mark.parametrize(

@@ -189,9 +189,14 @@ class Passed(Callback):
         self.parts: list[float] = []
 
     def on_train_batch_end(self, trainer, pl_module, *_):
-        one = torch.ones(1, requires_grad=True)
+        one = {"logits": torch.ones(1, requires_grad=True)}
         gate = pl_module.gates["linear"]
-        self.parts.append(gate(lambda *_: one, {}, {}, {}).item())
+        self.parts.append(gate(Term(Itself(), teacher=None), one, None, {}).item())
+
+
+class Itself(nn.Module):
+    def forward(self, student, teacher, target=None):
+        return student.sum()
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
@@ -245,7 +250,7 @@ def test_a_joint_teacher_learns_in_its_epochs_and_is_bit_equal_in_the_others(fre
 def test_the_student_learns_while_the_teacher_stays(tmp_path):
     learner, student = joint(), []
     toys.trainer(tmp_path, TeacherFreezing("peers.0", freeze_at=1), max_epochs=1).fit(learner, toys.data())
-    assert learner.deployed == "student"
+    assert learner.inference_network_name == "student"
     student = toys.weights(learner.student)
     learner = joint()
     toys.trainer(tmp_path, TeacherFreezing("peers.0", freeze_at=1), max_epochs=2).fit(learner, toys.data())
@@ -263,7 +268,7 @@ def test_the_best_is_one_that_the_checkpoint_holds(tmp_path):
     trainer = toys.trainer(tmp_path, max_epochs=1)
     trainer.fit(learner, toys.Loader([batch]), toys.Loader([batch]))
     assert trainer.callback_metrics["val/acc/peers.1"] == 5 / 8
-    assert learner.deployed == "peers.0"
+    assert learner.inference_network_name == "peers.0"
 
 
 def test_each_node_is_tapped_where_its_own_edges_look():

@@ -1,0 +1,52 @@
+"""The base class of all losses: what a loss declares about itself."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import nn
+
+LabelKind = Literal["classes", "multilabel", "values"]
+"""Exclusive classes, classes that can hold together, or real values."""
+
+
+class DistillationLoss(nn.Module):
+    """A loss that a `Term` calls as ``loss(student, teacher, target)``, with what it declares about itself.
+
+    Any ``nn.Module`` with that signature can stand in a term. This class spells out the attributes that are read, each
+    with the default that holds for a module without it. Set them on the class, or before a term is built.
+
+    Example:
+        >>> class SquaredDifference(DistillationLoss):
+        ...     takes_rows = True
+        ...
+        ...     def forward(self, student, teacher, target=None):
+        ...         return (student - teacher).square().mean()
+        >>> SquaredDifference.takes_rows, SquaredDifference.compares_samples
+        (True, False)
+    """
+
+    needs_target: bool = False
+    """It cannot be computed without the label that its term addresses."""
+    compares_samples: bool = False
+    """It relates samples to each other, so that a term gathers the batch of all processes first."""
+    differentiates_input: bool = False
+    """It takes derivatives by the network's input."""
+    takes_rows: bool | None = None
+    """Logits of tokens or pixels reach it as rows (M, C); None: only where the term addresses ``"logits"``."""
+    takes_maps: bool = False
+    """It compares maps (N, C, H, W), which therefore never become rows."""
+    is_adversarial: bool = False
+    """It has a discriminator with a move of its own."""
+    label_kind: LabelKind | None = None
+    """The kind of label that it takes as its target; a task loss declares it, and metrics follow it."""
+
+
+def loss_trait(loss: nn.Module, name: str) -> Any:
+    """Read a declared attribute of any module that is used as a loss.
+
+    Example:
+        >>> loss_trait(nn.MSELoss(), "needs_target")
+        False
+    """
+    return getattr(loss, name, getattr(DistillationLoss, name))

@@ -1,0 +1,134 @@
+"""The base of all schemes with a teacher that does not learn."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch.callbacks import ModelSummary
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
+
+from kd_lightning.activations import Activations, differentiable, tap
+from kd_lightning.batch import Batch
+from kd_lightning.learner import Learner
+from kd_lightning.networks.freezing import check_apart, freeze
+from kd_lightning.teacher_holder import TeacherHolder, load_held
+
+TeacherSource = Callable[[Batch], Activations]
+
+
+class FrozenTeacher(Learner, ABC):
+    """A scheme with a frozen teacher, assigned as ``self.teacher``.
+
+    The teacher is a guest: it stands outside the module's tree, so that nothing that walks the module (optimizers,
+    weight averages, pruning, checkpoints) reaches it. Moves and dtypes follow the module, processes start from rank
+    0's weights, and a hash proves at the end of every fit, and at a resume, that it is the one of the start. There is
+    no ``no_grad``: what is frozen builds no graph, and inputs that need a gradient still get one.
+
+    A callback that changes the teacher makes it a member by `register_teacher`. A module whose teacher is no member
+    loads a checkpoint with all of the teacher's keys or with none.
+    """
+
+    teacher: nn.Module
+    held_teacher: TeacherHolder
+    teacher_source: TeacherSource | None = None
+    """Gives the teacher's activations of a batch in place of the teacher itself, as a cache does."""
+    teacher_sees_data: bool = True
+    """The teacher's inputs are the rows of the data, so that its outputs can be cached by their index."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Hold a network that is assigned as the teacher, outside the tree."""
+        if name != "teacher" or not isinstance(value, nn.Module):
+            super().__setattr__(name, value)
+        elif "teacher" in self._modules:  # a member already
+            super().__setattr__(name, freeze(value))
+        else:
+            check_apart(self.student, value)
+            holder = TeacherHolder(value)
+            vars(self).update(teacher=holder.network, held_teacher=holder)
+
+    def teacher_activations(self, batch: Batch) -> Activations:
+        """Return the teacher's layers that the terms address, from `teacher_source` if there is one."""
+        return self.run_teacher(batch) if self.teacher_source is None else self.teacher_source(batch)
+
+    def run_teacher(self, batch: Batch) -> Activations:
+        """Run the teacher once and return the layers that the terms address; a subclass may run it otherwise."""
+        layers = self.terms.layers("teacher")
+        if not layers:
+            return {}
+        inputs = differentiable(batch.teacher) if self.differentiates_input else batch.teacher
+        return tap(self.teacher, inputs, layers)
+
+    def register_teacher(self) -> nn.Module:
+        """Make the teacher a member of the module, for it changes: it is in checkpoints, and stays frozen."""
+        if "teacher" not in self._modules:
+            network = vars(self).pop("teacher")
+            del self.held_teacher
+            self.add_module("teacher", network)
+        return self.teacher
+
+    @property
+    def teacher_is_held(self) -> bool:
+        """True unless the teacher is a member of the module."""
+        return "held_teacher" in vars(self)
+
+    # ---- what Lightning calls
+
+    def setup(self, stage: str) -> None:
+        """Freeze the teacher again, after every callback's setup."""
+        super().setup(stage)
+        if self.teacher_is_held:
+            freeze(self.teacher)
+
+    def on_fit_start(self) -> None:
+        """Bring the teacher to the module's device and to rank 0's weights, and keep its hash."""
+        super().on_fit_start()
+        expected = vars(self).pop("_expected_teacher", None)
+        if self.teacher_is_held:
+            self.teacher.to(self.device)
+            self.held_teacher.broadcast()
+            self.held_teacher.remember(expected)
+            if any(isinstance(callback, ModelSummary) for callback in self.trainer.callbacks):  # pyright: ignore[reportAttributeAccessIssue]
+                rank_zero_info(self.held_teacher.describe())
+
+    def on_fit_end(self) -> None:
+        """Prove that the teacher is the one of the start."""
+        if self.teacher_is_held:
+            self.held_teacher.prove()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the teacher's hash as well, by which a resume finds out that it has another one."""
+        super().on_save_checkpoint(checkpoint)
+        if self.teacher_is_held:
+            checkpoint["teacher_hash"] = self.held_teacher.hash
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Expect the teacher of the run that is resumed."""
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            vars(self)["_expected_teacher"] = checkpoint.get("teacher_hash")
+
+    # ---- what a member would get from the tree
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenTeacher:
+        super()._apply(fn, recurse)
+        if self.teacher_is_held:
+            self.held_teacher.apply(fn)
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        if self.teacher_is_held:
+            load_held(self.held_teacher, state_dict, f"{prefix}teacher.", missing_keys, unexpected_keys)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
