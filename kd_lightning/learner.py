@@ -65,6 +65,9 @@ class Learner(LightningModule, ABC):
 
     # ---- what a scheme is made of
 
+    steps_are_alike: bool = True
+    """False where a step depends on the batch's number or on Python state; see `kd_lightning.core.traits`."""
+
     seen: Views | None = None
     """What the networks see of a batch in views; None where a batch is what all of them see."""
 

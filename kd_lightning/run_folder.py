@@ -16,9 +16,10 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from typing_extensions import override
 
-from kd_lightning.callbacks import ExactResume, LeanLoop, MovingTeacher, TeacherFreezing
+from kd_lightning.callbacks import ExactResume, LeanLoop, TeacherFreezing
 from kd_lightning.complaints import nearest
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.traits import has_trait
 from kd_lightning.learner import Learner
 from kd_lightning.networks import is_frozen
 from kd_lightning.networks.files import WeightsError, read_weights
@@ -119,8 +120,8 @@ def callbacks(
     first: list[Callback] = []
     if not _any(given, ExactResume):
         first.append(ExactResume())  # before whatever draws random numbers
-    stays = is_frozen(getattr(learner, "teacher", learner)) and not _any(given, MovingTeacher)
-    if stays and not _any(given, TeacherFreezing):
+    is_changed = any(has_trait(callback, "changes_teacher") for callback in given)
+    if is_frozen(getattr(learner, "teacher", learner)) and not is_changed and not _any(given, TeacherFreezing):
         first.append(TeacherFreezing())
     last: list[Callback] = [] if _any(given, LeanLoop) else [LeanLoop()]
     if progress_bar and not _any(given, ProgressBar):

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kd_lightning.batch import split_batch
-from kd_lightning.callbacks.moving_teacher import MovingTeacher
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.traits import is_changed
 from kd_lightning.distributed import is_distributed
 from kd_lightning.networks import digest, freeze, leave_out
 from kd_lightning.steps import log_is_due
@@ -218,9 +218,8 @@ class Distillation(Callback):
         self.teacher = trainer.precision_plugin.convert_module(self.teacher)
         found = digest(self.teacher)
         callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-        # one that moves comes with the state of what moves it
-        moves = any(isinstance(other, MovingTeacher) and other.student == self.student for other in callbacks)
-        if self._digest not in (None, found) and not moves:
+        # a teacher that changes is restored by the callback that changes it
+        if self._digest not in (None, found) and not is_changed(self.teacher, callbacks, module):
             raise UsageError(
                 f"this run was started with another teacher of {self.student!r} (sha256 {self._digest[:12]}) than it "
                 f"is resumed with ({found[:12]}): build or load the one of then, or start a new run"

@@ -35,8 +35,8 @@ from torch.nn.utils import clip_grad_norm_
 from typing_extensions import override
 
 from kd_lightning.callbacks.step_graph import StepGraph
-from kd_lightning.callbacks.teacher import TeacherFreezing
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.traits import is_idle_hook
 
 TESTED = ("2.6.6",)
 """The versions of Lightning with which this was found equal to Lightning's own loop."""
@@ -237,8 +237,8 @@ class _Step:
         """Those that are overridden, in their order."""
         found: list[_Hook] = []
         for callback in self.trainer.callbacks:
-            if type(callback) is TeacherFreezing and callback.always_stays:
-                continue  # its hooks in a step find that there is nothing to do
+            if is_idle_hook(callback, name):
+                continue
             if getattr(type(callback), name) is not getattr(Callback, name) or name in vars(callback):
                 found.append(_Hook(getattr(callback, name), callback))
         if _overrides(self.module, (name,)):
@@ -308,6 +308,8 @@ class _Step:
         step.current.completed += 1
 
     def _replayed(self, graph: StepGraph) -> bool:
+        if self.trainer.accumulate_grad_batches != 1:  # a callback has changed it since the fit began
+            return False
         loss = graph.replay(self.batch, self.optimizer, self._recorded)
         if loss is None:
             return False

@@ -10,9 +10,8 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from kd_lightning.callbacks.teacher import TeacherFreezing
-from kd_lightning.callbacks.teacher_cache import TeacherCache
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.traits import check_teacher_use, teacher_for
 from kd_lightning.distributed import is_distributed
 from kd_lightning.networks import freeze, take_back
 from kd_lightning.networks.average import check_twins
@@ -36,6 +35,8 @@ class MovingTeacher(Callback, ABC):
             networks of one architecture, or another callback relies on a teacher that stays as it is.
     """
 
+    changes_teacher = True
+
     def __init__(self, teacher: str = "teacher", student: str = "student") -> None:
         self.teacher = teacher
         self.student = student
@@ -44,6 +45,11 @@ class MovingTeacher(Callback, ABC):
         self._moment: int | None = None
         self._is_apart = False  # from the module, and what it saves
         self._saved: dict[str, Any] | None = None
+
+    @property
+    def teacher_path(self) -> str:
+        """The name of the teacher that this changes; see `kd_lightning.core.traits`."""
+        return self.teacher
 
     @abstractmethod
     def moment(self, trainer: Trainer) -> int:
@@ -76,11 +82,11 @@ class MovingTeacher(Callback, ABC):
         self._moment = self._saved = None
         callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         self._student = self._find(pl_module, self.student)
-        brought = self._brought(callbacks)
+        brought = teacher_for(self.student, callbacks)
         self._is_apart = brought is not None
         self._teacher = self._find(pl_module, self.teacher) if brought is None else brought
         self._refuse_one_network()
-        self._refuse_others(callbacks, pl_module)
+        check_teacher_use(self, callbacks, pl_module)
         take_back(freeze(self._teacher))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -109,10 +115,6 @@ class MovingTeacher(Callback, ABC):
         """Makes the teacher what the student is now."""
         self._teacher.load_state_dict(self._student.state_dict())
 
-    def _brought(self, callbacks: list[Callback]) -> nn.Module | None:
-        pairs = [(getattr(callback, "student", None), getattr(callback, "teacher", None)) for callback in callbacks]
-        return next((net for name, net in pairs if name == self.student and isinstance(net, nn.Module)), None)
-
     def _find(self, module: LightningModule, name: str) -> nn.Module:
         names = [name for name, _ in module.named_modules(remove_duplicate=False) if name]
         if name in names:
@@ -134,14 +136,3 @@ class MovingTeacher(Callback, ABC):
             check_twins(self._teacher, self._student)
         except ValueError as error:
             raise UsageError(f"{self.teacher!r} cannot be made of {self.student!r}: {error}") from None
-
-    def _refuse_others(self, callbacks: list[Callback], module: LightningModule) -> None:
-        networks = dict(module.named_modules(remove_duplicate=False))
-        for other in callbacks:
-            holds = isinstance(other, TeacherFreezing) and networks.get(other.network) is self._teacher
-            moves = isinstance(other, MovingTeacher) and other._teacher is self._teacher and other is not self
-            if holds or moves or isinstance(other, TeacherCache):
-                raise UsageError(
-                    f"{type(self).__name__} moves {self.teacher!r}, and {type(other).__name__} needs it to itself or "
-                    "as it is: give the trainer one of them"
-                )

@@ -28,6 +28,8 @@ class Scheduled(Callback, ABC):
         UsageError: There is no such unit.
     """
 
+    changes_step = True
+
     def __init__(self, schedule: Schedule, unit: Literal["step", "epoch"] = "step") -> None:
         if unit not in ("step", "epoch"):
             raise UsageError(f"unit={unit!r} is neither 'step' nor 'epoch'")

@@ -10,9 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from kd_lightning.callbacks.moving_teacher import MovingTeacher
-from kd_lightning.callbacks.scheduled import Scheduled
-from kd_lightning.callbacks.teacher import TeacherFreezing
+from kd_lightning.core.traits import has_trait, is_idle_hook, steps_are_alike
 
 WARM_UP = 3
 """Steps that run as they are before one is recorded: what libraries set up at first use must not be recorded."""
@@ -127,14 +125,16 @@ def refusal(trainer: Trainer) -> str | None:
         return f"{type(optimizer).__name__} counts its steps on the CPU: set the optimizer's `fused: true`"
     if any(config.interval == "step" for config in trainer.lr_scheduler_configs):
         return "a scheduler changes the learning rate at each step"
+    if not steps_are_alike(module):
+        return f"the steps of {type(module).__name__} are not alike: its `steps_are_alike` is False"
     callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     for callback in callbacks:
-        if isinstance(callback, Scheduled | MovingTeacher):
+        if has_trait(callback, "changes_step") or has_trait(callback, "changes_teacher"):
             return f"{type(callback).__name__} changes what a step does"
-    idle = [callback for callback in callbacks if isinstance(callback, TeacherFreezing) and callback.always_stays]
-    active = [(callback, Callback) for callback in callbacks if callback not in idle]
-    for owner, base in [(module, LightningModule), *active]:
+    for owner, base in [(module, LightningModule), *((callback, Callback) for callback in callbacks)]:
         for name in IN_THE_MIDST:
+            if is_idle_hook(owner, name):
+                continue
             if getattr(type(owner), name) is not getattr(base, name) or name in vars(owner):
                 return f"{type(owner).__name__}.{name} is called in the midst of a step"
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:  # pyright: ignore[reportPrivateUsage]

@@ -15,6 +15,7 @@ from kd_lightning.callbacks.cache_folder import CacheFolder
 from kd_lightning.callbacks.cache_tables import ChangedError, Tables, empty
 from kd_lightning.callbacks.cache_walk import Walk, index_of
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.traits import check_teacher_use
 from kd_lightning.fingerprints import fingerprints, is_vouched
 from kd_lightning.learner import Batch
 from kd_lightning.schemes import OfflineDistiller
@@ -72,6 +73,8 @@ class TeacherCache(Callback):
         'cache'
     """
 
+    needs_fixed_teacher = True
+
     def __init__(
         self,
         folder: str | Path | None = None,
@@ -92,6 +95,12 @@ class TeacherCache(Callback):
         self._trusts = False  # that what a loader vouches for is what the teacher was shown
 
     # ---- what Lightning calls
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a callback that changes the teacher during the fit."""
+        if stage == "fit":
+            callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+            check_teacher_use(self, callbacks, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Asks the teacher about every row, or finds the file that says what it would answer, and takes its place."""

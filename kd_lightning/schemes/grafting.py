@@ -51,6 +51,8 @@ class GraftingDistiller(Learner):
         ['logits']
     """
 
+    steps_are_alike = False  # the blocks that learn follow from the batch's number
+
     def __init__(
         self,
         student: GraftedStudent,

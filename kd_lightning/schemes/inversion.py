@@ -66,6 +66,7 @@ class InversionDistiller(Learner):
         ['kd']
     """
 
+    steps_are_alike = False  # the batch's number decides when images are made and which ones are drawn
     bank: Tensor
     bank_targets: Tensor
 

@@ -71,6 +71,7 @@ class KDCL(PeerLearner):
             )
         self.combine = combine
         self.augmentation = augmentation
+        self.steps_are_alike = augmentation is None  # it may draw its random numbers in Python or on the CPU
 
     def watch_networks(self, batch: Batch) -> list[Activations]:
         """What each network gives for its own view of the batch."""

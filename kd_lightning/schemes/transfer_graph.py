@@ -165,6 +165,7 @@ class KnowledgeTransferGraph(PeerLearner):
         _check(edges, self.networks())
         self.edges = edges
         self.gates = nn.ModuleDict({name: edge.gate or ThroughGate() for name, edge in edges.items()})
+        self.steps_are_alike = not any(isinstance(gate, LinearGate) for gate in self.gates.values())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Tells the linear gates the time."""
