@@ -16,9 +16,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from kd_lightning.batch import Batch, Views, split_batch, split_views, target_of
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.progress import completed_batches, should_log
 from kd_lightning.evaluation import Evaluation, Stage
 from kd_lightning.networks import freeze, is_frozen
-from kd_lightning.steps import batches_done, log_is_due
 from kd_lightning.taps import Activations, differentiable, logits_of, run, tap
 from kd_lightning.terms import Term, check_terms, names
 
@@ -149,7 +149,7 @@ class Learner(LightningModule, ABC):
         """The weighted sum of the scheme's losses."""
         losses = self.compute_losses(batch)
         total = self.weighted_sum(losses)
-        if log_is_due(self.trainer):
+        if should_log(self.trainer):
             self._log_training(losses, total.detach())
         return total
 
@@ -184,8 +184,8 @@ class Learner(LightningModule, ABC):
     # ---- inside
 
     def _batches_done(self) -> int:
-        """As `kd_lightning.steps.batches_done`; 0 outside a run."""
-        return 0 if self._trainer is None else batches_done(self._trainer)
+        """As `kd_lightning.core.progress.completed_batches`; 0 outside a run."""
+        return 0 if self._trainer is None else completed_batches(self._trainer)
 
     def _terms(self) -> dict[str, Term]:
         terms: Any = self._modules["terms"]  # with as few calls as can be, for this is asked several times a step

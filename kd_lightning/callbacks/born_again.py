@@ -13,7 +13,7 @@ from torch import nn
 
 from kd_lightning.callbacks.moving_teacher import MovingTeacher
 from kd_lightning.core.errors import UsageError
-from kd_lightning.steps import epoch
+from kd_lightning.core.progress import epoch
 
 
 class BornAgain(MovingTeacher):

@@ -18,10 +18,10 @@ from torch.optim import Optimizer
 
 from kd_lightning.batch import split_batch
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.progress import should_log
 from kd_lightning.core.traits import is_changed
 from kd_lightning.distributed import is_distributed
 from kd_lightning.networks import digest, freeze, leave_out
-from kd_lightning.steps import log_is_due
 from kd_lightning.taps import watch
 from kd_lightning.terms import Term, check_terms, names
 
@@ -159,7 +159,7 @@ class Distillation(Callback):
             self.teacher(*calls[0].args, **calls[0].kwargs)
         targets = {layer: activation.detach() for layer, activation in shown.items()}
         losses = {name: term(seen, targets, labels) for name, term in self._terms().items()}
-        if log_is_due(trainer):
+        if should_log(trainer):
             self._log(trainer, module, losses)
         total = loss + torch.stack([term.weight * losses[name] for name, term in self._terms().items()]).sum()
         return {**output, "loss": total} if isinstance(output, Mapping) else total

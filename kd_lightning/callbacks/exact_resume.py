@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kd_lightning.steps import batches_done
+from kd_lightning.core.progress import completed_batches
 
 
 class ExactResume(Callback):
@@ -64,7 +64,7 @@ class ExactResume(Callback):
             loop.epoch_progress.increment_started()
         # By the batch and not the optimizer step, for the batches of one accumulated group must differ; hashed, so that
         # neighbouring seeds, batches and ranks share nothing.
-        text = f"{self._seed} {batches_done(trainer)} {self._rank}"
+        text = f"{self._seed} {completed_batches(trainer)} {self._rank}"
         seed = int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
         random.seed(seed)
         np.random.seed(seed % 2**32)

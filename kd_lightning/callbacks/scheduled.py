@@ -11,7 +11,7 @@ from torch import nn
 
 from kd_lightning.callbacks.schedules import Schedule
 from kd_lightning.core.errors import UsageError
-from kd_lightning.steps import epoch, optimizer_step
+from kd_lightning.core.progress import epoch, optimizer_step
 from kd_lightning.terms import Term
 
 

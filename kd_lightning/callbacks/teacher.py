@@ -10,10 +10,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.progress import epoch
 from kd_lightning.core.traits import check_teacher_use
 from kd_lightning.distributed import gather
 from kd_lightning.networks import digest, freeze, is_frozen, take_back, unfreeze
-from kd_lightning.steps import epoch
 
 
 class TeacherFreezing(Callback):

@@ -15,11 +15,11 @@ from kd_lightning.callbacks.cache_folder import CacheFolder
 from kd_lightning.callbacks.cache_tables import ChangedError, Tables, empty
 from kd_lightning.callbacks.cache_walk import Walk, index_of
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.progress import epoch, should_log
 from kd_lightning.core.traits import check_teacher_use
 from kd_lightning.fingerprints import fingerprints, is_vouched
 from kd_lightning.learner import Batch
 from kd_lightning.schemes import OfflineDistiller
-from kd_lightning.steps import epoch, log_is_due
 from kd_lightning.taps import Activations
 
 MIB = 2**20
@@ -118,7 +118,7 @@ class TeacherCache(Callback):
         asking, tables = self._asking, self._tables
         assert asking is not None
         assert tables is not None
-        if tables.waits and log_is_due(trainer):
+        if tables.waits and should_log(trainer):
             self._settle(trainer)
         if batch_idx and self._compared:
             return

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from kd_lightning.batch import size_of
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.progress import should_log
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import Generator, freeze, leave_out
 from kd_lightning.networks.freezing import check_apart
 from kd_lightning.schemes.drawn import look
 from kd_lightning.schemes.two_players import AlternatingLearner
-from kd_lightning.steps import log_is_due
 from kd_lightning.taps import tap
 from kd_lightning.terms import Term, check_terms
 
@@ -134,7 +134,7 @@ class DataFreeDistiller(AlternatingLearner):
 
         if self.lr_interval == "step":
             self._move_schedulers()
-        if log_is_due(self.trainer):
+        if should_log(self.trainer):
             drawn = self._judgement(judged).detach() if judged else torch.zeros((), device=self.device)
             total = self.weighted_sum(losses).detach()
             self._log_training(losses, total + 0 * drawn)  # a step is finite if both losses are

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.progress import completed_batches
 from kd_lightning.evaluation import Evaluation
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import is_left_out
-from kd_lightning.steps import batches_done
 from kd_lightning.taps import Activations, logits_of, run, tap
 from kd_lightning.terms import Term
 
@@ -87,7 +87,7 @@ class PeerLearner(Learner, ABC):
 
         Lightning would skip it, and go on with what the validation before had found.
         """
-        trainer, done, length = self.trainer, batches_done(self.trainer), self.trainer.num_training_batches
+        trainer, done, length = self.trainer, completed_batches(self.trainer), self.trainer.num_training_batches
         epochs, batches = trainer.check_val_every_n_epoch, trainer.val_check_batch
         due = batches is not None and (
             done % batches == 0
@@ -108,7 +108,7 @@ class PeerLearner(Learner, ABC):
             left_out = [is_left_out(network) for network in self.networks().values()]
             accuracies[torch.tensor(left_out, device=accuracies.device)] = -1.0
             cast("Tensor", self.best).fill_(accuracies.argmax())
-            cast("Tensor", self.validated_at).fill_(batches_done(self.trainer))
+            cast("Tensor", self.validated_at).fill_(completed_batches(self.trainer))
         super().on_validation_epoch_end()
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from kd_lightning.batch import target_of
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.progress import optimizer_step
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import is_frozen
 from kd_lightning.schemes.peers import PeerLearner, detached
-from kd_lightning.steps import optimizer_step
 from kd_lightning.taps import Activations, tap
 from kd_lightning.terms import Term, names
 

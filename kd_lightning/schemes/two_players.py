@@ -11,8 +11,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.progress import should_log
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
-from kd_lightning.steps import log_is_due
 from kd_lightning.terms import Term
 
 Seen = TypeVar("Seen")
@@ -158,6 +158,6 @@ class TwoPlayerLearner(AlternatingLearner, ABC, Generic[Seen]):
 
         if self.lr_interval == "step":
             self._move_schedulers()
-        if log_is_due(self.trainer):
+        if should_log(self.trainer):
             self._log_training(losses, total.detach() + 0 * told.detach())  # a step is finite if both losses are
             self.log("train/discriminator", told.detach())
