@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from typing_extensions import override
 
-from kd_lightning.callbacks import ExactResume, LeanLoop, TeacherFreezing
+from kd_lightning.callbacks import ExactResume, FastLoop, TeacherFreezing
 from kd_lightning.complaints import nearest
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.traits import has_trait
@@ -123,7 +123,9 @@ def callbacks(
     is_changed = any(has_trait(callback, "changes_teacher") for callback in given)
     if is_frozen(getattr(learner, "teacher", learner)) and not is_changed and not _any(given, TeacherFreezing):
         first.append(TeacherFreezing())
-    last: list[Callback] = [] if _any(given, LeanLoop) else [LeanLoop()]
+    # under manual optimization it would only tell, in each run, that it cannot help
+    is_fast = learner.automatic_optimization and not _any(given, FastLoop)
+    last: list[Callback] = [FastLoop()] if is_fast else []
     if progress_bar and not _any(given, ProgressBar):
         last.append(RichProgressBar(refresh_rate=BAR_REFRESH))
     if checkpoints and not _any(given, Checkpoint):

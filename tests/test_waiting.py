@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_lightning import Classifier, OfflineDistiller, Term
-from kd_lightning.callbacks import LeanLoop, Linear, TeacherCache, TemperatureSchedule
+from kd_lightning.callbacks import FastLoop, Linear, TeacherCache, TemperatureSchedule
 from kd_lightning.core.progress import should_log
 from kd_lightning.losses import HintLoss, KDLoss, RKDLoss, TaskLoss
 from kd_lightning.networks import ConvNet, freeze
@@ -110,7 +110,7 @@ def features() -> dict[str, Term]:
 def counted(folder, learner, *callbacks, **changes) -> Steps:
     steps = Steps()
     arguments = {"max_epochs": 2, "logger": CSVLogger(folder), "log_every_n_steps": 4} | changes
-    trainer = toys.trainer(folder, LeanLoop(), *callbacks, steps, **arguments)
+    trainer = toys.trainer(folder, FastLoop(), *callbacks, steps, **arguments)
     with steps.counting:
         trainer.fit(learner, toys.data(train_size=192, augmentation=None))
     assert steps.steps == 2 * 12

@@ -10,7 +10,7 @@ from torch import nn
 from kd_lightning import Classifier, OfflineDistiller
 from kd_lightning.callbacks import (
     Distillation,
-    LeanLoop,
+    FastLoop,
     MomentumTeacher,
     SnapshotTeacher,
     TeacherCache,
@@ -155,7 +155,7 @@ class IdleByItsArguments(Hooked):
 def test_idle_hooks_of_a_foreign_callback_are_skipped_and_overridden_ones_are_not(tmp_path):
     """In Lightning's own steps, the first and the last at least, every hook is called."""
     given = Hooked(), Idle(), IdleButForOne(), IdleByItsArguments()
-    fit(tmp_path, *given, LeanLoop(), learner=toys.classifier(), max_steps=4, log_every_n_steps=50)
+    fit(tmp_path, *given, FastLoop(), learner=toys.classifier(), max_steps=4, log_every_n_steps=50)
     hooked, idle, but_for_one, by_arguments = (callback.calls for callback in given)
     lightnings = idle // 3
     assert 0 < lightnings < 4
@@ -181,7 +181,7 @@ def test_our_freezing_is_idle_where_the_network_is_frozen_throughout(arguments, 
 def unrecorded(folder, *callbacks, learner=None):
     learner = learner or twins()
     learner.configure_optimizers = lambda: torch.optim.SGD(learner.parameters(), lr=0.1)
-    loop = LeanLoop(cuda_graph=True)
+    loop = FastLoop(cuda_graph=True)
     fit(folder, *callbacks, loop, learner=learner)
     return loop.unrecorded
 
