@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from kd_lightning.batch import Batch, Views, split_batch, split_views, target_of
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lightning_internals import INSTANTIATOR, attached_trainer
 from kd_lightning.core.progress import completed_batches, should_log
 from kd_lightning.evaluation import Evaluation, Stage
 from kd_lightning.networks import freeze, is_frozen
@@ -185,7 +186,8 @@ class Learner(LightningModule, ABC):
 
     def _batches_done(self) -> int:
         """As `kd_lightning.core.progress.completed_batches`; 0 outside a run."""
-        return 0 if self._trainer is None else completed_batches(self._trainer)
+        trainer = attached_trainer(self)
+        return 0 if trainer is None else completed_batches(trainer)
 
     def _terms(self) -> dict[str, Term]:
         terms: Any = self._modules["terms"]  # with as few calls as can be, for this is asked several times a step
@@ -231,13 +233,13 @@ class Learner(LightningModule, ABC):
         """Plain values only, else a checkpoint would need pickled code to load.
 
         From the command line Lightning hands over the parsed configuration, plain and complete, and marks it with
-        ``_instantiator``. In Python it hands over the arguments themselves: networks, losses and functions, which are
+        `INSTANTIATOR`. In Python it hands over the arguments themselves: networks, losses and functions, which are
         left out *before* Lightning deep-copies them.
         """
         schemes = [kind for kind in type(self).__mro__ if issubclass(kind, Learner)]  # each has arguments of its own
         arguments = [argument for scheme in schemes for argument in signature(scheme).parameters.values()]
         self.save_hyperparameters(ignore=[a.name for a in arguments if not _is_plain(a.annotation)], logger=False)
-        if "_instantiator" in self.hparams:
+        if INSTANTIATOR in self.hparams:
             self.save_hyperparameters(logger=False)
 
 

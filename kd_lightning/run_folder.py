@@ -19,6 +19,7 @@ from typing_extensions import override
 from kd_lightning.callbacks import ExactResume, FastLoop, TeacherFreezing
 from kd_lightning.complaints import nearest
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lightning_internals import AppendingWriter, set_csv_writer
 from kd_lightning.core.traits import has_trait
 from kd_lightning.learner import Learner
 from kd_lightning.networks import is_frozen
@@ -66,26 +67,24 @@ class MetricsFile(CSVLogger):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder, name="", version="")
+        self._writer: _Rows | None = None
 
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Writes the rows."""
-        if self._experiment is None:
-            self._experiment = _Rows(self.log_dir)
-        return self._experiment  # pyright: ignore[reportReturnType]
+        if self._writer is None:
+            self._writer = _Rows(self.log_dir)
+            set_csv_writer(self, self._writer)
+        return self._writer
 
 
-class _Rows(ExperimentWriter):
-    @override
-    def _check_log_dir_exists(self) -> None:  # Lightning's deletes what is there
-        self._goes_on = Path(self.metrics_file_path).is_file()
-
+class _Rows(AppendingWriter):
     @override
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        if self._goes_on:
+        if self.has_rows:
             self._cut(step or 0)
-            self._goes_on = False
+            self.has_rows = False
         super().log_metrics(metrics_dict, step)
 
     def _cut(self, step: int) -> None:

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.torch_internals import undo_compile
 
 
 class Compiled(Callback):
@@ -55,7 +56,7 @@ class Compiled(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Makes them what they were."""
         for network in self._compiled:
-            network._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]
+            undo_compile(network)
         self._compiled.clear()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from kd_lightning.batch import split_batch
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lightning_internals import active_results, average_model
 from kd_lightning.core.progress import should_log
 from kd_lightning.core.traits import is_changed
 from kd_lightning.distributed import is_distributed
@@ -117,7 +118,7 @@ class Distillation(Callback):
         """Leaves their module as it was."""
         if self._name is None:
             return
-        copies = [average._average_model for average in _averages(trainer)]  # pyright: ignore[reportPrivateUsage]
+        copies = [average_model(average) for average in _averages(trainer)]
         for module in (pl_module, *(copy.module for copy in copies if copy is not None)):
             _step_back(module)
             module._modules.pop(self._name, None)  # pyright: ignore[reportPrivateUsage]
@@ -259,7 +260,7 @@ class Distillation(Callback):
                 )
             if hasattr(term.loss, "temperature"):
                 values[f"temperature/{name}"] = cast("float", term.loss.temperature)
-        logged = cast("dict[str, Any]", trainer._results or {})  # pyright: ignore[reportPrivateUsage]
+        logged = active_results(trainer)
         for name in () if self._has_logged else values:
             if f"training_step.{name}" in logged and not logged[f"training_step.{name}"].has_reset:
                 raise UsageError(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from kd_lightning.core.lightning_internals import count_epoch_as_started
 from kd_lightning.core.progress import completed_batches
 
 
@@ -60,8 +61,7 @@ class ExactResume(Callback):
         # Resumed where an epoch had just ended, Lightning does not count the next one as started; a second resume in
         # that epoch would then take it for a new one and train an epoch too many.
         if loop.epoch_progress.total.started == loop.epoch_progress.total.processed:
-            loop.epoch_progress.increment_ready()
-            loop.epoch_progress.increment_started()
+            count_epoch_as_started(trainer)
         # By the batch and not the optimizer step, for the batches of one accumulated group must differ; hashed, so that
         # neighbouring seeds, batches and ranks share nothing.
         text = f"{self._seed} {completed_batches(trainer)} {self._rank}"

@@ -13,19 +13,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import attrgetter, methodcaller
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult, _AutomaticOptimization
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection, _ResultMetric
+from typing_extensions import override
 
 __all__ = [
     "BATCHES_THAT_STEPPED",
     "CURRENT_HOOK",
     "FIRST_ITERATION",
+    "INSTANTIATOR",
+    "AppendingWriter",
     "AutomaticOptimization",
     "Closure",
     "ClosureResult",
@@ -33,9 +40,13 @@ __all__ = [
     "ResultCollection",
     "ResultMetric",
     "TrainingEpochLoop",
+    "active_results",
+    "attached_trainer",
+    "average_model",
     "batches_that_stepped",
     "before_batch_transfer",
     "broadcast_sigterm",
+    "count_epoch_as_started",
     "data_fetcher",
     "epoch_results",
     "has_model_averager",
@@ -44,26 +55,29 @@ __all__ = [
     "num_ready_batches_reached",
     "save_interval",
     "saves_by_time",
+    "set_csv_writer",
     "should_accumulate",
     "signal_connector",
     "skips_backward",
+    "validate_at_train_start",
     "validates_by_time",
     "validates_in_this_epoch",
+    "waits_for_all_gradients",
     "warn_once",
 ]
 
 # ---- classes
 
 TrainingEpochLoop = _TrainingEpochLoop
-"""One epoch of training, validation inside of it included."""
+"""Runs one epoch of training, validation inside of it included."""
 AutomaticOptimization = _AutomaticOptimization
-"""The part of a training epoch loop that trains on one batch."""
+"""Trains on one batch, as a part of the training epoch loop."""
 PrefetchDataFetcher = _PrefetchDataFetcher
 """Takes batches from a loader, and looks one ahead where the loader has no length."""
 ResultCollection = _ResultCollection
-"""All values that were logged in an epoch, by hook and name."""
+"""Holds all values that were logged in an epoch, by hook and name."""
 ResultMetric = _ResultMetric
-"""One logged value."""
+"""Holds one logged value."""
 
 # ---- attributes of every step
 
@@ -102,6 +116,11 @@ def broadcast_sigterm(loop: TrainingEpochLoop) -> Callable[[], None]:
     return loop._broadcast_sigterm_tensor
 
 
+def epoch_results(loop: TrainingEpochLoop) -> ResultCollection:
+    """Give the values that were logged in this training epoch."""
+    return loop._results
+
+
 def warn_once(loop: TrainingEpochLoop, message: str) -> None:
     """Warn as the loop does: each message once a fit."""
     loop._warning_cache.warn(message)
@@ -125,11 +144,6 @@ def signal_connector(trainer: Trainer) -> Any:
     return trainer._signal_connector
 
 
-def epoch_results(loop: TrainingEpochLoop) -> ResultCollection:
-    """Give the values that were logged in this training epoch."""
-    return loop._results
-
-
 def data_fetcher(trainer: Trainer) -> Any:
     """Give the object that the training loop takes its batches from."""
     return trainer.fit_loop._data_fetcher
@@ -140,7 +154,32 @@ def validates_by_time(trainer: Trainer) -> bool:
     return trainer._val_check_time_interval is not None
 
 
-# ---- others
+def active_results(trainer: Trainer) -> dict[str, Any]:
+    """Give the values that were logged in the active loop, by hook and name; none outside of a loop."""
+    return trainer._results or {}
+
+
+def validate_at_train_start(trainer: Trainer) -> None:
+    """Run a validation before the first training step, from `on_train_start`: Lightning skips one due at a resume."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False  # else it would resume the validation of the checkpoint
+    trainer.validating = True
+    loop.run()
+    trainer.training = True
+
+
+def count_epoch_as_started(trainer: Trainer) -> None:
+    """Count the current epoch as started, which Lightning omits after a resume from the end of the epoch before."""
+    trainer.fit_loop.epoch_progress.increment_ready()
+    trainer.fit_loop.epoch_progress.increment_started()
+
+
+# ---- the LightningModule
+
+INSTANTIATOR = "_instantiator"
+"""A key of a module's hyper-parameters; it is there if the command line has built the module."""
+attached_trainer: Callable[[LightningModule], Trainer | None] = attrgetter("_trainer")
+"""Give a module's trainer; None outside of a run, where ``module.trainer`` raises."""
 
 
 def before_batch_transfer(module: LightningModule) -> Callable[..., Any]:
@@ -148,9 +187,17 @@ def before_batch_transfer(module: LightningModule) -> Callable[..., Any]:
     return module._on_before_batch_transfer
 
 
+# ---- strategies, callbacks and loggers
+
+
+def waits_for_all_gradients(strategy: Any) -> bool:
+    """Tell if DistributedDataParallel expects a gradient of every parameter from every backward pass."""
+    return isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters")
+
+
 def has_model_averager(strategy: Any) -> bool:
     """Tell if a DDPStrategy averages the processes' weights now and then (post-local SGD)."""
-    return getattr(strategy, "_model_averager", None) is not None
+    return isinstance(strategy, DDPStrategy) and strategy._model_averager is not None
 
 
 def save_interval(callback: ModelCheckpoint) -> int:
@@ -161,3 +208,24 @@ def save_interval(callback: ModelCheckpoint) -> int:
 def saves_by_time(callback: ModelCheckpoint) -> bool:
     """Tell if `train_time_interval` is set."""
     return callback._train_time_interval is not None
+
+
+def average_model(callback: WeightAveraging) -> Any:
+    """Give the averaged copy of the module, an `AveragedModel`; None before the callback's `setup`."""
+    return callback._average_model
+
+
+class AppendingWriter(ExperimentWriter):
+    """Writer of ``metrics.csv`` that keeps the file of an earlier run, which Lightning's deletes with a warning."""
+
+    has_rows: bool
+    """The file was there when the writer was made."""
+
+    @override
+    def _check_log_dir_exists(self) -> None:
+        self.has_rows = Path(self.metrics_file_path).is_file()
+
+
+def set_csv_writer(logger: CSVLogger, writer: ExperimentWriter) -> None:
+    """Let a CSV logger save and finalize this writer in place of one that it would build."""
+    logger._experiment = writer

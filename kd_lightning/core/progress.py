@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from lightning.pytorch import Trainer
 
+from kd_lightning.core.lightning_internals import batches_that_stepped, should_accumulate
+
 
 def completed_batches(trainer: Trainer) -> int:
     """Count the training batches whose step is over; before and during a step this is the number of its batch.
@@ -42,7 +44,6 @@ def should_log(trainer: Trainer) -> bool:
     """Tell if the loggers will keep the metrics of this step: logging in any other step is wasted work."""
     every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
     # the count that Lightning's loggers go by, which is one too high after some resumes
-    logged = trainer.fit_loop.epoch_loop._batches_that_stepped  # pyright: ignore[reportPrivateUsage]
-    if every == 0 or (logged + 1) % every:  # 0 means never: Trainer(barebones=True)
+    if every == 0 or (batches_that_stepped(trainer) + 1) % every:  # 0 means never: Trainer(barebones=True)
         return False
-    return not trainer.fit_loop._should_accumulate()  # pyright: ignore[reportPrivateUsage]
+    return not should_accumulate(trainer.fit_loop)

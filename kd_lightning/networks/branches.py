@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.torch_internals import reset_of
 
 
 def branch(network: nn.Module, shared: Sequence[str]) -> nn.Module:
@@ -40,7 +41,7 @@ def branch(network: nn.Module, shared: Sequence[str]) -> nn.Module:
     """
     upper = _upper(network, shared)
     for name, module in upper.named_modules():
-        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        reset = reset_of(module)
         if reset is not None:
             reset()
         elif any(True for _ in module.parameters(recurse=False)):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lightning_internals import attached_trainer
 from kd_lightning.data.draws import choice
 from kd_lightning.distributed import gather
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
@@ -191,7 +192,8 @@ class InversionDistiller(Learner):
 
     def _per_round(self) -> int:
         """Of all processes."""
-        return self.round_size * (1 if self._trainer is None else self._trainer.world_size)
+        trainer = attached_trainer(self)
+        return self.round_size * (1 if trainer is None else trainer.world_size)
 
     def _shown(self, images: Tensor) -> Tensor:
         return images.expand(-1, self.channels, -1, -1)

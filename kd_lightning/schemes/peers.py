@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kd_lightning.batch import Batch
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lightning_internals import validate_at_train_start
 from kd_lightning.core.progress import completed_batches
 from kd_lightning.evaluation import Evaluation
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
@@ -95,11 +96,7 @@ class PeerLearner(Learner, ABC):
             else done % length % batches == 0 and math.ceil(done / length) % epochs == 0
         )
         if due and trainer.enable_validation and done not in (0, int(cast("Tensor", self.validated_at))):
-            validation = trainer.fit_loop.epoch_loop.val_loop
-            validation.restarting = False
-            trainer.validating = True
-            validation.run()
-            trainer.training = True
+            validate_at_train_start(trainer)
 
     def on_validation_epoch_end(self) -> None:
         """Finds the best network, the first of equals, and logs what validation found."""

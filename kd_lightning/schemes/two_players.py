@@ -7,10 +7,10 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lightning_internals import waits_for_all_gradients
 from kd_lightning.core.progress import should_log
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.terms import Term
@@ -53,9 +53,7 @@ class AlternatingLearner(Learner, ABC):
     def setup(self, stage: str) -> None:
         """As for any learner; two players need a strategy that waits for nobody's gradients."""
         super().setup(stage)
-        strategy = self.trainer.strategy
-        waits = isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters")  # pyright: ignore[reportPrivateUsage]
-        if stage == "fit" and waits:
+        if stage == "fit" and waits_for_all_gradients(self.trainer.strategy):
             raise UsageError(
                 f"strategy='ddp' waits for the gradients of all players, and {type(self).__name__} moves one at a "
                 "time: set strategy='ddp_find_unused_parameters_true'"
