@@ -54,7 +54,7 @@ class Compiled(Callback):
             self._compiled.append(network)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Makes them what they were."""
+        """Undo the compilation of these networks."""
         for network in self._compiled:
             undo_compile(network)
         self._compiled.clear()

@@ -25,7 +25,7 @@ class ExactResume(Callback):
 
     Args:
         seed: Where the seeds begin; that of ``seed_everything`` if not given, and 0 if that was not called. A run that
-            is resumed goes on with the seed in its checkpoint.
+            is resumed keeps the seed in its checkpoint.
 
     Example:
         >>> trainer = Trainer(callbacks=[ExactResume(seed=7)], logger=False, enable_checkpointing=False)
@@ -46,7 +46,7 @@ class ExactResume(Callback):
         return {"seed": self._seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with the seed that the run was started with."""
+        """Resume with the seed that the run was started with."""
         self._seed = state_dict["seed"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""What the callbacks share that make a teacher of its student's weights."""
+"""The base of callbacks that build a teacher from its student's weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MovingTeacher(Callback, ABC):
 
     Raises:
         UsageError: At the start of the fit: there is no such network (the nearest names are given), both are not two
-            networks of one architecture, or another callback relies on a teacher that stays as it is.
+            networks of one architecture, or another callback changes the teacher or needs it fixed.
     """
 
     changes_teacher = True
@@ -43,7 +43,7 @@ class MovingTeacher(Callback, ABC):
         self._teacher = nn.Module()
         self._student = nn.Module()
         self._moment: int | None = None
-        self._is_apart = False  # from the module, and what it saves
+        self._is_apart = False  # from the module and its state dict
         self._saved: dict[str, Any] | None = None
 
     @property
@@ -71,7 +71,7 @@ class MovingTeacher(Callback, ABC):
         return {"moment": self._moment} | ({"teacher": self._teacher.state_dict()} if self._is_apart else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from that moment."""
+        """Resume at that moment."""
         self._moment = state_dict["moment"]
         self._saved = state_dict.get("teacher")
 
@@ -112,7 +112,7 @@ class MovingTeacher(Callback, ABC):
                     dist.broadcast(buffer, src=0)
 
     def copy_student(self) -> None:
-        """Makes the teacher what the student is now."""
+        """Copy the student's present weights into the teacher."""
         self._teacher.load_state_dict(self._student.state_dict())
 
     def _find(self, module: LightningModule, name: str) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What the callbacks that follow a schedule share: when they act, and how they find the terms."""
+"""The base of callbacks that follow a schedule: when they act, and how they find the terms."""
 
 from __future__ import annotations
 

@@ -10,10 +10,10 @@ from argparse import ArgumentParser
 
 
 def option_strings(parser: ArgumentParser) -> list[str]:
-    """List the options of a parser as they are written, e.g. ``--config``."""
+    """List the options of a parser in their written form, e.g. ``--config``."""
     return list(parser._option_string_actions)
 
 
 def destinations(parser: ArgumentParser) -> list[str]:
-    """List the names under which a parser keeps what it has parsed, positional arguments included."""
+    """List the names of a parser's results, those of positional arguments included."""
     return [action.dest for action in parser._actions]

@@ -82,7 +82,7 @@ ResultMetric = _ResultMetric
 # ---- attributes of every step
 
 CURRENT_HOOK = "_current_fx_name"
-"""Of a LightningModule: the name of the hook that runs, by which ``self.log`` decides what a value is."""
+"""Of a LightningModule: the name of the hook that runs, from which ``self.log`` takes its defaults."""
 BATCHES_THAT_STEPPED = "_batches_that_stepped"
 """Of a training epoch loop: the step number of the loggers, one for each optimizer step."""
 FIRST_ITERATION = "_first_loop_iter"
@@ -135,7 +135,7 @@ def skips_backward(optimization: AutomaticOptimization) -> bool:
 
 
 def logger_connector(trainer: Trainer) -> Any:
-    """Give the object that collects what is logged and hands it to the loggers."""
+    """Give the object that collects logged values and hands them to the loggers."""
     return trainer._logger_connector
 
 

@@ -25,7 +25,7 @@ class CallbackTraits:
     teacher_path: str | None = None
     """Dotted name, in the LightningModule, of the teacher that the two traits above are about; None for every one."""
     changes_step: bool = False
-    """Changes what a training step computes, e.g. a temperature: a step recorded as a CUDA graph would not follow."""
+    """Changes the training step itself, e.g. a temperature: a step recorded as a CUDA graph would not follow."""
     idle_when_frozen: bool = False
     """Its hooks around a training step do nothing in this fit, because the network it holds is frozen throughout."""
 

@@ -202,7 +202,7 @@ class ByNumberToo(nn.Module):
 
 @pytest.mark.parametrize("kind", [ChangesStep, ChangesTeacher])
 def test_a_foreign_callback_that_changes_what_a_step_does_is_never_recorded(kind, tmp_path):
-    assert unrecorded(tmp_path, kind()) == f"{kind.__name__} changes what a step does"
+    assert unrecorded(tmp_path, kind()) == f"{kind.__name__} changes the training step"
 
 
 def test_a_scheme_whose_steps_are_not_alike_is_never_recorded(tmp_path):

@@ -8,7 +8,7 @@
 `step`             one step: fetch a batch, call the hooks, optimize, count, log
 `optimization`     forward, backward, clipping, the optimizer, the schedulers
 `hooks`            hooks that are overridden, and those that do nothing in most steps
-`results`          what is logged, without searching it for tensors to move
+`results`          logged values, without searching them for tensors to move
 `cuda_graph`       steps recorded once as a CUDA graph and replayed
 =================  ====================================================================================
 """

@@ -132,7 +132,7 @@ def why_not_recordable(trainer: Trainer) -> str | None:
     callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     for callback in callbacks:
         if has_trait(callback, "changes_step") or has_trait(callback, "changes_teacher"):
-            return f"{type(callback).__name__} changes what a step does"
+            return f"{type(callback).__name__} changes the training step"
     for owner, base in [(module, LightningModule), *((callback, Callback) for callback in callbacks)]:
         for name in HOOKS_INSIDE:
             if is_idle_hook(owner, name):

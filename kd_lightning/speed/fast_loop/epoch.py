@@ -25,13 +25,13 @@ from kd_lightning.speed.fast_loop.step import FastStep
 
 
 class FastEpoch(TrainingEpochLoop):
-    """Alternates between Lightning's own steps and runs of fast ones.
+    """Alternates between Lightning's own steps and series of fast ones.
 
     Lightning's own ``advance`` and ``on_advance_end`` run where much happens around a step, and where this loop would
     have to repeat rules of Lightning's that change from release to release: the first step of an epoch or after a
     resume, the last one, and every step that validation, a checkpoint or the end of the fit follows. Between two of
     these nothing but the batch changes. So whatever a step looks up, which hooks are overridden for instance, is
-    looked up once for the whole run of steps, and `FastStep` does the rest with the same counters, the same hooks with
+    looked up once for all of these steps, and `FastStep` does the rest with the same counters, the same hooks with
     the same arguments, the same logs, schedulers and gradients, in the same order.
     """
 
@@ -40,7 +40,7 @@ class FastEpoch(TrainingEpochLoop):
 
     @override
     def run(self, data_fetcher: Any) -> None:
-        # Lightning's own `run`, with a run of fast steps in front of each of its own
+        # Lightning's own `run`, with fast steps in front of each of Lightning's steps
         self.reset()
         self.on_run_start(data_fetcher)
         while not self.done:

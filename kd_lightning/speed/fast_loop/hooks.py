@@ -55,7 +55,7 @@ class HookCaller:
         return found
 
     def __call__(self, hooks: list[Hook], name: str, *args: Any) -> Any:
-        """Call the hooks in turn and return what the module's own returned."""
+        """Call the hooks in turn and return the result of the module's own."""
         answer, state = None, self.module_state
         before, state[CURRENT_HOOK] = state[CURRENT_HOOK], name
         for hook, owner in hooks:

@@ -24,7 +24,7 @@ class NextStep:
     - Idle: no logging, validation or checkpointing, and no bar is drawn (`is_idle_step`). This is nearly every step.
     - The others are logged: they run in this loop, with the calls that hand the values to loggers and bars.
 
-    What is read here once does not change before the next validation.
+    Settings are read here once: they do not change before the next validation.
 
     Args:
         loop: The training epoch loop.

@@ -1,4 +1,4 @@
-"""What a training epoch logs, kept without the searches of Lightning's own collection."""
+"""The logged values of a training epoch, kept without the searches of Lightning's own collection."""
 
 from __future__ import annotations
 

@@ -28,10 +28,10 @@ TRANSFER = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_ba
 class FastStep:
     """Does what Lightning's ``advance`` does in a step that neither validation nor a checkpoint follows.
 
-    Lightning asks for each of some thirty hooks by name, profiles it, and calls it even where nobody overrides it. Here
-    the overridden hooks are found once, and in an idle step those are left out that do nothing in it. What an idle step
-    skips in addition: moving a batch that is on the device already, and, unless something was logged, collecting the
-    values of a step for loggers, bars and callbacks.
+    Lightning looks up each hook by its name, profiles it, and calls it even where nobody overrides it. Here the
+    overridden hooks are found once, and a batch that is on the device already is not searched for tensors to move.
+    An idle step in addition leaves out the hooks that do nothing in it and, unless something was logged, does not
+    collect its values for loggers, bars and callbacks.
 
     Args:
         loop: The training epoch loop, a `FastEpoch`.
