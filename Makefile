@@ -45,7 +45,7 @@ test: .venv/ready  ## run the quick tests on two cores
 test-all: .venv/foreign  ## run every test, minutes longer, those in other people's libraries included
 	$(BIN)/pytest -n 2 --dist loadgroup
 
-GPU_TESTS := tests/test_gpu.py tests/test_waiting.py tests/test_every_scheme.py tests/test_resume.py tests/callbacks/test_lean_loop.py
+GPU_TESTS := tests/test_gpu.py tests/test_waiting.py tests/test_every_scheme.py tests/test_resume.py tests/speed/test_fast_loop.py
 
 test-gpu: .venv/ready  ## run on a GPU what holds for every scheme and callback
 	KD_TEST_ACCELERATOR=gpu $(BIN)/pytest -n 8 --dist loadgroup $(GPU_TESTS)

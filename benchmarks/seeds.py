@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from kd_lightning import OfflineDistiller, Term, load_teacher
-from kd_lightning.callbacks import ChannelsLast, ExactResume, LeanLoop, TeacherCache
+from kd_lightning.callbacks import ChannelsLast, ExactResume, FastLoop, TeacherCache
 from kd_lightning.data import MNISTDataModule
 from kd_lightning.losses import KDLoss, TaskLoss
 from kd_lightning.networks import StudentConvNet, TeacherConvNet
@@ -38,7 +38,7 @@ def recalls(seed: int, teacher: str, epochs: int, cache: str) -> list[float]:
         terms,
         optimizer=lambda p: torch.optim.Adam(p, fused=True),
     )
-    callbacks: list[Callback] = [ExactResume(), ChannelsLast(), TeacherCache(folder=cache), LeanLoop()]
+    callbacks: list[Callback] = [ExactResume(), ChannelsLast(), TeacherCache(folder=cache), FastLoop()]
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="cpu",

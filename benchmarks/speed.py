@@ -175,7 +175,7 @@ def main() -> None:
             calls_a_step("distilled", bench.teacher, CACHED, FUSED, *BUSY),
             400,
         )
-        row("P3 Lightning's own loop, alone", calls_a_step("student", bench.teacher, STOCK), 1300)
+        row("P3 Lightning's own loop, alone", calls_a_step("student", bench.teacher, LIGHTNINGS_LOOP), 1300)
         row("P7 peak memory over import lightning, MiB", peak_memory(bench.teacher), 140)
         fast = (CHANNELS_LAST, FUSED)
         bench.distilled(*fast, bench.cache())()  # makes the cache, which is warm from here on
@@ -215,7 +215,7 @@ def main() -> None:
 
 
 CACHED = "--trainer.callbacks+=TeacherCache"
-STOCK = "--trainer.callbacks+={class_path: LeanLoop, init_args: {enabled: false}}"
+LIGHTNINGS_LOOP = "--trainer.callbacks+={class_path: FastLoop, init_args: {enabled: false}}"
 BUSY = (
     "--trainer.gradient_clip_val=1.0",
     "--model.lr_scheduler={class_path: torch.optim.lr_scheduler.CosineAnnealingLR, init_args: {T_max: 5000}}",

@@ -22,6 +22,7 @@ from typing_extensions import override
 import kd_lightning
 from kd_lightning import run_folder
 from kd_lightning.complaints import Stopped, in_one_line, on_purpose, one_line
+from kd_lightning.core.argparse_internals import destinations
 from kd_lightning.core.errors import UsageError
 from kd_lightning.explain import PACKAGES, at, blame, explain, nulls
 from kd_lightning.methods import Setting, find_config, merge, read_settings
@@ -85,8 +86,7 @@ class CLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            options = [action.dest for action in parser._actions]
-            raise UsageError(explain(error, self.settings, options)) from error
+            raise UsageError(explain(error, self.settings, destinations(parser))) from error
         for field, expected in nulls(self.config):
             raise self._complaint(field, f"expected {expected}, got null")
         seed = self.config["seed_everything"]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import NoReturn
 
+from kd_lightning.core.argparse_internals import option_strings
 from kd_lightning.core.errors import UsageError
 
 
@@ -19,7 +20,7 @@ class Parser(ArgumentParser):
         """Raises the complaint."""
         if message.startswith("unrecognized arguments: "):
             wrong = message.split()[2].partition("=")[0]
-            message = f"there is no option {wrong}{nearest(wrong, self._option_string_actions)}"
+            message = f"there is no option {wrong}{nearest(wrong, option_strings(self))}"
         raise UsageError(f"{self.prog.rpartition(' ')[2]}: {message}")
 
 

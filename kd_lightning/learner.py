@@ -18,10 +18,11 @@ from torchmetrics import MetricCollection
 from kd_lightning.activations import Activations, differentiable, logits, logits_of, run, tap
 from kd_lightning.batch import Batch, InputKeys, accepted_inputs, check_inputs, split_batch, split_by_keys
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lightning_internals import INSTANTIATOR, attached_trainer
 from kd_lightning.core.loss import loss_trait
+from kd_lightning.core.progress import completed_batches, should_log
 from kd_lightning.evaluation import Evaluation, Stage, loader_names
 from kd_lightning.networks import freeze, is_frozen
-from kd_lightning.steps import batches_done, log_is_due
 from kd_lightning.terms import Term, Terms, finetunes
 
 OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -52,7 +53,7 @@ class Learner(LightningModule, ABC):
     input_keys: InputKeys | None = None
     """The inputs that the networks take from a batch of several; None where a batch has one for all."""
     steps_are_alike: bool = True
-    """Every training step runs the same operations, so that one can be recorded and replayed for the others."""
+    """False where a step depends on the batch's number or on Python state; see `kd_lightning.core.traits`."""
 
     def __init__(
         self,
@@ -170,7 +171,7 @@ class Learner(LightningModule, ABC):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the weighted sum of the scheme's losses."""
-        terms, logged = self.terms, log_is_due(self.trainer)
+        terms, logged = self.terms, should_log(self.trainer)
         vars(terms)["skip_unweighted"] = not logged  # an assignment would be three calls, and this is every step
         losses = self.compute_losses(batch)
         total = terms.weighted_sum(losses)
@@ -217,8 +218,9 @@ class Learner(LightningModule, ABC):
     # ---- inside
 
     def _batches_done(self) -> int:
-        """As `kd_lightning.steps.batches_done`; 0 outside a run."""
-        return 0 if self._trainer is None else batches_done(self._trainer)
+        """As `kd_lightning.core.progress.completed_batches`; 0 outside a run."""
+        trainer = attached_trainer(self)
+        return 0 if trainer is None else completed_batches(trainer)
 
     def _log_training(self, losses: dict[str, Tensor], total: Tensor) -> None:
         if not torch.isfinite(total):
@@ -258,7 +260,7 @@ class Learner(LightningModule, ABC):
         for arguments in collect_init_args(frame, [], classes=(Learner,)):  # of this class and of each below it
             ignored |= {name: None for name, value in arguments.items() if not is_plain(value)}
         self.save_hyperparameters(ignore=[*ignored], logger=False)
-        if "_instantiator" in self.hparams:
+        if INSTANTIATOR in self.hparams:
             self.save_hyperparameters(logger=False)
 
 

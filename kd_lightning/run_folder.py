@@ -16,9 +16,11 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from typing_extensions import override
 
-from kd_lightning.callbacks import ExactResume, LeanLoop, MovingTeacher, TeacherFreezing
+from kd_lightning.callbacks import ExactResume, FastLoop, TeacherFreezing
 from kd_lightning.complaints import nearest
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lightning_internals import AppendingWriter, set_csv_writer
+from kd_lightning.core.traits import has_trait
 from kd_lightning.learner import Learner
 from kd_lightning.networks import is_frozen
 from kd_lightning.networks.files import WeightsError, read_weights
@@ -65,26 +67,24 @@ class MetricsFile(CSVLogger):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder, name="", version="")
+        self._writer: _Rows | None = None
 
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Writes the rows."""
-        if self._experiment is None:
-            self._experiment = _Rows(self.log_dir)
-        return self._experiment  # pyright: ignore[reportReturnType]
+        if self._writer is None:
+            self._writer = _Rows(self.log_dir)
+            set_csv_writer(self, self._writer)
+        return self._writer
 
 
-class _Rows(ExperimentWriter):
-    @override
-    def _check_log_dir_exists(self) -> None:  # Lightning's deletes what is there
-        self._goes_on = Path(self.metrics_file_path).is_file()
-
+class _Rows(AppendingWriter):
     @override
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        if self._goes_on:
+        if self.has_rows:
             self._cut(step or 0)
-            self._goes_on = False
+            self.has_rows = False
         super().log_metrics(metrics_dict, step)
 
     def _cut(self, step: int) -> None:
@@ -119,10 +119,12 @@ def callbacks(
     first: list[Callback] = []
     if not _any(given, ExactResume):
         first.append(ExactResume())  # before whatever draws random numbers
-    stays = is_frozen(getattr(learner, "teacher", learner)) and not _any(given, MovingTeacher)
-    if stays and not _any(given, TeacherFreezing):
+    is_changed = any(has_trait(callback, "changes_teacher") for callback in given)
+    if is_frozen(getattr(learner, "teacher", learner)) and not is_changed and not _any(given, TeacherFreezing):
         first.append(TeacherFreezing())
-    last: list[Callback] = [] if _any(given, LeanLoop) else [LeanLoop()]
+    # under manual optimization it would only tell, in each run, that it cannot help
+    is_fast = learner.automatic_optimization and not _any(given, FastLoop)
+    last: list[Callback] = [FastLoop()] if is_fast else []
     if progress_bar and not _any(given, ProgressBar):
         last.append(RichProgressBar(refresh_rate=BAR_REFRESH))
     if checkpoints and not _any(given, Checkpoint):

@@ -85,9 +85,7 @@ def test_the_label_of_a_batch_is_the_target_whatever_it_is_called(name):
 
 def test_an_input_that_is_missing_is_named_with_its_neighbours():
     learner = Classifier(Encoder(8, 1), {"task": Term(TaskLoss(), teacher=None, target="input.attention_msk")})
-    with pytest.raises(
-        UsageError, match=r"input.attention_msk: the batch has no input .*nearest .* attention_mask"
-    ):
+    with pytest.raises(UsageError, match=r"input.attention_msk: the batch has no input .*nearest .* attention_mask"):
         learner.split_batch(batch())
 
 

@@ -443,7 +443,7 @@ def test_what_a_run_does_not_bring_itself_is_added(config):
     assert kinds([config]) == [
         "ExactResume",
         "TeacherFreezing",
-        "LeanLoop",
+        "FastLoop",
         "RunFolder",
         "ModelCheckpoint",
         "ModelCheckpoint",
@@ -455,7 +455,7 @@ def test_what_a_run_does_not_bring_itself_is_added(config):
     Path("own.yaml").write_text(yaml.safe_dump({"trainer": own | {"logger": False}}))
     run = build([config, "--config=own.yaml", *bar])
     assert sorted(type(callback).__name__ for callback in run.trainer.callbacks) == [
-        *("ExactResume", "LeanLoop", "ModelCheckpoint", "RunFolder", "TQDMProgressBar", "TeacherFreezing")
+        *("ExactResume", "FastLoop", "ModelCheckpoint", "RunFolder", "TQDMProgressBar", "TeacherFreezing")
     ]
     assert [callback.seed for callback in run.trainer.callbacks if isinstance(callback, ExactResume)] == [7]
     assert not run.trainer.loggers
@@ -466,13 +466,26 @@ def test_only_a_teacher_that_is_frozen_is_held(config):
     assert "TeacherFreezing" not in kinds(["--config=configs/mnist/student.yaml"])
     learning = "{class_path: tests.test_cli.WithLearningTeacher}"
     Path("mine.yaml").write_text(f"model: {learning}\n" + CONFIG[CONFIG.index("data:") :])
-    assert kinds([config]) == ["ExactResume", "LeanLoop", "RunFolder", "ModelCheckpoint"]
+    assert kinds([config]) == ["ExactResume", "FastLoop", "RunFolder", "ModelCheckpoint"]
+
+
+def test_a_scheme_that_optimizes_by_hand_gets_no_fast_loop_unless_it_is_asked_for(config):
+    by_hand = "{class_path: tests.test_cli.ByHand}"
+    Path("mine.yaml").write_text(f"model: {by_hand}\n" + CONFIG[CONFIG.index("data:") :])
+    assert "FastLoop" not in kinds([config])
+    assert kinds([config, "--trainer.callbacks+=FastLoop"]).count("FastLoop") == 1
 
 
 class WithLearningTeacher(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.teacher = torch.nn.Linear(2, 2)
+
+
+class ByHand(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
 
 
 def test_files_and_options_are_laid_on_top_of_each_other(config):

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback
 
 from kd_lightning import Classifier, OfflineDistiller, UsageError
-from kd_lightning.callbacks import ChannelsLast, LeanLoop, TeacherCache
+from kd_lightning.callbacks import ChannelsLast, FastLoop, TeacherCache
 from kd_lightning.data import DigitGraphDataModule, MNISTDataModule, SameClassPairs
 from kd_lightning.networks import ConvNet, GraphNetwork, freeze, load_student
 from tests import found, toys
@@ -89,7 +89,7 @@ def test_a_gpu_learns_what_a_cpu_does(tmp_path):
     learned = {}
     for accelerator in ("cpu", "gpu"):
         learner = distiller()
-        fit(tmp_path, learner, TeacherCache(), LeanLoop(), accelerator=accelerator, precision="64-true")
+        fit(tmp_path, learner, TeacherCache(), FastLoop(), accelerator=accelerator, precision="64-true")
         learned[accelerator] = {name: value.cpu() for name, value in learner.student.state_dict().items()}
     for name, value in learned["cpu"].items():
         torch.testing.assert_close(learned["gpu"][name], value, rtol=1e-6, atol=1e-8)
@@ -99,7 +99,7 @@ def test_a_gpu_learns_what_a_cpu_does(tmp_path):
 def test_half_precision_learns(precision, tmp_path):
     learner = distiller()
     before = toys.weights(learner)
-    trainer = fit(tmp_path, learner, LeanLoop(), ChannelsLast(), TeacherCache(), precision=precision)
+    trainer = fit(tmp_path, learner, FastLoop(), ChannelsLast(), TeacherCache(), precision=precision)
     assert trainer.global_step == 24
     after = toys.weights(learner)
     assert all(value.isfinite().all() for value in after.values())
@@ -145,7 +145,7 @@ def replays(monkeypatch):
 
 
 def learned(folder, case, recorded, **changes):
-    loop = LeanLoop(cuda_graph=recorded)
+    loop = FastLoop(cuda_graph=recorded)
     data = (case.data or toys.data)(augmentation=None, train_size=192)
     fit(folder, case.learner, *case.callbacks, Fused(), loop, data=data, log_every_n_steps=8, **changes)
     return toys.weights(case.learner), loop.unrecorded

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 
 from benchmarks.calls import calls_a_step, peak_memory
-from benchmarks.speed import BUSY, CACHED, FUSED, STOCK
-from kd_lightning.callbacks.lean_epoch import TESTED
+from benchmarks.speed import BUSY, CACHED, FUSED, LIGHTNINGS_LOOP
+from kd_lightning.speed.fast_loop.support import TESTED_LIGHTNING
 
 pytestmark = pytest.mark.skipif(
     sys.version_info[:2] != (3, 11) or not torch.__version__.startswith("2.15."),
@@ -29,13 +30,13 @@ pytestmark = pytest.mark.skipif(
     ids=["student", "fused", "distilled", "busy"],
 )
 def test_a_step_makes_few_python_calls(config, more, limit, teacher_checkpoint: Path):
-    assert TESTED  # with another Lightning the loop is stock
+    assert lightning.__version__ in TESTED_LIGHTNING  # every step of another release is Lightning's own
     few = "--data.init_args.train_size=16000"  # for the teacher to be asked about; the steps are those of more
     assert calls_a_step(config, teacher_checkpoint, *more, few) <= limit
 
 
 def test_lightnings_own_loop_is_seen_to_make_more(teacher_checkpoint: Path):
-    assert calls_a_step("student", teacher_checkpoint, STOCK) > 1000
+    assert calls_a_step("student", teacher_checkpoint, LIGHTNINGS_LOOP) > 1000
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says what a process's peak was")

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_lightning import Classifier, OfflineDistiller, Term
-from kd_lightning.callbacks import LeanLoop, Linear, TeacherCache, TemperatureSchedule
+from kd_lightning.callbacks import FastLoop, Linear, TeacherCache, TemperatureSchedule
+from kd_lightning.core.progress import should_log
 from kd_lightning.losses import HintLoss, KDLoss, RKDLoss, TaskLoss
 from kd_lightning.networks import ConvNet, freeze
-from kd_lightning.steps import log_is_due
 from tests import toys
 
 WAITING = {
@@ -65,7 +65,7 @@ class Steps(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if self._due:
             self._keep()
-        self._due = log_is_due(trainer) or batch_idx == 0
+        self._due = should_log(trainer) or batch_idx == 0
         if pl_module.device.type == "cuda":  # which sees the backward pass too: it has a thread of its own there
             torch.cuda.set_sync_debug_mode("default" if self._due else "error")
 
@@ -110,7 +110,7 @@ def features() -> dict[str, Term]:
 def counted(folder, learner, *callbacks, **changes) -> Steps:
     steps = Steps()
     arguments = {"max_epochs": 2, "logger": CSVLogger(folder), "log_every_n_steps": 4} | changes
-    trainer = toys.trainer(folder, LeanLoop(), *callbacks, steps, **arguments)
+    trainer = toys.trainer(folder, FastLoop(), *callbacks, steps, **arguments)
     with steps.counting:
         trainer.fit(learner, toys.data(train_size=192, augmentation=None))
     assert steps.steps == 2 * 12

@@ -7,7 +7,6 @@ from kd_lightning.callbacks.channels_last import ChannelsLast
 from kd_lightning.callbacks.compiled import Compiled
 from kd_lightning.callbacks.distillation import Distillation
 from kd_lightning.callbacks.exact_resume import ExactResume
-from kd_lightning.callbacks.lean_loop import LeanLoop
 from kd_lightning.callbacks.loss_schedule import LossSchedule
 from kd_lightning.callbacks.momentum_teacher import MomentumTeacher
 from kd_lightning.callbacks.moving_teacher import MovingTeacher
@@ -18,6 +17,7 @@ from kd_lightning.callbacks.teacher import TeacherFreezing
 from kd_lightning.callbacks.teacher_cache import TeacherCache
 from kd_lightning.callbacks.temperature import TemperatureSchedule
 from kd_lightning.callbacks.term_weight import TermWeightSchedule
+from kd_lightning.speed.fast_loop import FastLoop
 
 __all__ = [
     "ActivationStatistics",
@@ -30,7 +30,7 @@ __all__ = [
     "Distillation",
     "ExactResume",
     "Exponential",
-    "LeanLoop",
+    "FastLoop",
     "Linear",
     "LossSchedule",
     "MomentumTeacher",

@@ -13,7 +13,8 @@ from torch import nn
 
 from kd_lightning.callbacks.moving_teacher import MovingTeacher
 from kd_lightning.core.errors import UsageError
-from kd_lightning.steps import epoch
+from kd_lightning.core.progress import epoch
+from kd_lightning.core.torch_internals import reset_of
 
 
 class BornAgain(MovingTeacher):
@@ -90,7 +91,7 @@ class BornAgain(MovingTeacher):
                 f"max_epochs={epochs} would end in the middle of a generation of {self.epochs}: make it a multiple"
             )
         for name, module in pl_module.named_modules():
-            if _learns(module) and _reset_of(module) is None:
+            if _learns(module) and reset_of(module) is None:
                 raise UsageError(
                     f"{name!r} has parameters of its own and cannot be born again: "
                     f"give {type(module).__name__} a reset_parameters()"
@@ -129,14 +130,10 @@ def initialise(module: LightningModule, seed: int) -> None:
 
 
 def _reset(module: nn.Module) -> None:
-    reset = _reset_of(module)
+    reset = reset_of(module)
     if reset is not None and (_learns(module) or not list(module.parameters(recurse=False))):
         reset()
 
 
 def _learns(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
-
-
-def _reset_of(module: nn.Module) -> Any:
-    return getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))  # MultiheadAttention's

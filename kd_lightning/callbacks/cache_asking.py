@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from kd_lightning.activations import Activations
 from kd_lightning.callbacks.cache_file import Kind
 from kd_lightning.callbacks.cache_walk import Inputs, Walk, index_of, merged
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.torch_internals import BatchNorm
 from kd_lightning.learner import Batch
 from kd_lightning.networks import digest, is_frozen
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
@@ -110,7 +110,7 @@ def servable(module: LightningModule) -> FrozenTeacher:
         )
     if parameters := set(module.terms.layers("teacher")) & {name for name, _ in module.teacher.named_parameters()}:
         raise UsageError(f"terms look at the teacher's {', '.join(parameters)}, which no row has: drop TeacherCache")
-    if any(isinstance(layer, _BatchNorm) and layer.running_mean is None for layer in module.teacher.modules()):
+    if any(isinstance(layer, BatchNorm) and layer.running_mean is None for layer in module.teacher.modules()):
         raise UsageError("the teacher's BatchNorm looks at the whole batch, which differs: train without TeacherCache")
     if not is_frozen(module.teacher):
         raise UsageError("the teacher is not frozen, and what it said would not hold: train without TeacherCache")

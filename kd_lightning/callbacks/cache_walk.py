@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kd_lightning.batch import Batch
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lightning_internals import before_batch_transfer
 from kd_lightning.distributed import gather, is_distributed
 from kd_lightning.fingerprints import fingerprints
 from kd_lightning.learner import Learner
@@ -115,7 +116,7 @@ class Walk:
     def _as_in_training(self, batch: Any) -> Any:
         """What Lightning's training loop does to a batch before a step."""
         batch = self.trainer.precision_plugin.convert_input(batch)
-        batch = self.learner._on_before_batch_transfer(batch)  # pyright: ignore[reportPrivateUsage]
+        batch = before_batch_transfer(self.learner)(batch)
         return self.trainer.strategy.batch_to_device(batch)
 
 

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from kd_lightning.core.lookup import find_network
+from kd_lightning.core.torch_internals import undo_compile
 
 
 class Compiled(Callback):
@@ -46,9 +47,9 @@ class Compiled(Callback):
             self._compiled.append(network)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Makes them what they were."""
+        """Undo the compilation of these networks."""
         for network in self._compiled:
-            network._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]
+            undo_compile(network)
         self._compiled.clear()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -15,14 +15,15 @@ from torch.optim import Optimizer
 
 from kd_lightning.activations import Activations, Call, record_activations, record_calls
 from kd_lightning.batch import split_batch
-from kd_lightning.callbacks.moving_teacher import MovingTeacher
 from kd_lightning.callbacks.patching import replace_method, restore_methods
 from kd_lightning.compiled_calls import anything_compiled, hook_guards
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lightning_internals import active_results, average_model
 from kd_lightning.core.lookup import find_network
 from kd_lightning.core.loss import loss_trait
+from kd_lightning.core.progress import should_log
+from kd_lightning.core.traits import is_changed
 from kd_lightning.networks import leave_out
-from kd_lightning.steps import log_is_due
 from kd_lightning.teacher_holder import TeacherHolder
 from kd_lightning.terms import Term, Terms, finetunes
 
@@ -129,7 +130,7 @@ class Distillation(Callback):
         """Leave their module, and the teacher, as they were."""
         if self._name is None:
             return
-        copies = [average._average_model for average in _averages(trainer)]  # pyright: ignore[reportPrivateUsage]
+        copies = [average_model(average) for average in _averages(trainer)]
         for module in (pl_module, *(copy.module for copy in copies if copy is not None)):
             restore_methods(module, "training_step", "configure_optimizers")
             module._modules.pop(self._name, None)  # pyright: ignore[reportPrivateUsage]
@@ -158,7 +159,7 @@ class Distillation(Callback):
         self, trainer: Trainer, module: LightningModule, theirs: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Their step's output, with the terms added to its loss."""
-        logged = log_is_due(trainer)
+        logged = should_log(trainer)
         vars(self.terms)["skip_unweighted"] = not logged
         student = module.get_submodule(self.student)
         labels = self._labels(args[0] if args else None)  # before their step, which may take them out of the batch
@@ -222,7 +223,7 @@ class Distillation(Callback):
 
     def _teacher_moves(self, trainer: Trainer) -> bool:
         callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-        return any(isinstance(other, MovingTeacher) and other.student == self.student for other in callbacks)
+        return is_changed(self.teacher, callbacks, trainer.lightning_module)
 
     def _prepare_teacher(self, trainer: Trainer, module: LightningModule) -> None:
         self.teacher.to(module.device)
@@ -262,7 +263,7 @@ class Distillation(Callback):
                     f"the term {name!r} is not finite at step {trainer.global_step} ({loss.item():g}): look "
                     "for non-finite inputs, a learning rate that is too high, or a temperature far below 1"
                 )
-        logged = cast("dict[str, Any]", trainer._results or {})  # pyright: ignore[reportPrivateUsage]
+        logged = active_results(trainer)
         for name in () if self._has_logged else values:
             if f"training_step.{name}" in logged and not logged[f"training_step.{name}"].has_reset:
                 raise UsageError(

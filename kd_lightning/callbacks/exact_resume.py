@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kd_lightning.steps import batches_done
+from kd_lightning.core.lightning_internals import count_epoch_as_started
+from kd_lightning.core.progress import completed_batches
 
 
 class ExactResume(Callback):
@@ -24,7 +25,7 @@ class ExactResume(Callback):
 
     Args:
         seed: Where the seeds begin; that of ``seed_everything`` if not given, and 0 if that was not called. A run that
-            is resumed goes on with the seed in its checkpoint.
+            is resumed keeps the seed in its checkpoint.
 
     Example:
         >>> trainer = Trainer(callbacks=[ExactResume(seed=7)], logger=False, enable_checkpointing=False)
@@ -45,7 +46,7 @@ class ExactResume(Callback):
         return {"seed": self._seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with the seed that the run was started with."""
+        """Resume with the seed that the run was started with."""
         self._seed = state_dict["seed"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -60,11 +61,10 @@ class ExactResume(Callback):
         # Resumed where an epoch had just ended, Lightning does not count the next one as started; a second resume in
         # that epoch would then take it for a new one and train an epoch too many.
         if loop.epoch_progress.total.started == loop.epoch_progress.total.processed:
-            loop.epoch_progress.increment_ready()
-            loop.epoch_progress.increment_started()
+            count_epoch_as_started(trainer)
         # By the batch and not the optimizer step, for the batches of one accumulated group must differ; hashed, so that
         # neighbouring seeds, batches and ranks share nothing.
-        text = f"{self._seed} {batches_done(trainer)} {self._rank}"
+        text = f"{self._seed} {completed_batches(trainer)} {self._rank}"
         seed = int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
         random.seed(seed)
         np.random.seed(seed % 2**32)

@@ -8,8 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 
 from kd_lightning.callbacks.moving_teacher import MovingTeacher
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.progress import optimizer_step
 from kd_lightning.networks.average import update_ema
-from kd_lightning.steps import optimizer_step
 
 
 class MomentumTeacher(MovingTeacher):

@@ -1,4 +1,4 @@
-"""What the callbacks share that make a teacher of its student's weights."""
+"""The base of callbacks that build a teacher from its student's weights."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from kd_lightning.callbacks.teacher import TeacherFreezing
-from kd_lightning.callbacks.teacher_cache import TeacherCache
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.lookup import find_network
+from kd_lightning.core.traits import check_teacher_use, teacher_for
 from kd_lightning.distributed import is_distributed
 from kd_lightning.networks import freeze, take_back
 from kd_lightning.networks.average import check_twins
@@ -34,8 +33,10 @@ class MovingTeacher(Callback, ABC):
 
     Raises:
         UsageError: At the start of the fit: there is no such network (the nearest names are given), both are not two
-            networks of one architecture, or another callback relies on a teacher that stays as it is.
+            networks of one architecture, or another callback changes the teacher or needs it fixed.
     """
+
+    changes_teacher = True
 
     def __init__(self, teacher: str = "teacher", student: str = "student") -> None:
         self.teacher = teacher
@@ -43,8 +44,13 @@ class MovingTeacher(Callback, ABC):
         self._teacher = nn.Module()
         self._student = nn.Module()
         self._moment: int | None = None
-        self._is_apart = False  # from the module, and what it saves
+        self._is_apart = False  # from the module and its state dict
         self._saved: dict[str, Any] | None = None
+
+    @property
+    def teacher_path(self) -> str:
+        """The name of the teacher that this changes; see `kd_lightning.core.traits`."""
+        return self.teacher
 
     @abstractmethod
     def moment(self, trainer: Trainer) -> int:
@@ -66,7 +72,7 @@ class MovingTeacher(Callback, ABC):
         return {"moment": self._moment} | ({"teacher": self._teacher.state_dict()} if self._is_apart else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from that moment."""
+        """Resume at that moment."""
         self._moment = state_dict["moment"]
         self._saved = state_dict.get("teacher")
 
@@ -74,16 +80,16 @@ class MovingTeacher(Callback, ABC):
         """Finds both networks, and makes the teacher one that is saved but does not learn."""
         callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         if stage != "fit":
-            if self._brought(callbacks) is None:  # a checkpoint has the teacher, whatever it is loaded for
+            if teacher_for(self.student, callbacks) is None:  # a checkpoint has the teacher, whatever it is loaded for
                 register_teacher(pl_module, self._find(pl_module, self.teacher))
             return
         self._moment = self._saved = None
         self._student = self._find(pl_module, self.student)
-        brought = self._brought(callbacks)
+        brought = teacher_for(self.student, callbacks)
         self._is_apart = brought is not None
         self._teacher = self._find(pl_module, self.teacher) if brought is None else brought
         self._refuse_one_network()
-        self._refuse_others(callbacks, pl_module)
+        check_teacher_use(self, callbacks, pl_module)
         if not self._is_apart:
             register_teacher(pl_module, self._teacher)
         take_back(freeze(self._teacher))
@@ -111,12 +117,8 @@ class MovingTeacher(Callback, ABC):
                     dist.broadcast(buffer, src=0)
 
     def copy_student(self) -> None:
-        """Makes the teacher what the student is now."""
+        """Copy the student's present weights into the teacher."""
         self._teacher.load_state_dict(self._student.state_dict())
-
-    def _brought(self, callbacks: list[Callback]) -> nn.Module | None:
-        pairs = [(getattr(callback, "student", None), getattr(callback, "teacher", None)) for callback in callbacks]
-        return next((net for name, net in pairs if name == self.student and isinstance(net, nn.Module)), None)
 
     def _find(self, module: LightningModule, name: str) -> nn.Module:
         return find_network(module, name, f"for {type(self).__name__}")
@@ -132,13 +134,3 @@ class MovingTeacher(Callback, ABC):
             check_twins(self._teacher, self._student)
         except ValueError as error:
             raise UsageError(f"{self.teacher!r} cannot be made of {self.student!r}: {error}") from None
-
-    def _refuse_others(self, callbacks: list[Callback], module: LightningModule) -> None:
-        for other in callbacks:
-            holds = isinstance(other, TeacherFreezing) and other.find(module) is self._teacher
-            moves = isinstance(other, MovingTeacher) and other._teacher is self._teacher and other is not self
-            if holds or moves or isinstance(other, TeacherCache):
-                raise UsageError(
-                    f"{type(self).__name__} moves {self.teacher!r}, and {type(other).__name__} needs it to itself or "
-                    "as it is: give the trainer one of them"
-                )

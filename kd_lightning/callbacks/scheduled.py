@@ -1,4 +1,4 @@
-"""What the callbacks that follow a schedule share: when they act, and how they find the terms."""
+"""The base of callbacks that follow a schedule: when they act, and how they find the terms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from kd_lightning.callbacks.schedules import Schedule
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.lookup import choose
-from kd_lightning.steps import epoch, optimizer_step
+from kd_lightning.core.progress import epoch, optimizer_step
 from kd_lightning.terms import Term
 
 
@@ -27,6 +27,8 @@ class Scheduled(Callback, ABC):
     Raises:
         UsageError: There is no such unit.
     """
+
+    changes_step = True
 
     def __init__(self, schedule: Schedule, unit: Literal["step", "epoch"] = "step") -> None:
         if unit not in ("step", "epoch"):

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from kd_lightning.callbacks.moving_teacher import MovingTeacher
 from kd_lightning.core.errors import UsageError
-from kd_lightning.steps import epoch, optimizer_step
+from kd_lightning.core.progress import epoch, optimizer_step
 
 
 class SnapshotTeacher(MovingTeacher):

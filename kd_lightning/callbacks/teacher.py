@@ -10,9 +10,10 @@ from torch import nn
 
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.lookup import find_network
+from kd_lightning.core.progress import epoch
+from kd_lightning.core.traits import check_teacher_use
 from kd_lightning.distributed import gather
 from kd_lightning.networks import digest, freeze, is_frozen, take_back, unfreeze
-from kd_lightning.steps import epoch
 from kd_lightning.teacher_holder import register_teacher
 
 
@@ -44,6 +45,8 @@ class TeacherFreezing(Callback):
         (True, False)
     """
 
+    needs_fixed_teacher = True
+
     def __init__(self, network: str = "teacher", freeze_at: int = 0, unfreeze_at: int | None = None) -> None:
         if freeze_at < 0 or (unfreeze_at is not None and unfreeze_at <= freeze_at):
             raise UsageError(
@@ -62,6 +65,16 @@ class TeacherFreezing(Callback):
     def state_key(self) -> str:
         """One state a network, so that several can be held."""
         return self._generate_state_key(network=self.network)
+
+    @property
+    def teacher_path(self) -> str:
+        """The name of the network that is not to change; see `kd_lightning.core.traits`."""
+        return self.network
+
+    @property
+    def idle_when_frozen(self) -> bool:
+        """True without epochs: the hooks around a training step then find nothing to do."""
+        return self.always_stays
 
     @property
     def always_stays(self) -> bool:
@@ -88,6 +101,8 @@ class TeacherFreezing(Callback):
         self._held = self.find(pl_module) if stage == "fit" else None
         if self._held is None:
             return
+        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        check_teacher_use(self, callbacks, pl_module)
         if self.always_stays:
             self._to_unfreeze = not is_frozen(self._held)
             freeze(self._held)

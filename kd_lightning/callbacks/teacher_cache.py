@@ -16,10 +16,11 @@ from kd_lightning.callbacks.cache_folder import CacheFolder
 from kd_lightning.callbacks.cache_tables import ChangedError, Tables, empty
 from kd_lightning.callbacks.cache_walk import Walk, index_of
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.progress import epoch, should_log
+from kd_lightning.core.traits import check_teacher_use
 from kd_lightning.fingerprints import fingerprints, is_vouched
 from kd_lightning.learner import Batch
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
-from kd_lightning.steps import epoch, log_is_due
 
 MIB = 2**20
 TF32_EPS = 2.0**-10
@@ -72,6 +73,8 @@ class TeacherCache(Callback):
         'cache'
     """
 
+    needs_fixed_teacher = True
+
     def __init__(
         self,
         folder: str | Path | None = None,
@@ -93,6 +96,12 @@ class TeacherCache(Callback):
 
     # ---- what Lightning calls
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a callback that changes the teacher during the fit."""
+        if stage == "fit":
+            callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+            check_teacher_use(self, callbacks, pl_module)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Asks the teacher about every row, or finds the file that says what it would answer, and takes its place."""
         learner = servable(pl_module)
@@ -109,7 +118,7 @@ class TeacherCache(Callback):
         asking, tables = self._asking, self._tables
         assert asking is not None
         assert tables is not None
-        if tables.waits and log_is_due(trainer):
+        if tables.waits and should_log(trainer):
             self._settle(trainer)
         if batch_idx and self._compared:
             return

@@ -28,11 +28,11 @@ from kd_lightning.compare.survey import network_key
 from kd_lightning.compare.training import CONFIG, LOGITS, Training
 from kd_lightning.compare.worker import Tell
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.progress import optimizer_step
 from kd_lightning.flatten import flatten_positions
 from kd_lightning.learner import Learner
 from kd_lightning.networks import digest
 from kd_lightning.quiet import quiet
-from kd_lightning.steps import optimizer_step
 
 TRAIN_ROWS = 10_000
 """Train accuracy is measured on at most so many of a run's training images."""

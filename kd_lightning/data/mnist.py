@@ -10,10 +10,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.progress import completed_batches
 from kd_lightning.data.idx import LabelledImages, read_labelled_images
 from kd_lightning.data.split import check_sizes, split_rows
 from kd_lightning.data.tensors import Augmentation, EvaluationLoader, TrainLoader, view_seeds
-from kd_lightning.steps import batches_done
 
 NUM_CLASSES = 10
 TRAIN_ROWS = 60_000
@@ -267,7 +267,7 @@ class MNISTDataModule(LightningDataModule):
 
     def _batches_done(self) -> int:
         assert self.trainer is not None
-        return batches_done(self.trainer)
+        return completed_batches(self.trainer)
 
 
 class FashionMNISTDataModule(MNISTDataModule):

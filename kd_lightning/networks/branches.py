@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kd_lightning.activations import logits_of, run, tap
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.lookup import choose, network_names
+from kd_lightning.core.torch_internals import reset_of
 
 
 def branch(network: nn.Module, shared: Sequence[str]) -> nn.Module:
@@ -41,7 +42,7 @@ def branch(network: nn.Module, shared: Sequence[str]) -> nn.Module:
     """
     upper = _upper(network, shared)
     for name, module in upper.named_modules():
-        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        reset = reset_of(module)
         if reset is not None:
             reset()
         elif any(True for _ in module.parameters(recurse=False)):

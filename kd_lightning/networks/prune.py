@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.torch_internals import BatchNorm
 
 Channels = dict[str, Tensor]
 """Which of the wide network's outputs a layer of the narrow one has, by the layer's name, in increasing order."""
@@ -86,7 +87,7 @@ def kept_channels(student: nn.Module, teacher: nn.Module, layers: list[str]) -> 
             raise UsageError(f"layers: {name!r} is {type(ours).__name__} here and {type(theirs).__name__} there")
         weight = cast("Tensor", theirs.weight).detach()
         width = len(cast("Tensor", ours.weight))
-        if isinstance(ours, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+        if isinstance(ours, BatchNorm):
             if before is None:
                 raise UsageError(f"layers: {name!r} keeps the channels of the layer before it, and is the first")
         else:
@@ -101,7 +102,7 @@ def kept_channels(student: nn.Module, teacher: nn.Module, layers: list[str]) -> 
 def _layer(network: nn.Module, name: str) -> nn.Module:
     known = dict(network.named_modules())
     found = known.get(name)
-    if not isinstance(found, nn.Linear | nn.Conv2d | nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+    if not isinstance(found, nn.Linear | nn.Conv2d | BatchNorm):
         there = [key for key, module in known.items() if isinstance(module, nn.Linear | nn.Conv2d)]
         raise UsageError(
             f"layers: {name!r} of {type(network).__name__} is no convolution, linear or BatchNorm layer; there are "

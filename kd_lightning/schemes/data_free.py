@@ -12,12 +12,12 @@ from torchmetrics import MetricCollection
 from kd_lightning.activations import tap
 from kd_lightning.batch import size_of
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.progress import should_log
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import Generator
 from kd_lightning.schemes.drawn import evaluate_terms
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 from kd_lightning.schemes.two_players import AlternatingLearner
-from kd_lightning.steps import log_is_due
 from kd_lightning.terms import Term, Terms
 
 
@@ -137,7 +137,7 @@ class DataFreeDistiller(FrozenTeacher, AlternatingLearner):
 
         if self.lr_interval == "step":
             self._move_schedulers()
-        if log_is_due(self.trainer):
+        if should_log(self.trainer):
             drawn = (
                 self.generator_terms.weighted_sum(judged).detach() if judged else torch.zeros((), device=self.device)
             )

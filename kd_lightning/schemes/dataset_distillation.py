@@ -13,6 +13,7 @@ from torch.nn import functional
 from torchmetrics import MetricCollection
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.torch_internals import Dropout
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.terms import Term
 
@@ -84,7 +85,7 @@ class DatasetDistillation(Learner):
             raise UsageError(f"rate={rate} must be a finite number above 0")
         if any(term.teacher is not None or term.student != "logits" for term in terms.values()):
             raise UsageError("terms: there is no teacher here, and the logits alone are seen: set teacher to null")
-        draws = [name for name, module in student.named_modules() if isinstance(module, nn.modules.dropout._DropoutNd)]  # pyright: ignore[reportPrivateUsage]
+        draws = [name for name, module in student.named_modules() if isinstance(module, Dropout)]
         if draws or next(student.buffers(), None) is not None:
             raise UsageError(
                 "student: steps are taken on its weights alone, and it has "

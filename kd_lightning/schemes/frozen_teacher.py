@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kd_lightning.activations import Activations, differentiable, tap
 from kd_lightning.batch import Batch
+from kd_lightning.core.lightning_internals import attached_trainer
 from kd_lightning.learner import Learner
 from kd_lightning.networks.freezing import check_apart, freeze
 from kd_lightning.teacher_holder import TeacherHolder, load_held
@@ -106,7 +107,7 @@ class FrozenTeacher(Learner, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Expect the teacher of the run that is resumed."""
-        if self._trainer is not None and self.trainer.state.fn == "fit":
+        if attached_trainer(self) is not None and self.trainer.state.fn == "fit":
             vars(self)["_expected_teacher"] = checkpoint.get("teacher_hash")
 
     # ---- what a member would get from the tree

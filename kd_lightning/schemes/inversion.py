@@ -10,6 +10,7 @@ from torchmetrics import MetricCollection
 
 from kd_lightning.activations import tap
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lightning_internals import attached_trainer
 from kd_lightning.data.draws import choice
 from kd_lightning.distributed import gather
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
@@ -67,6 +68,7 @@ class InversionDistiller(FrozenTeacher):
     """
 
     teacher_sees_data = False
+    steps_are_alike = False  # the batch's number decides when images are made and which ones are drawn
 
     bank: Tensor
     bank_targets: Tensor
@@ -192,7 +194,8 @@ class InversionDistiller(FrozenTeacher):
 
     def _per_round(self) -> int:
         """Of all processes."""
-        return self.round_size * (1 if self._trainer is None else self._trainer.world_size)
+        trainer = attached_trainer(self)
+        return self.round_size * (1 if trainer is None else trainer.world_size)
 
     def _shown(self, images: Tensor) -> Tensor:
         return images.expand(-1, self.channels, -1, -1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.torch_internals import sample_dirichlet
 
 
 class Targets(nn.Module, ABC):
@@ -82,8 +83,7 @@ class DataImpressions(Targets):
         concentration = similar[torch.randint(len(similar), (count,), device=similar.device)]
         betas = similar.new_tensor(self.betas)[torch.randint(len(self.betas), (count,), device=similar.device)]
         # none is quite impossible; the draw in double, where a share too small for a float is not 0 / 0
-        drawn = torch._sample_dirichlet((betas.unsqueeze(1) * concentration.clamp(min=1e-3)).double())  # pyright: ignore
-        return drawn.float()
+        return sample_dirichlet((betas.unsqueeze(1) * concentration.clamp(min=1e-3)).double()).float()
 
     @staticmethod
     def similarity(weight: Tensor) -> Tensor:

@@ -73,6 +73,7 @@ class KDCL(PeerLearner):
             )
         self.combine = combine
         self.augmentation = augmentation
+        self.steps_are_alike = augmentation is None  # it may draw its random numbers in Python or on the CPU
 
     def network_activations(self, batch: Batch) -> list[Activations]:
         """What each network gives for its own view of the batch."""

@@ -14,9 +14,10 @@ from torchmetrics import MetricCollection
 from kd_lightning.activations import Activations, logits, tap
 from kd_lightning.batch import Batch
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lightning_internals import validate_at_train_start
+from kd_lightning.core.progress import completed_batches
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import is_left_out
-from kd_lightning.steps import batches_done
 from kd_lightning.terms import Term
 
 
@@ -89,7 +90,7 @@ class PeerLearner(Learner, ABC):
 
         Lightning would skip it, and go on with what the validation before had found.
         """
-        trainer, done, length = self.trainer, batches_done(self.trainer), self.trainer.num_training_batches
+        trainer, done, length = self.trainer, completed_batches(self.trainer), self.trainer.num_training_batches
         epochs, batches = trainer.check_val_every_n_epoch, trainer.val_check_batch
         due = batches is not None and (
             done % batches == 0
@@ -97,11 +98,7 @@ class PeerLearner(Learner, ABC):
             else done % length % batches == 0 and math.ceil(done / length) % epochs == 0
         )
         if due and trainer.enable_validation and done not in (0, int(cast("Tensor", self.validated_at))):
-            validation = trainer.fit_loop.epoch_loop.val_loop
-            validation.restarting = False
-            trainer.validating = True
-            validation.run()
-            trainer.training = True
+            validate_at_train_start(trainer)
 
     def on_validation_epoch_end(self) -> None:
         """Find the best network by the monitored metric, the first of equals, and log the metrics."""
@@ -112,7 +109,7 @@ class PeerLearner(Learner, ABC):
             left_out = [is_left_out(network) for network in self.networks().values()]
             values[torch.tensor(left_out, device=values.device)] = -torch.inf
             cast("Tensor", self.best).fill_(values.argmax())
-            cast("Tensor", self.validated_at).fill_(batches_done(self.trainer))
+            cast("Tensor", self.validated_at).fill_(completed_batches(self.trainer))
         super().on_validation_epoch_end()
 
 

@@ -10,6 +10,7 @@ from torchmetrics import MetricCollection
 
 from kd_lightning.activations import tap
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lightning_internals import attached_trainer
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.losses import KDLoss
 from kd_lightning.schemes.inversion import InversionDistiller
@@ -105,7 +106,8 @@ class PseudoExamples(InversionDistiller):
         """Mixtures of two labelled images at first, and then this process's pseudo examples of the last round."""
         number = self._batches_done() // self.every
         if number:
-            start = (number - 1) * self._per_round() + (0 if self._trainer is None else self.global_rank) * count
+            rank = 0 if attached_trainer(self) is None else self.global_rank
+            start = (number - 1) * self._per_round() + rank * count
             return self.bank[start : start + count].clone()
         assert self._labelled is not None
         images = self._labelled[:, :1]

@@ -16,10 +16,10 @@ from kd_lightning.batch import target_of
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.lookup import choose
 from kd_lightning.core.loss import loss_trait
+from kd_lightning.core.progress import optimizer_step
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.networks import is_frozen
 from kd_lightning.schemes.peers import PeerLearner, detached
-from kd_lightning.steps import optimizer_step
 from kd_lightning.terms import Term, names
 
 
@@ -174,6 +174,7 @@ class KnowledgeTransferGraph(PeerLearner):
         _check(edges, self.networks())
         self.edges = edges
         self.gates = nn.ModuleDict({name: edge.gate or ThroughGate() for name, edge in edges.items()})
+        self.steps_are_alike = not any(isinstance(gate, LinearGate) for gate in self.gates.values())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Tells the linear gates the time."""

@@ -7,13 +7,13 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lightning_internals import waits_for_all_gradients
+from kd_lightning.core.progress import should_log
 from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
-from kd_lightning.steps import log_is_due
 from kd_lightning.terms import Term
 
 Seen = TypeVar("Seen")
@@ -56,9 +56,7 @@ class AlternatingLearner(Learner, ABC):
     def setup(self, stage: str) -> None:
         """As for any learner; two players need a strategy that waits for nobody's gradients."""
         super().setup(stage)
-        strategy = self.trainer.strategy
-        waits = isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters")  # pyright: ignore[reportPrivateUsage]
-        if stage == "fit" and waits:
+        if stage == "fit" and waits_for_all_gradients(self.trainer.strategy):
             raise UsageError(
                 f"strategy='ddp' waits for the gradients of all players, and {type(self).__name__} moves one at a "
                 "time: set strategy='ddp_find_unused_parameters_true'"
@@ -163,6 +161,6 @@ class TwoPlayerLearner(AlternatingLearner, ABC, Generic[Seen]):
 
         if self.lr_interval == "step":
             self._move_schedulers()
-        if log_is_due(self.trainer):
+        if should_log(self.trainer):
             self._log_training(losses, total.detach() + 0 * told.detach())  # a step is finite if both losses are
             self.log("train/discriminator", told.detach())

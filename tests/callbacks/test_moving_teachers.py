@@ -542,9 +542,9 @@ def test_networks_that_are_no_pair_are_refused(kind, learner, complaint, tmp_pat
 @pytest.mark.parametrize(
     ("other", "complaint"),
     [
-        (TeacherFreezing(), "SnapshotTeacher moves 'teacher', and TeacherFreezing needs it"),
-        (TeacherCache(), "SnapshotTeacher moves 'teacher', and TeacherCache needs it"),
-        (MomentumTeacher(), "moves 'teacher', and (MomentumTeacher|SnapshotTeacher) needs it"),
+        (TeacherFreezing(), "SnapshotTeacher changes 'teacher' during the fit, and TeacherFreezing needs it"),
+        (TeacherCache(), "SnapshotTeacher changes 'teacher' during the fit, and TeacherCache needs it"),
+        (MomentumTeacher(), "changes 'teacher' during the fit, and (MomentumTeacher|SnapshotTeacher) needs it"),
     ],
 )
 def test_callbacks_that_rely_on_the_teacher_are_refused(other, complaint, tmp_path):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning import Term
+from kd_lightning.core.progress import completed_batches
 from kd_lightning.losses import (
     BatchNormStatisticsLoss,
     HintLoss,
@@ -22,7 +23,6 @@ from kd_lightning.losses import (
 from kd_lightning.networks import ConvNet
 from kd_lightning.schemes import InversionDistiller
 from kd_lightning.schemes.inversion_targets import DataImpressions, RandomClasses, RecordedActivations
-from kd_lightning.steps import batches_done
 from tests import toys
 from tests.schemes.test_data_free import numbers
 from tests.schemes.test_mutual import kl
@@ -148,7 +148,7 @@ def test_the_bank_fills_round_by_round_and_then_stays(tmp_path):
     def watched(batch: Any) -> Tensor:
         chosen = rows(batch)
         there = ours.bank.flatten(1).any(dim=1).sum().item()
-        filled.append((batches_done(ours.trainer), there, chosen.max().item() + 1))
+        filled.append((completed_batches(ours.trainer), there, chosen.max().item() + 1))
         return chosen
 
     ours._rows = watched  # type: ignore

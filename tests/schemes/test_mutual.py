@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from kd_lightning import Term, load_student
 from kd_lightning.__main__ import main
+from kd_lightning.core.progress import completed_batches
 from kd_lightning.export import export
 from kd_lightning.losses import KDLoss, TaskLoss
 from kd_lightning.networks import StudentConvNet, TeacherConvNet
 from kd_lightning.schemes import MutualLearning
-from kd_lightning.steps import batches_done
 from tests import toys
 
 
@@ -172,7 +172,7 @@ class Validations(Callback):
 
     def on_validation_end(self, trainer, pl_module):
         if not trainer.sanity_checking:
-            self.seen.append((batches_done(trainer), int(pl_module.best)))
+            self.seen.append((completed_batches(trainer), int(pl_module.best)))
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")

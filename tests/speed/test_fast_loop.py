@@ -1,4 +1,4 @@
-"""The lean loop against Lightning's own: whatever a fit leaves behind must be the same, bit for bit."""
+"""The fast loop against Lightning's own: whatever a fit leaves behind must be the same, bit for bit."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import (
     EarlyStopping,
+    GradientAccumulationScheduler,
     LearningRateMonitor,
     ModelCheckpoint,
     RichProgressBar,
@@ -34,9 +35,10 @@ from torch.optim.swa_utils import get_ema_avg_fn
 from torchmetrics.classification import MulticlassAccuracy
 
 from kd_lightning import OfflineDistiller
-from kd_lightning.callbacks import LeanLoop, Linear, TeacherCache, TemperatureSchedule
-from kd_lightning.callbacks.lean_epoch import LeanEpoch
+from kd_lightning.callbacks import FastLoop, Linear, TeacherCache, TemperatureSchedule
 from kd_lightning.run_folder import Events
+from kd_lightning.speed.fast_loop.epoch import FastEpoch
+from kd_lightning.speed.fast_loop.step import FastStep
 from tests import toys
 
 pytestmark = [
@@ -219,13 +221,13 @@ FITS: dict[str, tuple[Any, list[Any], dict[str, Any]]] = {
 }
 
 
-def fit(folder: Path, case: str, lean: bool, ckpt_path: Any = None, **changes: Any) -> dict[str, Any]:
+def fit(folder: Path, case: str, fast: bool, ckpt_path: Any = None, **changes: Any) -> dict[str, Any]:
     """What a fit leaves behind."""
     build, callbacks, arguments = FITS[case]
     arguments = EVERY_TENTH | arguments | changes
     of_data = {k: arguments.pop(k) for k in ("augmentation", "batch_size") if k in arguments}
-    recorder, module, loop = Recorder(), build(), LeanLoop()
-    used = [recorder, *(callback() for callback in callbacks), *([loop] if lean else [])]
+    recorder, module, loop = Recorder(), build(), FastLoop()
+    used = [recorder, *(callback() for callback in callbacks), *([loop] if fast else [])]
     if not any(isinstance(callback, ModelCheckpoint) for callback in used):
         used.append(ModelCheckpoint(dirpath=folder / "end", save_last=True))
     for callback in used:
@@ -235,7 +237,7 @@ def fit(folder: Path, case: str, lean: bool, ckpt_path: Any = None, **changes: A
     trainer = toys.trainer(folder, *used, **({"logger": loggers, "enable_checkpointing": True} | arguments))
     torch.manual_seed(0)
     trainer.fit(module, toys.data(train_size=256, val_size=40, **of_data), ckpt_path=ckpt_path)
-    if lean:
+    if fast:
         assert loop.reason is None
         assert any(name == "on_train_batch_end" for name, *_ in recorder.seen)
     trainer.save_checkpoint(folder / "after.ckpt")
@@ -276,29 +278,27 @@ def checkpoint(path: Path) -> Any:
     return plain(content)
 
 
-def assert_same(lean: dict[str, Any], own: dict[str, Any]) -> None:
+def assert_same(fast: dict[str, Any], own: dict[str, Any]) -> None:
     for name, truth in own.items():
-        assert lean[name] == truth, name
+        assert fast[name] == truth, name
 
 
 @pytest.fixture
-def lean_steps(monkeypatch):
+def fast_steps(monkeypatch):
     """Counts the steps that are not Lightning's own, so that no case is equal because all are."""
     counted = []
-    from kd_lightning.callbacks import lean_epoch
-
-    run = lean_epoch._Step.run
-    monkeypatch.setattr(lean_epoch._Step, "run", lambda self, *a, **k: (counted.append(1), run(self, *a, **k))[1])
+    run = FastStep.run
+    monkeypatch.setattr(FastStep, "run", lambda self, *a, **k: (counted.append(1), run(self, *a, **k))[1])
     return counted
 
 
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`:UserWarning")
 @pytest.mark.parametrize("case", FITS)
-def test_everything_that_a_fit_leaves_behind_is_the_same(case, tmp_path, lean_steps):
-    own = fit(tmp_path / "own", case, lean=False)
-    assert not lean_steps
-    assert_same(fit(tmp_path / "lean", case, lean=True), own)
-    assert len(lean_steps) >= 4
+def test_everything_that_a_fit_leaves_behind_is_the_same(case, tmp_path, fast_steps):
+    own = fit(tmp_path / "own", case, fast=False)
+    assert not fast_steps
+    assert_same(fit(tmp_path / "fast", case, fast=True), own)
+    assert len(fast_steps) >= 4
 
 
 @pytest.mark.parametrize(
@@ -307,13 +307,13 @@ def test_everything_that_a_fit_leaves_behind_is_the_same(case, tmp_path, lean_st
 @pytest.mark.parametrize(("first", "second"), [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("stop", [4, 16, 21])
 def test_a_run_goes_on_from_any_step_in_every_combination(case, first, second, stop, tmp_path):
-    """Stock, then stock, is the truth; of anyone's module the running means of an epoch are not in a checkpoint."""
+    """Lightning's loop in both runs is the truth: anyone's running means of an epoch are in no checkpoint."""
     kept = {}
-    for combination, (one, two) in {"own": (False, False), "lean": (first, second)}.items():
+    for combination, (one, two) in {"own": (False, False), "fast": (first, second)}.items():
         folder = tmp_path / combination
         fit(folder / "first", case, one, max_steps=stop if "accumulates" not in case else -(-stop // 4))
         kept[combination] = fit(folder / "second", case, two, ckpt_path=folder / "first" / "after.ckpt")
-    assert_same(kept["lean"], kept["own"])
+    assert_same(kept["fast"], kept["own"])
 
 
 class TwoOptimizers(LightningModule):
@@ -352,56 +352,131 @@ def plateau() -> toys.Classifier:
 
 
 REFUSED = {
-    "optimizes by hand": (TwoOptimizers, {}),
-    "optimizer_step of its own": (lambda: OwnStep(toys.network()), {}),
+    "TwoOptimizers has manual optimization": (TwoOptimizers, {}),
+    "OwnStep overrides optimizer_step": (lambda: OwnStep(toys.network()), {}),
     "SimpleProfiler": (toys.classifier, {"profiler": SimpleProfiler()}),
     "fast_dev_run": (toys.classifier, {"fast_dev_run": 2}),
-    "looks at a metric": (plateau, {}),
+    "follows a metric": (plateau, {}),
 }
+
+
+@pytest.fixture
+def told():
+    """What Lightning prints by itself: no level of any logger is changed."""
+    found = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    logger, keep = logging.getLogger("lightning.pytorch.utilities.rank_zero"), Keep()
+    logger.addHandler(keep)
+    yield found
+    logger.removeHandler(keep)
+
+
+def of_the_loop(told: list[str]) -> list[str]:
+    return [line for line in told if "FastLoop" in line]
 
 
 @pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric:RuntimeWarning")
 @pytest.mark.parametrize("reason", REFUSED)
-def test_what_it_does_not_understand_runs_as_ever_and_it_says_why(reason, tmp_path, lean_steps, caplog):
+def test_what_it_does_not_support_runs_in_lightnings_loop_and_one_line_tells_why(reason, tmp_path, fast_steps, told):
     build, arguments = REFUSED[reason]
-    loop = LeanLoop()
-    with caplog.at_level(logging.INFO, "kd_lightning"):
-        toys.trainer(tmp_path, loop, max_epochs=1, limit_val_batches=0, **arguments).fit(build(), toys.data())
+    loop = FastLoop()
+    toys.trainer(tmp_path, loop, max_epochs=2, limit_val_batches=0, **arguments).fit(build(), toys.data())
     assert reason in (loop.reason or "")
-    assert reason in caplog.text
-    assert not lean_steps
+    assert not fast_steps
+    announced = [f"FastLoop: every step runs in Lightning's own loop: {loop.reason}"]
+    assert of_the_loop(told) == ([] if reason == "fast_dev_run" else announced)  # a trial run is not to be fast
 
 
-def test_another_lightning_runs_as_ever(tmp_path, lean_steps, monkeypatch):
+def test_another_release_of_lightning_runs_in_its_own_loop_and_is_named(tmp_path, fast_steps, told, monkeypatch):
     monkeypatch.setattr("lightning.__version__", "2.99.0")
-    loop = LeanLoop()
-    toys.trainer(tmp_path, loop, max_epochs=1).fit(toys.classifier(), toys.data())
-    assert "lightning 2.99.0 is not one it was tested with" in (loop.reason or "")
-    assert not lean_steps
+    loop = FastLoop()
+    toys.trainer(tmp_path, loop, max_epochs=2).fit(toys.classifier(), toys.data())
+    assert "lightning 2.99.0 is not a tested release (tested: 2.6.6)" in (loop.reason or "")
+    assert not fast_steps
+    assert of_the_loop(told) == [f"FastLoop: every step runs in Lightning's own loop: {loop.reason}"]
+
+
+@pytest.mark.parametrize("version", ["2.99.0", "2.6.6"])
+def test_nothing_is_told_of_a_loop_that_is_switched_off_or_runs(version, tmp_path, told, monkeypatch):
+    monkeypatch.setattr("lightning.__version__", version)
+    toys.trainer(tmp_path, FastLoop(enabled=version == "2.6.6"), max_epochs=1).fit(toys.classifier(), toys.data())
+    assert not of_the_loop(told)
+
+
+def test_the_command_line_names_another_release(workplace):
+    code = (
+        "import sys, lightning; lightning.__version__ = '2.99.0'; from kd_lightning.__main__ import main; "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    small = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=0"]
+    given = ["fit", "--config=configs/mnist/student.yaml", "--trainer.accelerator=cpu", *small]
+    run = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True, check=True)
+    line = "FastLoop: every step runs in Lightning's own loop: lightning 2.99.0 is not a tested release (tested: 2.6.6)"
+    assert (run.stdout + run.stderr).count(line) == 1
+
+
+def test_only_the_first_of_several_processes_tells(tmp_path, told, monkeypatch):
+    monkeypatch.setattr("lightning.__version__", "2.99.0")
+    monkeypatch.setattr("lightning_utilities.core.rank_zero.rank_zero_only.rank", 1)
+    toys.trainer(tmp_path, FastLoop(), max_epochs=1).fit(toys.classifier(), toys.data())
+    assert not of_the_loop(told)
+
+
+class Replays:
+    """Stands for a recorded step."""
+
+    failure = None
+
+    def __init__(self) -> None:
+        self.at: list[int] = []
+
+    def replay(self, batch: Any, optimizer: Any, step: Any) -> None:
+        self.at.append(optimizer.param_groups[0]["steps"])
+
+
+class Counts(Callback):
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        trainer.optimizers[0].param_groups[0]["steps"] = trainer.current_epoch
+
+
+def test_no_step_is_replayed_once_a_callback_accumulates_gradients(tmp_path, monkeypatch):
+    """The first and the last step of an epoch are Lightning's."""
+    graph = Replays()
+    monkeypatch.setattr("kd_lightning.speed.fast_loop.callback.why_not_recordable", lambda trainer: None)
+    monkeypatch.setattr("kd_lightning.speed.fast_loop.callback.CUDAGraphStep", lambda: graph)
+    later = GradientAccumulationScheduler({0: 1, 1: 2})
+    toys.trainer(tmp_path, FastLoop(cuda_graph=True), later, Counts(), log_every_n_steps=50).fit(
+        toys.classifier(), toys.data()
+    )
+    assert graph.at == [0, 0]
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_trainer_gets_its_loop_back(fails, tmp_path):
     class Fails(Callback):
         def on_train_batch_end(self, *args: Any) -> None:
-            assert type(args[0].fit_loop.epoch_loop) is LeanEpoch
+            assert type(args[0].fit_loop.epoch_loop) is FastEpoch
             if fails:
                 raise ArithmeticError
 
-    trainer = toys.trainer(tmp_path, LeanLoop(), Fails(), max_epochs=1)
+    trainer = toys.trainer(tmp_path, FastLoop(), Fails(), max_epochs=1)
     own = type(trainer.fit_loop.epoch_loop)
     with pytest.raises(ArithmeticError) if fails else nullcontext():
         trainer.fit(toys.classifier(), toys.data())
-    assert type(trainer.fit_loop.epoch_loop) is own is not LeanEpoch
+    assert type(trainer.fit_loop.epoch_loop) is own is not FastEpoch
 
 
-def distributed(folder: Path, lean: bool) -> dict[str, Any]:
+def distributed(folder: Path, fast: bool) -> dict[str, Any]:
     """One rank's share of what a fit leaves behind."""
     recorder, module = Recorder(), toys.offline()
     trainer = toys.trainer(
         folder,
         recorder,
-        *([LeanLoop()] if lean else []),
+        *([FastLoop()] if fast else []),
         strategy="ddp",
         devices=2,
         log_every_n_steps=10,
@@ -430,7 +505,7 @@ def test_two_processes_do_what_they_do_without_it(tmp_path):
     }
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.callbacks.test_lean_loop", str(tmp_path)],
+            [sys.executable, "-m", "tests.speed.test_fast_loop", str(tmp_path)],
             env=environment | {"LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
@@ -438,11 +513,11 @@ def test_two_processes_do_what_they_do_without_it(tmp_path):
     assert [rank.wait(120) for rank in ranks] == [0, 0]
     for rank in range(2):
         kept = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert_same(kept["lean"], kept["own"])
+        assert_same(kept["fast"], kept["own"])
         assert len(kept["own"]["hooks"]) > 100
 
 
 if __name__ == "__main__":
     where = Path(sys.argv[1])
-    found = {name: distributed(where / name, lean) for name, lean in {"own": False, "lean": True}.items()}
+    found = {name: distributed(where / name, fast) for name, fast in {"own": False, "fast": True}.items()}
     torch.save(found, where / f"{os.environ['LOCAL_RANK']}.pt")

@@ -9,14 +9,14 @@ from lightning.pytorch import Callback
 from kd_lightning import OfflineDistiller
 from kd_lightning.callbacks import (
     Constant,
-    LeanLoop,
+    FastLoop,
     MomentumTeacher,
     TeacherCache,
     TeacherFreezing,
     TemperatureSchedule,
 )
-from kd_lightning.callbacks.step_graph import StepGraph, _once
 from kd_lightning.cli import build
+from kd_lightning.speed.fast_loop.cuda_graph import CUDAGraphStep, _without_repeats
 from tests import toys
 
 ON_A_CPU = "the run is not on one GPU"
@@ -35,7 +35,7 @@ def falling(parameters):
 
 def unrecorded(folder, *callbacks, optimizer=fused, **changes):
     learner = OfflineDistiller(toys.network(seed=1), toys.network(seed=2), toys.terms())
-    loop = LeanLoop(cuda_graph=True)
+    loop = FastLoop(cuda_graph=True)
     learner.configure_optimizers = lambda: optimizer(learner.parameters())
     trainer = toys.trainer(folder, *callbacks, loop, **{"max_epochs": 1} | changes)
     trainer.fit(learner, toys.data(augmentation=None))
@@ -62,8 +62,8 @@ class Hooked(Callback):
         ([], {"optimizer": torch.optim.Adam}, "Adam counts its steps on the CPU: set the optimizer's `fused: true`"),
         ([], {"optimizer": falling}, "a scheduler changes the learning rate at each step"),
         ([], {"accumulate_grad_batches": 2}, "gradients are accumulated"),
-        ([TemperatureSchedule(Constant(2.0))], {}, "TemperatureSchedule changes what a step does"),
-        ([MomentumTeacher()], {}, "MomentumTeacher changes what a step does"),
+        ([TemperatureSchedule(Constant(2.0))], {}, "TemperatureSchedule changes the training step"),
+        ([MomentumTeacher()], {}, "MomentumTeacher changes the training step"),
         ([Looks()], {}, "Looks.on_after_backward is called in the midst of a step"),
         ([Hooked()], {}, "the optimizer has hooks"),
         ([], {"fast_dev_run": True}, "fast_dev_run logs every step"),
@@ -79,7 +79,7 @@ def test_a_frozen_teacher_that_is_to_learn_later_is_in_the_way(tmp_path):
 
 
 def test_nothing_is_said_unless_it_is_asked_for(tmp_path):
-    loop = LeanLoop()
+    loop = FastLoop()
     toys.trainer(tmp_path, loop, max_epochs=1).fit(toys.classifier(), toys.data())
     assert loop.unrecorded is None
 
@@ -95,21 +95,21 @@ def test_the_shipped_part_has_nothing_in_the_way_but_the_cpu(workplace):
     ]
     run = build([*given, *short, *own])
     run.run()
-    loops = [callback for callback in run.trainer.callbacks if isinstance(callback, LeanLoop)]
+    loops = [callback for callback in run.trainer.callbacks if isinstance(callback, FastLoop)]
     assert [loop.unrecorded for loop in loops] == [ON_A_CPU]
 
 
 def test_what_is_repeated_in_memory_is_copied_once():
     x = torch.arange(6.0).view(2, 1, 3).expand(-1, 4, -1)
-    assert _once(x).shape == (2, 1, 3)
-    assert torch.equal(_once(x).clone().expand_as(x), x)
-    assert _once(x.contiguous()).shape == x.shape
+    assert _without_repeats(x).shape == (2, 1, 3)
+    assert torch.equal(_without_repeats(x).clone().expand_as(x), x)
+    assert _without_repeats(x.contiguous()).shape == x.shape
 
 
 @pytest.mark.parametrize("batch", [{"x": torch.zeros(1)}, torch.zeros(1), (torch.zeros(1), None), (torch.zeros(1),)])
 def test_other_batches_are_left_alone_and_it_says_why(batch):
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
-    graph = StepGraph()
+    graph = CUDAGraphStep()
     for _ in range(9):
         assert graph.replay(batch, optimizer, lambda _: pytest.fail("recorded")) is None
     assert graph.failure == f"a batch is a {type(batch).__name__}, not a tuple of tensors on the GPU"

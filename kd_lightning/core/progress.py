@@ -1,31 +1,34 @@
-"""Where in training this is, right after every resume: the batch, the epoch, the optimizer step."""
+"""Counters of a training run that are right directly after every resume: batches, epoch and optimizer step."""
 
 from __future__ import annotations
 
 from lightning.pytorch import Trainer
 
+from kd_lightning.core.lightning_internals import batches_that_stepped, should_accumulate
 
-def batches_done(trainer: Trainer) -> int:
-    """Training batches whose step is over; before and during a step, the number of its batch.
+
+def completed_batches(trainer: Trainer) -> int:
+    """Count the training batches whose step is over; before and during a step this is the number of its batch.
 
     Of Lightning's counters this one alone is right after every resume: the number of the epoch is one too high after a
-    resume under `max_steps` from the end of an epoch, and what a loader gave is one too many when a step fails.
+    resume under `max_steps` from the end of an epoch, and the count of fetched batches is one too high when a step
+    fails.
     """
     return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def epoch(trainer: Trainer) -> int:
-    """The epoch of the batch that is trained on, from 0.
+    """Give the epoch of the current training batch, from 0.
 
     After a resume under ``max_steps`` from the end of an epoch, Lightning cuts the next epochs one batch late: a batch
     that the number of batches puts into the next epoch is in it.
     """
     length = trainer.num_training_batches  # an infinite float where it is not known
-    return trainer.current_epoch + (batches_done(trainer) // length == trainer.current_epoch + 1)
+    return trainer.current_epoch + (completed_batches(trainer) // length == trainer.current_epoch + 1)
 
 
 def optimizer_step(trainer: Trainer) -> int:
-    """Steps finished so far: one answer for every scheme, whatever the number of its optimizers.
+    """Count the finished optimizer steps, by one rule for every scheme, whatever the number of its optimizers.
 
     ``trainer.global_step`` counts each optimizer's step, so that with two optimizers it runs twice as fast: in manual
     optimization every batch is a step. Gradient accumulation counts once for each accumulated group.
@@ -34,14 +37,13 @@ def optimizer_step(trainer: Trainer) -> int:
     steps = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer_steps
     if steps or trainer.lightning_module.automatic_optimization:
         return steps
-    return batches_done(trainer)
+    return completed_batches(trainer)
 
 
-def log_is_due(trainer: Trainer) -> bool:
-    """True in the steps whose metrics the loggers will keep: logging in any other is work thrown away."""
+def should_log(trainer: Trainer) -> bool:
+    """Tell if the loggers will keep the metrics of this step: logging in any other step is wasted work."""
     every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-    # the loggers' own count, which Lightning goes by, and which is one too high after some resumes
-    logged = trainer.fit_loop.epoch_loop._batches_that_stepped  # pyright: ignore[reportPrivateUsage]
-    if every == 0 or (logged + 1) % every:  # 0 means never: Trainer(barebones=True)
+    # the count that Lightning's loggers go by, which is one too high after some resumes
+    if every == 0 or (batches_that_stepped(trainer) + 1) % every:  # 0 means never: Trainer(barebones=True)
         return False
-    return not trainer.fit_loop._should_accumulate()  # pyright: ignore[reportPrivateUsage]
+    return not should_accumulate(trainer.fit_loop)

@@ -1,0 +1,42 @@
+"""Private names of torch that this package touches, each under a plain name.
+
+`tests/test_lightning_contract.py` asserts each of them by name. The files that record activations and freeze networks
+index ``_modules``, ``_parameters`` and ``_version`` themselves: they run many times a step.
+"""
+
+# pyright: reportPrivateUsage=false
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.optim import Optimizer
+
+BatchNorm = _BatchNorm
+"""The base of every batch normalisation."""
+Dropout = _DropoutNd
+"""The base of every dropout layer."""
+
+
+def has_step_hooks(optimizer: Optimizer) -> bool:
+    """Tell if hooks are registered before or after the optimizer's step."""
+    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+
+
+def undo_compile(network: nn.Module) -> None:
+    """Undo ``network.compile()``, for which torch has no public call."""
+    network._compiled_call_impl = None
+
+
+def reset_of(module: nn.Module) -> Callable[[], Any] | None:
+    """Give the method that draws a layer's own parameters again; `MultiheadAttention` has a private one."""
+    return getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+
+
+def sample_dirichlet(concentration: Tensor) -> Tensor:
+    """Draw from Dirichlet distributions (N, C) from torch's default generator of the tensor's device."""
+    return torch._sample_dirichlet(concentration)
