@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.relations import as_rows
-from kd_lightning.losses.vectors import products, unit
+from kd_lightning.losses.vectors import products, squared_error, unit
 
 
 def cc_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
@@ -44,7 +43,7 @@ def cc_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2
     _check_kernel(gamma, order)
     student, teacher = as_rows(student, teacher)
     student, teacher = _series(student, gamma, order), _series(teacher, gamma, order)
-    return functional.mse_loss(student, teacher) * math.exp(-4 * gamma)
+    return squared_error(student, teacher) * math.exp(-4 * gamma)
 
 
 class CCLoss(nn.Module):
