@@ -10,7 +10,7 @@ PYTHON := $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 p
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 help:  ## show this help
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## *(.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## *(.*)/  make \1\t\2/' | expand -t 20
 
 compare: .venv/ready  ## train teacher, student alone and distilled student on MNIST, and show what the teacher was worth
 	$(BIN)/kd-lightning compare --config configs/compare/mnist.yaml
