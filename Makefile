@@ -1,6 +1,6 @@
 # Every target makes the environment first: with uv where it can be had, with plain pip where not.
 .DEFAULT_GOAL := help
-.PHONY: help compare zoo families bench growth seeds bench-gpu origin test test-all test-gpu lint
+.PHONY: help compare zoo families bench growth seeds bench-gpu origin test test-all test-gpu test-oldest lint
 export OMP_NUM_THREADS := 1
 
 comma := ,
@@ -10,7 +10,7 @@ PYTHON := $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 p
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 help:  ## show this help
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## *(.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## *(.*)/  make \1\t\2/' | expand -t 20
 
 compare: .venv/ready  ## train teacher, student alone and distilled student on MNIST, and show what the teacher was worth
 	$(BIN)/kd-lightning compare --config configs/compare/mnist.yaml
@@ -50,6 +50,17 @@ GPU_TESTS := tests/test_gpu.py tests/test_waiting.py tests/test_every_scheme.py 
 test-gpu: .venv/ready  ## run on a GPU what holds for every scheme and callback
 	KD_TEST_ACCELERATOR=gpu $(BIN)/pytest -n 8 --dist loadgroup $(GPU_TESTS)
 
+# What depends on a dependency's own behaviour: torch's arithmetic (losses, networks, doctests), Lightning's loops and their
+# private names (callbacks, schemes, resume), jsonargparse's messages (the command line), scipy, matplotlib and tensorboard
+# (statistics and report), a notebook's kernel, and the build backend. Left out are the runs of every configuration and of
+# every scheme in two processes: they take many minutes and call nothing else.
+OLDEST_TESTS := kd_lightning tests/losses tests/networks tests/callbacks tests/schemes tests/data tests/test_cli.py tests/test_resume.py \
+  tests/test_taps.py tests/test_terms.py tests/test_learner.py tests/test_export.py tests/test_teacher.py tests/test_packaging.py \
+  tests/compare/test_compare_statistics.py tests/compare/test_compare_report.py notebooks/02_temperature.ipynb
+
+test-oldest: .venv-oldest/ready  ## run quick tests on Python 3.11 with the oldest dependencies that pyproject.toml allows
+	.venv-oldest/bin/pytest -n 2 --dist loadgroup -m "not slow" $(OLDEST_TESTS)
+
 lint: .venv/ready  ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -72,3 +83,11 @@ endef
 
 .venv/foreign: .venv/ready
 	$(call install,dev$(comma)foreign)
+
+# pip cannot resolve to the oldest versions, so uv is a must here
+.venv-oldest/ready: pyproject.toml
+	@command -v python3.11 >/dev/null || { echo "no python3.11 on the PATH, the oldest Python that pyproject.toml allows"; exit 1; }
+	test -x .venv-oldest/bin/python || python3.11 -m venv .venv-oldest
+	command -v uv >/dev/null || .venv-oldest/bin/pip install --quiet uv
+	PATH="$$PWD/.venv-oldest/bin:$$PATH" uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct -e '.[dev]'
+	@touch $@

@@ -13,6 +13,7 @@ from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.ca_mkd import confidences
 from kd_lightning.losses.checks import upcast
 from kd_lightning.losses.connectors import connect, convolution
+from kd_lightning.losses.vectors import squared_error
 from kd_lightning.networks import freeze, leave_out
 
 
@@ -49,7 +50,7 @@ def ca_mkd_feature_loss(student: list[Tensor], teacher: list[Tensor], logits: Te
             f"{[tuple(part.shape) for part in teacher]} must be the same shapes, one for each teacher"
         )
     errors = [
-        functional.mse_loss(upcast(s), upcast(t), reduction="none").flatten(1).mean(dim=1)
+        squared_error(upcast(s), upcast(t), reduction="none").flatten(1).mean(dim=1)
         for s, t in zip(student, teacher, strict=True)
     ]
     return (confidences(logits, target) * torch.stack(errors, dim=1)).sum(dim=1).mean()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
-from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.relations import as_rows
-from kd_lightning.losses.vectors import products, unit
+from kd_lightning.losses.vectors import products, squared_error, unit
 
 
 def cc_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
@@ -45,7 +44,7 @@ def cc_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2
     _check_kernel(gamma, order)
     student, teacher = as_rows(student, teacher)
     student, teacher = _series(student, gamma, order), _series(teacher, gamma, order)
-    return functional.mse_loss(student, teacher) * math.exp(-4 * gamma)
+    return squared_error(student, teacher) * math.exp(-4 * gamma)
 
 
 class CCLoss(DistillationLoss):

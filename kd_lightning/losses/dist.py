@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_logits, check_not_negative, check_samples, check_temperature, upcast
+from kd_lightning.losses.vectors import squared_error
 
 
 def dist_loss(
@@ -88,4 +89,4 @@ def _less_their_mean(logits: Tensor, temperature: float) -> Tensor:
 def _distance(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
     """The sum of 1 - correlation, which for vectors of mean 0 and length 1 is half the square of their distance."""
     student, teacher = (functional.normalize(x, dim=dim, eps=1e-3) for x in (student, teacher))
-    return functional.mse_loss(student, teacher, reduction="sum") / 2
+    return squared_error(student, teacher, reduction="sum") / 2

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional
 
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_same_shape, upcast
+from kd_lightning.losses.vectors import squared_error
 
 
 def feature_mse_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def feature_mse_loss(student: Tensor, teacher: Tensor) -> Tensor:
         tensor(5.)
     """
     check_same_shape(student, teacher)
-    return functional.mse_loss(upcast(student), upcast(teacher))
+    return squared_error(upcast(student), upcast(teacher))
 
 
 class FeatureMSELoss(DistillationLoss):

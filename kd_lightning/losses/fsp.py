@@ -12,7 +12,7 @@ from kd_lightning.core.errors import UsageError
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_maps, upcast
 from kd_lightning.losses.connectors import layer_pairs
-from kd_lightning.losses.vectors import products
+from kd_lightning.losses.vectors import products, squared_error
 
 
 def fsp_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
@@ -52,7 +52,7 @@ def fsp_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
                 "channels: FSP is for a student as wide as its teacher, which has fewer layers"
             )
     flows = [[_flow(*two) for two in pairwise(side)] for side in zip(*pairs, strict=True)]
-    return torch.stack([functional.mse_loss(s, t) for s, t in zip(*flows, strict=True)]).sum()
+    return torch.stack([squared_error(s, t) for s, t in zip(*flows, strict=True)]).sum()
 
 
 class FSPLoss(DistillationLoss):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_map_widths, check_same_shape, upcast
 from kd_lightning.losses.connectors import connect
+from kd_lightning.losses.vectors import squared_error
 
 
 def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
         tensor(2.5000)
     """
     check_same_shape(student, teacher)
-    return functional.mse_loss(upcast(student), upcast(teacher)) / 2
+    return squared_error(upcast(student), upcast(teacher)) / 2
 
 
 class HintLoss(DistillationLoss):

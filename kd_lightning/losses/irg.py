@@ -7,14 +7,13 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_same_shape, upcast
 from kd_lightning.losses.connectors import layer_pairs
 from kd_lightning.losses.relations import as_rows, squared_distances
-from kd_lightning.losses.vectors import pooled
+from kd_lightning.losses.vectors import pooled, squared_error
 
 
 def irg_loss(
@@ -59,13 +58,11 @@ def irg_loss(
         )
     rows = [as_rows(s, t) for s, t in layers]
     check_same_shape(*last)
-    loss = nodes * functional.mse_loss(upcast(last[0]), upcast(last[1]))
-    loss = loss + edges * _mean([functional.mse_loss(_edges(s), _edges(t)) for s, t in rows])
+    loss = nodes * squared_error(upcast(last[0]), upcast(last[1]))
+    loss = loss + edges * _mean([squared_error(_edges(s), _edges(t)) for s, t in rows])
     if len(layers) > 1 and transformations:
         means = [(pooled(s), pooled(t)) for s, t in layers]
-        moved = [
-            functional.mse_loss(_moved(s, s_next), _moved(t, t_next)) for (s, t), (s_next, t_next) in pairwise(means)
-        ]
+        moved = [squared_error(_moved(s, s_next), _moved(t, t_next)) for (s, t), (s_next, t_next) in pairwise(means)]
         loss = loss + transformations * _mean(moved)
     return loss
 

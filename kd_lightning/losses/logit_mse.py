@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
-from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_logits, upcast
+from kd_lightning.losses.vectors import squared_error
 
 
 def logit_mse_loss(student: Tensor, teacher: Tensor, teacher_scale: float = 1.0) -> Tensor:
@@ -38,7 +38,7 @@ def logit_mse_loss(student: Tensor, teacher: Tensor, teacher_scale: float = 1.0)
     """
     check_logits(student, teacher)
     teacher = upcast(teacher) if _check_finite(teacher_scale) == 1 else upcast(teacher) * teacher_scale
-    return functional.mse_loss(upcast(student), teacher)
+    return squared_error(upcast(student), teacher)
 
 
 class LogitMSELoss(DistillationLoss):

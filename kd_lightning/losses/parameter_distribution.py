@@ -10,7 +10,7 @@ from kd_lightning.core.errors import UsageError
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import upcast
 from kd_lightning.losses.connectors import Features, layer_pairs
-from kd_lightning.losses.vectors import unit
+from kd_lightning.losses.vectors import squared_error, unit
 
 
 def parameter_distribution_loss(student: Features, teacher: Features) -> Tensor:
@@ -60,7 +60,7 @@ def _distance(student: Tensor, teacher: Tensor) -> Tensor:
             "neither of them empty: address them by their names, e.g. conv.2.weight"
         )
     ours, theirs = (_in_order(side) for side in (student, teacher))
-    return functional.mse_loss(ours, functional.adaptive_avg_pool1d(theirs.unsqueeze(0), len(ours)).squeeze(0))
+    return squared_error(ours, functional.adaptive_avg_pool1d(theirs.unsqueeze(0), len(ours)).squeeze(0))
 
 
 def _in_order(weights: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn import functional
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.checks import check_maps, check_same_shape, upcast
 from kd_lightning.losses.connectors import Features, check_channel_lists, connect, layer_pairs, pairs_of_maps
+from kd_lightning.losses.vectors import squared_error
 
 _LEVELS = (4, 2, 1)
 
@@ -115,11 +116,11 @@ def _hierarchical(student: Tensor, teacher: Tensor) -> Tensor:
     check_maps(student, teacher)
     check_same_shape(student, teacher)
     student, teacher = upcast(student), upcast(teacher)
-    loss, weight, weights = functional.mse_loss(student, teacher), 1.0, 1.0
+    loss, weight, weights = squared_error(student, teacher), 1.0, 1.0
     for size in _LEVELS:
         if size < min(student.shape[2:]):
             weight /= 2
             weights += weight
             s, t = (functional.adaptive_avg_pool2d(side, size) for side in (student, teacher))
-            loss = loss + weight * functional.mse_loss(s, t)
+            loss = loss + weight * squared_error(s, t)
     return loss / weights

@@ -1,13 +1,26 @@
-"""What losses on features and on relations share: inner products, vectors of length one, and means over positions."""
+"""Arithmetic that losses share: squared errors, inner products, vectors of length one, means over positions."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from kd_lightning.losses.checks import upcast
+
+
+def squared_error(student: Tensor, teacher: Tensor, reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:
+    """Compute `torch.nn.functional.mse_loss` in the wider of the two types; torch below 2.12 has no gradient of two.
+
+    Example:
+        >>> squared_error(torch.zeros(2), torch.tensor([2.0, 4.0], dtype=torch.float64))
+        tensor(10., dtype=torch.float64)
+    """
+    wider = torch.promote_types(student.dtype, teacher.dtype)
+    return functional.mse_loss(student.to(wider), teacher.to(wider), reduction=reduction)
 
 
 def products(one: Tensor, other: Tensor) -> Tensor:
@@ -22,7 +35,7 @@ def products(one: Tensor, other: Tensor) -> Tensor:
 
 
 def unit(vectors: Tensor, shortest: float = 1e-6) -> Tensor:
-    """Vectors along the last dimension, divided by their length; what is too short for that is zero, as its gradient.
+    """Vectors along the last dimension, divided by their length; one too short for that becomes 0, as its gradient.
 
     Example:
         >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))

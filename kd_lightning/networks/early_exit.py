@@ -79,6 +79,8 @@ def _trunk(network: nn.Module, layer: str) -> fx.GraphModule:
             break
         graph.erase_node(node)
     graph.output(last)
+    for node in graph.nodes:
+        node.type = None  # an annotation, which torch below 2.14 cannot pickle where it is a string
     trunk = fx.GraphModule(network, graph)
     graph.eliminate_dead_code()
     trunk.delete_all_unused_submodules()
