@@ -105,7 +105,7 @@ def pick_view(batch: Any, view: str | list[str], labels: Iterable[str], setting:
     if isinstance(batch, Tensor) or not isinstance(batch, Mapping):
         raise UsageError(
             f"a batch is {type(batch).__name__}, and views are picked by their names: let the data give a mapping, "
-            "e.g. PairedViewsDataModule"
+            "e.g. ResidentDataModule with PairedViews"
         )
     items = cast("Mapping[str, Any]", batch)
     for name in [view] if isinstance(view, str) else view:

@@ -23,7 +23,7 @@ class Classifier(Learner):
         lr_scheduler: Builds a learning-rate scheduler from the optimizer.
         lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
         view: What the network sees of a batch in several views, such as those of
-            `kd_lightning.data.PairedViewsDataModule`; needed with such data only.
+            `kd_lightning.data.PairedViews`; needed with such data only.
 
     Raises:
         UsageError: A term compares with a teacher; at a batch: it has no such view.

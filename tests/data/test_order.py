@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_lightning.data import MNISTDataModule, SameClassPairs
+from kd_lightning.data import MNIST, MNISTDataModule, SameClassPairs
 
 
 def noise(image: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def test_two_epochs_of_passes_and_one_of_a_stated_length():
     assert epochs[0][-1] == [38557, 9941, 56445, 54183, 13251, 5069]
     assert epochs[1][0] == [5069, 25304, 24651, 36578, 18527, 6727]
     assert epochs[1][-1] == [13848, 9941, 16743, 2909, 18706, 46230]
-    steps = [index.tolist() for _, _, index in data(epoch_steps=40).train_dataloader()]
+    steps = [index.tolist() for _, _, index in data(steps_per_epoch=40).train_dataloader()]
     assert len(steps) == 40
     assert steps[0] == [57550, 9962, 20563, 13848, 14731, 38887]
     assert steps[17] == [18706, 18276, 53648, 36153, 2909, 43402]
@@ -60,7 +60,7 @@ def test_two_epochs_of_passes_and_one_of_a_stated_length():
             [0.9933713674, 0.9565515518, 0.8336711526, 0.2355778217, 0.9756377339, 0.6524698734],
         ),
         (
-            {"views": 2},
+            {"num_augmented_views": 2},
             [57550, 9962, 20563, 13848, 14731, 38887],
             [0.9906032681, 0.9684833884, 0.7519366145, 0.4680303335, 0.7383521199, 0.4117473364],
         ),
@@ -73,7 +73,7 @@ def test_an_augmentation_draws_the_same_numbers(changes, rows, draws):
 
 
 def test_the_second_view_of_an_image_draws_other_numbers_and_the_same_each_time():
-    loader = data(augmentation=noise, views=2).train_dataloader()
+    loader = data(augmentation=noise, num_augmented_views=2).train_dataloader()
     _, second = [*loader], [*loader]
     x, _, index = second[0]
     assert index.tolist() == [5069, 25304, 24651, 36578, 18527, 6727]
@@ -82,7 +82,7 @@ def test_the_second_view_of_an_image_draws_other_numbers_and_the_same_each_time(
 
 
 def test_pairs_of_a_class():
-    pairs = SameClassPairs(batch_size=4, train_size=100, seed=3)
+    pairs = SameClassPairs(MNIST(), batch_size=4, train_size=100, seed=3)
     first, second = [index.tolist() for _, _, index in pairs.train_dataloader()][:2]
     assert first == [57550, 9962, 20563, 13848, 48909, 56282, 37190, 33552]
     assert second == [14731, 38887, 20572, 35538, 20572, 9941, 3950, 38831]

@@ -1,4 +1,4 @@
-"""Moving digits, and how they move."""
+"""MovingDigit and OpticalFlow: a digit in motion, and its motion."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
-from kd_lightning.data.draws import uniform
+from kd_lightning.core.stateless_random import stateless_uniform
 
 
 class MovingDigit(nn.Module):
-    """The digit as it moves across the image, in a direction and at a pace that are a matter of its sample's number.
+    """Frames of the digit as it moves across the image; the sample's number draws its direction and pace.
 
     Args:
-        frames: How many pictures are taken; the digit is in its own place in the middle.
-        pace: Pixels from a frame to the next, at most; at least half of it.
+        frames: Number of frames; in the middle the digit is in its own place.
+        pace: Largest shift from a frame to the next, in pixels; the smallest is half of it.
 
     Shapes:
         Output (N, frames, H, W) of the first channel.
@@ -38,8 +38,8 @@ class MovingDigit(nn.Module):
         self.pace = pace
 
     def of_samples(self, images: Tensor, labels: Tensor, index: Tensor, test: bool = False) -> Tensor:
-        """The frames."""
-        drawn = uniform(index, 2, salt=6)
+        """The frames of the samples."""
+        drawn = stateless_uniform(index, 2, salt=6)
         direction, pace = 2 * math.pi * drawn[:, 0], self.pace * (1 + drawn[:, 1]) / 2
         velocity = torch.stack((direction.cos() * pace, direction.sin() * pace), dim=1)  # x, y
         height, width = images.shape[2:]
@@ -56,7 +56,7 @@ class MovingDigit(nn.Module):
 
 
 class OpticalFlow(nn.Module):
-    """How the brightness of a moving digit flows from each frame to the next, and nothing of how bright it is.
+    """Optical flow of a moving digit from each frame to the next, without its brightness.
 
     At each place the (u, v) that minimises sum (I_x u + I_y v + I_t)^2 + ridge (u^2 + v^2) over a window around it.
 
@@ -64,10 +64,10 @@ class OpticalFlow(nn.Module):
     1981; one iteration.
 
     Args:
-        frames: As of `MovingDigit`.
-        pace: As of `MovingDigit`.
-        window: Side of the window, odd.
-        ridge: What keeps places without a slope at 0.
+        frames: Number of frames; see `MovingDigit`.
+        pace: Largest shift from a frame to the next, in pixels; see `MovingDigit`.
+        window: Side of the window in pixels, odd.
+        ridge: Weight of the ridge term, which keeps the flow of pixels without a gradient at 0.
 
     Shapes:
         Output (N, 2 (frames - 1), H, W): u and v in pixels, of the first pair of frames, then of the next.

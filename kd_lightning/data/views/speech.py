@@ -1,4 +1,4 @@
-"""Spoken digits: what a network hears while another sees the digit."""
+"""SpokenDigits: the audio of a digit's name."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.data.draws import choice
+from kd_lightning.core.stateless_random import stateless_randint
 
-FILE = Path(__file__).parent / "files" / "speech" / "digits.npz"
+FILE = Path(__file__).parents[1] / "files" / "speech" / "digits.npz"
 
 
 class SpokenDigits(nn.Module):
-    """The digit's name, said by one of many voices: a log-mel spectrogram. The speech is **synthetic**, by espeak-ng.
+    """Log-mel spectrogram of the digit's name, spoken by one of many voices. The speech is **synthetic**, by espeak-ng.
 
-    Which of 192 manners of speaking a sample is said in is a matter of its number. Tests are said by eight voices that
-    training has not heard. What ties sound and image together is the digit alone.
+    The sample's number chooses one of 192 manners of speaking. Test samples are spoken by eight voices that training
+    does not have. Sound and image have the digit in common, and nothing else.
 
     Shapes:
         Output float32 (N, 1, 32, 32) in [0, 1]: 32 mel bands, from the lowest, and 32 frames of one second; 1 is the
@@ -30,14 +30,14 @@ class SpokenDigits(nn.Module):
     """
 
     def of_samples(self, images: Tensor, labels: Tensor, index: Tensor, test: bool = False) -> Tensor:
-        """The spectrograms of what the samples are called."""
+        """The spectrograms of the samples' digits."""
         spoken = _read("unseen" if test else "seen", labels.device)
-        said = spoken[labels, choice(index, spoken.shape[1], salt=1)]
-        return said.unsqueeze(1).float().div(255)
+        chosen = spoken[labels, stateless_randint(index, spoken.shape[1], salt=1)]
+        return chosen.unsqueeze(1).float().div(255)
 
 
 @cache
 def _read(voices: str, device: torch.device) -> Tensor:
-    """uint8 (digits, manners, bands, frames); 2 MB at most, kept where they are heard."""
+    """uint8 (digits, manners, bands, frames); 2 MB at most, kept on the device of the batches."""
     with np.load(FILE, allow_pickle=False) as file:
         return torch.from_numpy(file[voices]).to(device)

@@ -13,9 +13,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
 
-from kd_lightning.data import FashionMNISTDataModule, MNISTDataModule
-from kd_lightning.data.mnist import PACKAGED
-from kd_lightning.data.split import split_rows
+from kd_lightning import UsageError
+from kd_lightning.core.protocols import AugmentedTrainingRows, TrainingRows
+from kd_lightning.data import LabeledImages, MNISTDataModule, ResidentDataModule
+from kd_lightning.data.sources.mnist import PACKAGED
+from kd_lightning.data.split import TrainingRequest, TrainingSplit, split_rows
+from tests.data.shapes import Shapes
 
 # from the data set's own page and from everyone's normalisation constants
 TRAIN_COUNTS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
@@ -42,13 +45,13 @@ def test_the_packaged_files_are_checked(tmp_path, monkeypatch):
     labels = tmp_path / "t10k-labels-idx1-ubyte.gz"
     content = gzip.decompress(labels.read_bytes())
     labels.write_bytes(gzip.compress(content[:-1] + bytes([(content[-1] + 1) % 10])))
-    monkeypatch.setattr("kd_lightning.data.mnist.PACKAGED", tmp_path)
+    monkeypatch.setattr("kd_lightning.data.sources.mnist.PACKAGED", tmp_path)
     with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte\.gz is not the published file"):
         MNISTDataModule().setup("test")
 
 
 def test_files_are_read_once_a_process():
-    assert MNISTDataModule().train_set is MNISTDataModule(seed=1).train_set
+    assert MNISTDataModule().train_set.images is MNISTDataModule(seed=1).train_set.images
 
 
 # ---- the split
@@ -108,6 +111,142 @@ def test_a_class_may_be_rare_or_missing():
     assert labels[val].bincount(minlength=10)[[0, 7, 9]].tolist() == [7, 0, 3]
 
 
+# ---- any source
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_images_of_several_channels_are_given_unchanged(channels):
+    source = Shapes(channels)
+    data = ResidentDataModule(source, batch_size=8, val_size=20, eval_batch_size=10)
+    images = {"train_dataloader": source.train(), "val_dataloader": source.train(), "test_dataloader": source.test()}
+    for name, expected in images.items():
+        for x, y, index in getattr(data, name)():
+            assert torch.equal(x * 255, expected.images[index].float())
+            assert torch.equal(y, expected.labels[index])
+    same = ResidentDataModule(source, batch_size=8, val_size=20, num_channels=channels)
+    assert torch.equal(next(iter(same.train_dataloader()))[0], next(iter(data.train_dataloader()))[0])
+    assert data.example_input_array.shape == (1, channels, 5, 6)
+
+
+def test_a_grey_channel_is_repeated_and_no_other():
+    data = ResidentDataModule(Shapes(1), batch_size=8, val_size=20, num_channels=3)
+    x, _, index = next(iter(data.train_dataloader()))
+    assert torch.equal(x * 255, data.train_set.images[index].float().repeat(1, 3, 1, 1))
+    assert data.example_input_array.shape == (1, 3, 5, 6)
+    for stage, where in (("fit", "train"), ("test", "test")):
+        message = rf"num_channels=3, but Shapes.{where}\(\) has 2 channels, and only one grey channel is repeated"
+        with pytest.raises(UsageError, match=message):
+            ResidentDataModule(Shapes(2), val_size=20, num_channels=3).setup(stage)
+
+
+def test_a_stage_reads_what_it_needs_and_reads_it_once():
+    source = Shapes()
+    data = ResidentDataModule(source, val_size=20, batch_size=8)
+    data.setup("test")
+    assert source.reads == ["test"]
+    data = ResidentDataModule(source := Shapes(), val_size=20, batch_size=8)
+    data.setup("fit")
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.train_rows()):
+        next(iter(loader))
+    assert set(source.reads) == {"train"}
+
+
+class Recording(Shapes):
+    """Keeps what it was asked to prepare, and divides its rows itself."""
+
+    def prepare(self, request):
+        self.request = request
+
+    def split(self, request):
+        return TrainingSplit(torch.full((200,), 3), torch.arange(0, 200, 2), torch.arange(1, 200, 50))
+
+
+def test_a_source_prepares_and_divides_its_rows_itself(tmp_path):
+    source = Recording()
+    data = ResidentDataModule(source, batch_size=10, train_size=100, val_size=4, seed=7, classes=[3, 1])
+    trainer(default_root_dir=tmp_path).fit(Reads(), datamodule=data)
+    assert source.request == TrainingRequest(100, 4, 7, (3, 1), None, tmp_path, torch.device("cpu"))
+    index = torch.cat([index for _, _, index in data.train_dataloader()])
+    assert sorted(index.tolist()) == [*range(0, 200, 2)]
+    assert {label for _, y, _ in data.train_dataloader() for label in y.tolist()} == {3}
+    assert [index.tolist() for _, _, index in data.val_dataloader()] == [[1, 51, 101, 151]]
+
+
+class Reads(LightningModule):
+    """Fits anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def training_step(self, batch, batch_idx):
+        return self.weight * batch[0].mean()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_a_checkpoint_of_any_source_is_plain_and_takes_the_source_again(tmp_path):
+    data = ResidentDataModule(Shapes(), batch_size=10, val_size=20, seed=3, classes=[1, 2])
+    run = trainer(max_epochs=1)
+    run.fit(Reads(), datamodule=data)
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    again = ResidentDataModule.load_from_checkpoint(tmp_path / "run.ckpt", weights_only=True, source=Shapes())
+    assert all(map(torch.equal, again.split, data.split))
+    assert dict(again.hparams) == dict(data.hparams)
+    assert str(again).startswith("ResidentDataModule(source=Shapes, batch_size=10, ")
+
+
+def test_what_a_cache_asks_for_is_there():
+    assert isinstance(ResidentDataModule(Shapes()), TrainingRows)
+    assert isinstance(ResidentDataModule(Shapes()), AugmentedTrainingRows)
+
+
+def test_what_is_no_source_is_refused():
+    with pytest.raises(UsageError, match="source='mnist' is no Source: give an object such as"):
+        ResidentDataModule("mnist")
+
+
+# ---- classes to train on
+
+
+def test_classes_are_left_out_of_training_and_of_nothing_else():
+    data, plain = MNISTDataModule(classes=[7, 8], batch_size=50), MNISTDataModule(batch_size=50)
+    left = [total - held for total, held in zip(TRAIN_COUNTS, counts(data, data.split[1]), strict=True)]
+    assert counts(data, data.split[0]) == [0] * 7 + left[7:9] + [0]
+    assert set(data.split[0].tolist()) < set(plain.split[0].tolist())
+    assert torch.equal(data.split[1], plain.split[1])
+    assert {label for _, y, _ in data.train_dataloader() for label in y.tolist()} == {7, 8}  # labels keep their numbers
+    seen = torch.cat([y for _, y, _ in data.test_dataloader()]).bincount().tolist()
+    assert seen == TEST_COUNTS
+    assert list(itertools.chain(*indices(data.train_rows()))) == data.split[0].tolist()
+
+
+def test_train_size_is_spread_over_the_classes_to_train_on():
+    without = [label for label in range(10) if label != 3]
+    data = MNISTDataModule(classes=without, train_size=90)
+    assert counts(data, data.split[0]) == [10, 10, 10, 0, *[10] * 6]
+    assert set(data.split[0].tolist()) < set(MNISTDataModule(train_size=100).split[0].tolist())
+    assert torch.equal(MNISTDataModule(classes=[*range(10)]).split[0], MNISTDataModule().split[0])
+
+
+@pytest.mark.parametrize("classes", [[], [3, 3], [10], [-1], [True], ["3"], [1.0], 3, "37"])
+def test_what_are_no_classes_is_refused(classes):
+    with pytest.raises(UsageError, match=r"classes=.* must be different whole numbers from 0 to 9, or null") as caught:
+        MNISTDataModule(classes=classes)
+    assert "\n" not in str(caught.value)
+
+
+def test_more_images_than_the_classes_have_are_refused():
+    with pytest.raises(UsageError, match=r"train_size=12000 is more than the 11\d\d\d images of classes=\[7, 8\]"):
+        MNISTDataModule(classes=[7, 8], train_size=12_000).setup("fit")
+    with pytest.raises(UsageError, match="train_size=1 is not a whole number of at least 2"):
+        MNISTDataModule(classes=[7, 8], train_size=1)
+
+
 # ---- loaders
 
 
@@ -138,6 +277,7 @@ def test_ranks_come_from_the_trainer():
             world_size=2,
             fit_loop=SimpleNamespace(epoch_loop=progress),
             strategy=SimpleNamespace(root_device=torch.device("cpu")),
+            default_root_dir=".",
         )
         parts.append([indices(loader) for loader in (data.train_dataloader(), data.val_dataloader())])
     assert [a + b for a, b in zip(parts[0][0], parts[1][0], strict=True)] == truth[0]
@@ -183,13 +323,13 @@ def test_a_stated_number_of_views_is_not_random():
         (3, None, None, False),
         (None, None, None, False),
     ):
-        data = MNISTDataModule(train_size=20, augmentation=augmentation, views=views)
-        assert (data.views, data.training_is_random) == (stated, random_)
-        assert data.hparams["views"] == views
+        data = MNISTDataModule(train_size=20, augmentation=augmentation, num_augmented_views=views)
+        assert (data.num_augmented_views, data.training_is_random) == (stated, random_)
+        assert data.hparams["num_augmented_views"] == views
 
 
 def test_training_rows_can_be_seen_as_a_view_shows_them():
-    data = MNISTDataModule(batch_size=10, train_size=20, val_size=0, augmentation=noise, views=2, seed=4)
+    data = MNISTDataModule(batch_size=10, train_size=20, val_size=0, augmentation=noise, num_augmented_views=2, seed=4)
     loader = data.train_dataloader()
     plain = dict(zip(data.split[0].tolist(), next(iter(data.train_rows()))[0], strict=True))
     epochs = []
@@ -202,7 +342,7 @@ def test_training_rows_can_be_seen_as_a_view_shows_them():
         assert not any(torch.equal(rows[row], plain[row]) for row in rows)
         epochs.append(rows)
     assert not any(torch.equal(epochs[0][row], epochs[1][row]) for row in plain)
-    bare = MNISTDataModule(train_size=20, val_size=0, views=2, seed=4)
+    bare = MNISTDataModule(train_size=20, val_size=0, num_augmented_views=2, seed=4)
     assert all(map(torch.equal, next(iter(bare.train_rows(view=1)))[0], plain.values()))
 
 
@@ -254,7 +394,7 @@ class Viewing(LightningModule):
 )
 def test_the_view_of_a_batch_is_known_after_every_resume(arguments, views, tmp_path):
     def data():
-        return MNISTDataModule(batch_size=6, train_size=20, val_size=0, augmentation=noise, views=3)
+        return MNISTDataModule(batch_size=6, train_size=20, val_size=0, augmentation=noise, num_augmented_views=3)
 
     module = Viewing(tmp_path)
     trainer(**arguments).fit(module, data())
@@ -263,17 +403,6 @@ def test_the_view_of_a_batch_is_known_after_every_resume(arguments, views, tmp_p
         again, done = Viewing(), int(saved.stem.partition("-")[0])
         trainer(**arguments).fit(again, data(), ckpt_path=saved, weights_only=True)
         assert again.seen == views[done:], saved.name
-
-
-def test_fashion_mnist_is_the_same_code(fashion):
-    data = FashionMNISTDataModule(fashion, batch_size=8, val_size=20, train_size=100)
-    data.setup("fit")
-    data.setup("test")
-    assert counts(data, data.split[0]) == [10] * 10
-    assert next(iter(data.train_dataloader()))[0].shape == (8, 3, 28, 28)
-    assert torch.equal(torch.cat([index for _, _, index in data.test_dataloader()]), torch.arange(30))
-    assert data.hparams["data_dir"] == str(fashion)
-    assert FashionMNISTDataModule(fashion, val_size=20, augmentation=noise, views=4).views == 4
 
 
 # ---- with Lightning
@@ -328,11 +457,15 @@ def test_any_trainer_fits_tests_and_predicts(val_size):
             run.validate(module, datamodule=data)
 
 
-def test_a_damaged_file_is_reported_before_anything_starts(fashion):
-    (fashion / "train-labels-idx1-ubyte.gz").unlink()
+class Missing(Shapes):
+    def train(self) -> LabeledImages:
+        raise FileNotFoundError("no such images")
+
+
+def test_a_damaged_file_is_reported_before_anything_starts():
     module = Probe()
-    with pytest.raises(FileNotFoundError, match="train-labels-idx1-ubyte"):
-        trainer().fit(module, datamodule=FashionMNISTDataModule(fashion, batch_size=8, val_size=20))
+    with pytest.raises(FileNotFoundError, match="no such images"):
+        trainer().fit(module, datamodule=ResidentDataModule(Missing(), batch_size=8, val_size=20))
     assert not module.seen
 
 
@@ -419,12 +552,12 @@ def test_the_command_line_builds_it_and_its_checkpoint_is_plain(tmp_path, monkey
         ({"batch_size": None}, "batch_size=None"),
         ({"batch_size": "64"}, "batch_size='64'"),
         ({"eval_batch_size": 0}, "eval_batch_size=0"),
-        ({"epoch_steps": 0}, "epoch_steps=0 is not a whole number of at least 1 or null"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch=0 is not a whole number of at least 1 or null"),
         ({"seed": -1}, "seed=-1 is not a whole number of at least 0"),
         ({"val_size": -1}, "val_size=-1"),
-        ({"channels": 0}, "channels=0"),
-        ({"views": 0}, "views=0 is not a whole number of at least 1 or null"),
-        ({"views": 2.0}, r"views=2\.0"),
+        ({"num_channels": 0}, "num_channels=0"),
+        ({"num_augmented_views": 0}, "num_augmented_views=0 is not a whole number of at least 1 or null"),
+        ({"num_augmented_views": 2.0}, r"num_augmented_views=2\.0"),
         ({"train_size": 9}, "train_size=9 is not a whole number of at least 10 or null"),
         ({"train_size": 0.1}, r"train_size=0\.1"),
         ({"train_size": 55_001}, "train_size=55001 and val_size=5000 are more than the 60000 images"),
@@ -438,16 +571,16 @@ def test_a_bad_argument_is_refused_in_one_line(arguments, message):
     assert "\n" not in str(caught.value)
 
 
-def test_sizes_are_checked_against_the_files(fashion):
+def test_sizes_are_checked_against_what_a_source_gives():
     with pytest.raises(ValueError, match="train_size=190 and val_size=20 are more than the 200 images that there are"):
-        FashionMNISTDataModule(fashion, train_size=190, val_size=20).setup("fit")
+        ResidentDataModule(Shapes(), train_size=190, val_size=20).setup("fit")
 
 
-def test_a_subset_smaller_than_a_batch_needs_epoch_steps():
-    with pytest.raises(ValueError, match=r"train_size=50 .*batch_size=64.*epoch_steps"):
+def test_a_subset_smaller_than_a_batch_needs_steps_per_epoch():
+    with pytest.raises(ValueError, match=r"train_size=50 .*batch_size=64.*steps_per_epoch"):
         trainer().fit(Probe(), datamodule=MNISTDataModule(batch_size=64, train_size=50))
     module = Probe()
     trainer(max_epochs=1).fit(
-        module, datamodule=MNISTDataModule(batch_size=64, train_size=50, epoch_steps=3, val_size=0)
+        module, datamodule=MNISTDataModule(batch_size=64, train_size=50, steps_per_epoch=3, val_size=0)
     )
     assert module.seen == {"train": 192}

@@ -8,43 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_lightning.data import MovingDigit, NumberWords, OpticalFlow, PairedViewsDataModule, SpokenDigits
-from kd_lightning.data.draws import choice, uniform
-from kd_lightning.data.speech import _read
-from kd_lightning.data.words import WORDS
+from kd_lightning.core.stateless_random import stateless_uniform
+from kd_lightning.data import (
+    MNIST,
+    MovingDigit,
+    NumberWords,
+    OpticalFlow,
+    PairedViews,
+    ResidentDataModule,
+    SpokenDigits,
+)
+from kd_lightning.data.views.speech import _read
+from kd_lightning.data.views.words import WORDS
 
 ROWS = torch.arange(1000)
 IMAGES = torch.zeros(1000, 1, 28, 28)
 LABELS = ROWS % 10
-
-
-def test_what_is_drawn_for_a_row_is_its_own():
-    whole = uniform(torch.arange(100_000), 3, salt=1)
-    some = torch.tensor([99_999, 5, 7])
-    assert torch.equal(uniform(some, 3, salt=1), whole[some])
-    assert whole.min() >= 0
-    assert whole.max() < 1
-    assert (whole.mean(0) - 0.5).abs().max() < 0.005
-    assert (whole.var(0) - 1 / 12).abs().max() < 0.002
-    other = uniform(torch.arange(100_000), 3, salt=2)
-    mixed = torch.cat((whole, other), dim=1).T
-    assert (torch.corrcoef(mixed) - torch.eye(6)).abs().max() < 0.02  # neither places nor salts go together
-    assert (torch.corrcoef(torch.stack((whole[1:, 0], whole[:-1, 0])))[0, 1]).abs() < 0.02  # nor do neighbours
-    assert choice(torch.arange(100_000), 7, salt=3).bincount().tolist() == pytest.approx([100_000 / 7] * 7, rel=0.05)
-
-
-def test_draws_are_splitmix():
-    """Written out in Python's whole numbers."""
-
-    def expected(index: int, place: int, salt: int) -> float:
-        word = 2**64 - 1
-        state = (index * 1_000_003 + salt * 7_919 + place * 104_729) * 0x9E3779B97F4A7C15 & word
-        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & word
-        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & word
-        return ((state ^ (state >> 31)) >> 40) / 2**24
-
-    drawn = uniform(torch.tensor([0, 1, 59_999]), 2, salt=5).tolist()
-    assert drawn == [[expected(index, place, 5) for place in (1, 2)] for index in (0, 1, 59_999)]
 
 
 def test_a_digit_is_said_by_its_own_name_and_tests_by_other_voices():
@@ -93,7 +72,7 @@ def centre(images: Tensor) -> Tensor:
 def test_a_digit_moves_as_its_row_says_and_is_in_its_place_in_the_middle():
     frames = MovingDigit(frames=3, pace=2.0).of_samples(square(), LABELS[:50], ROWS[:50])
     torch.testing.assert_close(frames[:, 1], square()[:, 0], atol=1e-5, rtol=0)
-    drawn = uniform(ROWS[:50], 2, salt=6)
+    drawn = stateless_uniform(ROWS[:50], 2, salt=6)
     pace, angle = 1 + drawn[:, 1], 2 * math.pi * drawn[:, 0]
     velocity = torch.stack((pace * angle.cos(), pace * angle.sin()), dim=1)
     for frame in range(3):
@@ -102,7 +81,7 @@ def test_a_digit_moves_as_its_row_says_and_is_in_its_place_in_the_middle():
 
 def test_the_flow_of_a_slow_digit_is_its_velocity_where_it_has_corners():
     flow = OpticalFlow(frames=2, pace=0.4, ridge=1e-6).of_samples(square(), LABELS[:50], ROWS[:50])
-    drawn = uniform(ROWS[:50], 2, salt=6)
+    drawn = stateless_uniform(ROWS[:50], 2, salt=6)
     pace, angle = 0.2 * (1 + drawn[:, 1]), 2 * math.pi * drawn[:, 0]
     assert flow.shape == (50, 2, 28, 28)
     corner = flow[:, :, 10, 10]
@@ -145,7 +124,9 @@ def test_a_sample_has_all_of_them_whatever_batch_it_is_in():
     modalities = {"speech": SpokenDigits(), "words": NumberWords(), "frames": MovingDigit(), "flow": OpticalFlow()}
     seen = {}
     for size in (4, 8):
-        data = PairedViewsDataModule(modalities, batch_size=size, train_size=64, val_size=0, seed=1)
+        data = ResidentDataModule(
+            MNIST(), views=PairedViews(modalities), batch_size=size, train_size=64, val_size=0, seed=1
+        )
         for batch in data.train_dataloader():
             for n, row in enumerate(batch["index"].tolist()):
                 for name in modalities:

@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from kd_lightning.data import DigitScenesDataModule, MNISTDataModule
-from kd_lightning.data.scenes import QUESTIONS, VOCABULARY
+from kd_lightning import UsageError
+from kd_lightning.data import MNIST, DigitScenes, MNISTDataModule, ResidentDataModule
+from kd_lightning.data.views.scenes import QUESTIONS, VOCABULARY
 
 
-def data(about: str = "answers", **changes: Any) -> DigitScenesDataModule:
-    return DigitScenesDataModule(about, **{"batch_size": 16, "train_size": 64, "val_size": 32} | changes)
+def data(task: Any = "vqa", shuffled: bool = False, **changes: Any) -> ResidentDataModule:
+    given = {"batch_size": 16, "train_size": 64, "val_size": 32} | changes
+    return ResidentDataModule(MNIST(), views=DigitScenes(task, shuffled), **given)
 
 
 def answer(question: str, digits: list[int]) -> int:
@@ -24,7 +26,7 @@ def answer(question: str, digits: list[int]) -> int:
 @pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader", "test_dataloader"])
 def test_a_scene_is_four_digits_and_the_answer_is_true_of_them(loader: str):
     batch = next(iter(getattr(data(), loader)()))
-    plain = MNISTDataModule(batch_size=16, train_size=64, val_size=32, channels=1)
+    plain = MNISTDataModule(batch_size=16, train_size=64, val_size=32, num_channels=1)
     x, y, index = next(iter(getattr(plain, loader)()))
     assert torch.equal(batch["index"], index)
     images = plain.test_set if loader == "test_dataloader" else plain.train_set
@@ -65,7 +67,7 @@ def test_a_scene_is_a_matter_of_its_sample_and_not_of_its_batch():
 
 
 def test_a_caption_says_the_digits_in_the_order_of_reading():
-    batch = next(iter(data("captions").train_dataloader()))
+    batch = next(iter(data("captioning").train_dataloader()))
     assert "question" not in batch["seen"]
     assert torch.equal(batch["target"], batch["told"]["digits"])
 
@@ -79,8 +81,11 @@ def test_a_shuffled_teacher_is_told_of_another_scene_in_training_alone():
     assert torch.equal(shuffled["told"]["digits"], plain["told"]["digits"])
 
 
+def test_a_scene_has_as_many_channels_as_its_images():
+    grey, colour = (next(iter(data(num_channels=channels).train_dataloader())) for channels in (1, 3))
+    assert torch.equal(colour["seen"]["scene"], grey["seen"]["scene"].expand(-1, 3, -1, -1))
+
+
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="about='jokes' is neither 'answers' nor 'captions'"):
-        data("jokes")
-    assert data().hparams["about"] == "answers"
-    assert "channels" not in data().hparams
+    with pytest.raises(UsageError, match="task='jokes' is neither 'vqa' nor 'captioning'"):
+        DigitScenes("jokes")

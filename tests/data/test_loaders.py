@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_lightning.data.idx import LabelledImages
-from kd_lightning.data.tensors import EvaluationLoader, TrainLoader, view_seeds
-from kd_lightning.fingerprints import is_vouched
+from kd_lightning.data import EvaluationLoader, LabeledImages, TrainLoader
+from kd_lightning.data.augmentation import view_seeds
+from kd_lightning.fingerprints import is_marked_immutable
 
 GENERATOR = torch.Generator().manual_seed(0)
-DATA = LabelledImages(
+DATA = LabeledImages(
     torch.randint(256, (100, 1, 4, 4), dtype=torch.uint8, generator=GENERATOR),
     torch.randint(10, (100,), generator=GENERATOR),
 )
@@ -28,14 +28,14 @@ def noise(image: Tensor) -> Tensor:
 
 
 def train_loader(count: int = 23, batch_size: int = 4, seed: int = 0, **arguments) -> TrainLoader:
-    return TrainLoader(DATA, rows(count), batch_size, seed, **arguments)
+    return TrainLoader(DATA, rows(count), batch_size, seed, **{"num_channels": 3} | arguments)
 
 
 def indices(loader) -> list[list[int]]:
     return [index.tolist() for _, _, index in loader]
 
 
-@pytest.mark.parametrize("loader", [train_loader(), EvaluationLoader(DATA, rows(23), 4)])
+@pytest.mark.parametrize("loader", [train_loader(), EvaluationLoader(DATA, rows(23), 4, num_channels=3)])
 def test_a_batch_is_the_images_and_labels_of_its_rows(loader):
     for x, y, index in loader:
         assert x.dtype == torch.float32
@@ -45,7 +45,7 @@ def test_a_batch_is_the_images_and_labels_of_its_rows(loader):
 
 
 def test_channels():
-    (x, _, _) = next(iter(train_loader(channels=1)))
+    (x, _, _) = next(iter(train_loader(num_channels=1)))
     assert x.shape == (4, 1, 4, 4)
 
 
@@ -75,11 +75,11 @@ def test_epochs_and_seeds_differ_and_repeat_themselves():
     assert all(first != second for first, second in itertools.combinations(orders, 2))
 
 
-@pytest.mark.parametrize("epoch_steps", [1, 5, 6, 17, 40])
-def test_epoch_steps_draws_over_whole_reshuffled_passes(epoch_steps):
-    loader = train_loader(count=23, batch_size=4, epoch_steps=epoch_steps)
+@pytest.mark.parametrize("steps_per_epoch", [1, 5, 6, 17, 40])
+def test_steps_per_epoch_draws_over_whole_reshuffled_passes(steps_per_epoch):
+    loader = train_loader(count=23, batch_size=4, steps_per_epoch=steps_per_epoch)
     batches = indices(loader)
-    assert [len(batch) for batch in batches] == [4] * len(loader) == [4] * epoch_steps
+    assert [len(batch) for batch in batches] == [4] * len(loader) == [4] * steps_per_epoch
     seen = list(itertools.chain(*batches))
     passes = [seen[start : start + 23] for start in range(0, len(seen), 23)]
     for whole in passes[:-1]:
@@ -89,18 +89,18 @@ def test_epoch_steps_draws_over_whole_reshuffled_passes(epoch_steps):
 
 
 def test_fifteen_hundred_steps_on_a_hundred_images_are_one_epoch():
-    batches = indices(train_loader(count=100, batch_size=64, epoch_steps=1500))
+    batches = indices(train_loader(count=100, batch_size=64, steps_per_epoch=1500))
     assert len(batches) == 1500
     assert set(torch.tensor(batches).flatten().bincount().tolist()) == {960}
 
 
-@pytest.mark.parametrize("arguments", [{}, {"drop_last": False}, {"epoch_steps": 9}, {"views": 2}])
+@pytest.mark.parametrize("arguments", [{}, {"drop_last": False}, {"steps_per_epoch": 9}, {"num_augmented_views": 2}])
 @pytest.mark.parametrize("start", range(0, 20, 3))
 def test_the_stream_goes_on_from_anywhere(start, arguments):
     """With a fresh loader, whose past is another: the order is a function of the position alone."""
     whole = train_loader(augmentation=noise, **arguments)
     truth = [batch for _ in range(5) for batch in whole][start : start + len(whole)]
-    done = train_loader(augmentation=noise, batches_done=lambda: start, **arguments)
+    done = train_loader(augmentation=noise, completed_batches=lambda: start, **arguments)
     loaded = train_loader(augmentation=noise, **arguments)
     loaded.load_state_dict({"position": start})
     for loader in (done, loaded):
@@ -143,7 +143,7 @@ def test_what_is_drawn_is_the_seeds_epochs_and_places():
         generator = torch.Generator().manual_seed(random.Random(f"{seed} {epoch}").getrandbits(63))
         order = torch.randperm(23, generator=generator)
         seeds = torch.randint(2**62, (20,), generator=generator).tolist()
-        loader = train_loader(seed=seed, augmentation=noise, batches_done=lambda epoch=epoch: epoch * 5)
+        loader = train_loader(seed=seed, augmentation=noise, completed_batches=lambda epoch=epoch: epoch * 5)
         for place, (x, _, index) in enumerate(loader):
             assert torch.equal(index, rows(23)[order[4 * place : 4 * place + 4]])
             for image, row, number in zip(x, index, seeds[4 * place : 4 * place + 4], strict=True):
@@ -151,10 +151,10 @@ def test_what_is_drawn_is_the_seeds_epochs_and_places():
                 assert torch.equal(image[:1], DATA.images[row] / 255 + drawn)
 
 
-def test_a_batch_is_vouched_for_where_it_is_a_function_of_its_rows_and_cannot_be_written_into():
-    for arguments, vouched in (({}, True), ({"channels": 1}, False), ({"augmentation": noise}, False)):
+def test_a_batch_is_marked_immutable_where_it_is_a_function_of_its_rows_and_cannot_be_written_into():
+    for arguments, marked in (({}, True), ({"num_channels": 1}, False), ({"augmentation": noise}, False)):
         for x, _, index in train_loader(**arguments):
-            assert is_vouched(x, index) == vouched
+            assert is_marked_immutable(x, index) == marked
 
 
 # ---- views
@@ -176,7 +176,7 @@ def alike(first: dict[int, Tensor], second: dict[int, Tensor]) -> set[bool]:
 
 @pytest.mark.parametrize("views", [1, 2, 3])
 def test_an_epoch_shows_one_view_of_each_row_and_the_views_take_turns(views):
-    loader = train_loader(augmentation=noise, views=views)
+    loader = train_loader(augmentation=noise, num_augmented_views=views)
     epochs = [pixels(loader) for _ in range(2 * views + 1)]
     for (i, first), (j, second) in itertools.combinations(enumerate(epochs), 2):
         assert alike(first, second) == {i % views == j % views}
@@ -186,25 +186,25 @@ def test_an_epoch_shows_one_view_of_each_row_and_the_views_take_turns(views):
 
 def test_a_view_depends_on_the_seed_and_the_row_alone():
     """Neither on the batches, the order, the epoch's length, the processes, nor on which other rows there are."""
-    truth = pixels(train_loader(augmentation=noise, views=2))
+    truth = pixels(train_loader(augmentation=noise, num_augmented_views=2))
     others = [
-        train_loader(augmentation=noise, views=2, batch_size=7),
-        train_loader(augmentation=noise, views=2, epoch_steps=17),
-        train_loader(augmentation=noise, views=2, drop_last=False),
-        train_loader(augmentation=noise, views=2, count=60),
-        train_loader(augmentation=noise, views=5),
-        train_loader(augmentation=noise, views=2, rank=1, world_size=2),
+        train_loader(augmentation=noise, num_augmented_views=2, batch_size=7),
+        train_loader(augmentation=noise, num_augmented_views=2, steps_per_epoch=17),
+        train_loader(augmentation=noise, num_augmented_views=2, drop_last=False),
+        train_loader(augmentation=noise, num_augmented_views=2, count=60),
+        train_loader(augmentation=noise, num_augmented_views=5),
+        train_loader(augmentation=noise, num_augmented_views=2, rank=1, world_size=2),
     ]
     for other in others:
         assert alike(truth, pixels(other)) == {True}
-    assert alike(truth, pixels(train_loader(augmentation=noise, views=2, seed=1))) == {False}
+    assert alike(truth, pixels(train_loader(augmentation=noise, num_augmented_views=2, seed=1))) == {False}
     assert alike(truth, pixels(train_loader(augmentation=noise))) == {False}
 
 
 def test_views_change_neither_the_order_nor_what_is_shown_without_an_augmentation():
     loader = train_loader()
     plain = [batch for _ in range(3) for batch in loader]
-    for arguments in ({"views": 2}, {"views": 2, "augmentation": noise}):
+    for arguments in ({"num_augmented_views": 2}, {"num_augmented_views": 2, "augmentation": noise}):
         loader = train_loader(**arguments)
         for (x, _, index), (original, _, expected) in zip([b for _ in range(3) for b in loader], plain, strict=True):
             assert torch.equal(index, expected)
@@ -213,7 +213,7 @@ def test_views_change_neither_the_order_nor_what_is_shown_without_an_augmentatio
 
 @pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 3)])
 def test_all_rows_can_be_seen_in_a_view(rank, world_size):
-    shown = train_loader(augmentation=noise, views=3, drop_last=False)
+    shown = train_loader(augmentation=noise, num_augmented_views=3, drop_last=False)
     for view in range(3):
         truth = pixels(shown)
         loader = EvaluationLoader(DATA, rows(23), 4, 3, rank, world_size, noise, view_seeds(0, view, len(DATA.labels)))
@@ -226,7 +226,7 @@ def test_all_rows_can_be_seen_in_a_view(rank, world_size):
 # ---- several processes
 
 
-@pytest.mark.parametrize("arguments", [{}, {"epoch_steps": 7}, {"views": 2}])
+@pytest.mark.parametrize("arguments", [{}, {"steps_per_epoch": 7}, {"num_augmented_views": 2}])
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_ranks_share_the_batches_that_one_process_would_see(world_size, arguments):
     """Augmented pixels included; equally many batches of one size, nothing twice, nothing missing."""
@@ -268,10 +268,10 @@ def test_alone_evaluation_is_in_order():
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(24, 1), (12, 2)])
 def test_fewer_rows_than_a_global_batch_are_refused(batch_size, world_size):
-    message = rf"train_size=23 .*batch_size={batch_size} x {world_size} processes\).*epoch_steps"
+    message = rf"train_size=23 .*batch_size={batch_size} x {world_size} processes\).*steps_per_epoch"
     with pytest.raises(ValueError, match=message):
         train_loader(23, batch_size, world_size=world_size)
-    assert len(train_loader(23, batch_size, world_size=world_size, epoch_steps=3)) == 3
+    assert len(train_loader(23, batch_size, world_size=world_size, steps_per_epoch=3)) == 3
 
 
 def test_unequal_last_batches_are_refused():

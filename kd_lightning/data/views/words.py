@@ -1,4 +1,4 @@
-"""Number words: what a network reads while another sees the digit."""
+"""NumberWords: the letters of a digit's name."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
-from kd_lightning.data.draws import uniform
+from kd_lightning.core.stateless_random import stateless_uniform
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LENGTH = max(map(len, WORDS))
 LETTERS = 27
-"""a to z, and nothing at 0."""
+"""a to z; 0 is the end of a shorter word."""
 
 
 class NumberWords(nn.Module):
-    """The digit's English name, letter by letter, misspelled as its sample's number has it.
+    """The digit's English name, letter by letter, with misspellings that the sample's number draws.
 
     Args:
-        misspelled: How probable it is of each letter to be another one, any.
+        misspelled: Probability of each letter to be replaced by another.
 
     Shapes:
-        Output float32 (N, 5, 27): each letter, one-hot; shorter words end in nothings.
+        Output float32 (N, 5, 27): each letter, one-hot; shorter words end in zeros.
 
     Raises:
         UsageError: `misspelled` is not in [0, 1].
@@ -40,9 +40,9 @@ class NumberWords(nn.Module):
         self.misspelled = misspelled
 
     def of_samples(self, images: Tensor, labels: Tensor, index: Tensor, test: bool = False) -> Tensor:
-        """The words of what the samples are called."""
+        """The words of the samples' digits."""
         spelled = torch.tensor([[ord(c) - 96 if c != " " else 0 for c in word.ljust(LENGTH)] for word in WORDS])
         words = spelled.to(labels.device)[labels]
-        wrong = (uniform(index, LENGTH, salt=2 + test) < self.misspelled) & (words > 0)
-        other = (uniform(index, LENGTH, salt=4 + test) * (LETTERS - 1)).long() + 1
+        wrong = (stateless_uniform(index, LENGTH, salt=2 + test) < self.misspelled) & (words > 0)
+        other = (stateless_uniform(index, LENGTH, salt=4 + test) * (LETTERS - 1)).long() + 1
         return functional.one_hot(torch.where(wrong, other, words), LETTERS).float()

@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 
-from kd_lightning.data.idx import read_labelled_images
-from kd_lightning.data.mnist import PACKAGED, PUBLISHED_MD5
+from kd_lightning.data.sources.idx import read_labeled_images
+from kd_lightning.data.sources.mnist import PACKAGED, PUBLISHED_MD5
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -17,7 +17,7 @@ def test_reads_what_was_written(split, zipped: bool):
         for path in (split.images_path, split.labels_path):
             path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
             path.unlink()
-    images, labels = read_labelled_images(split.directory, "train")
+    images, labels = read_labeled_images(split.directory, "train", 10)
     assert images.dtype == torch.uint8
     assert torch.equal(images, split.images.view(50, 1, 28, 28))
     assert labels.dtype == torch.int64
@@ -104,7 +104,7 @@ def remove(split):
 def test_a_fault_is_refused_in_one_line(split, fault, message):
     fault(split)
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)) as caught:
-        read_labelled_images(split.directory, "train")
+        read_labeled_images(split.directory, "train", 10)
     assert "\n" not in str(caught.value)
 
 
@@ -113,11 +113,11 @@ def test_one_other_byte_in_a_published_file_is_refused(tmp_path, name):
     """A pixel or a label that is possible, in a file that is whole: only the digest can know."""
     for file in ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"):
         shutil.copy(PACKAGED / file, tmp_path)
-    read_labelled_images(tmp_path, "t10k", md5=PUBLISHED_MD5)
+    read_labeled_images(tmp_path, "t10k", 10, md5=PUBLISHED_MD5)
     content = bytearray(gzip.decompress((tmp_path / f"{name}.gz").read_bytes()))
     content[5000] = (content[5000] + 1) % 10
     (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content, compresslevel=1))
     with pytest.raises(
         ValueError, match=rf"{name}.gz is not the published file \(md5 [0-9a-f]+, published {PUBLISHED_MD5[name]}"
     ):
-        read_labelled_images(tmp_path, "t10k", md5=PUBLISHED_MD5)
+        read_labeled_images(tmp_path, "t10k", 10, md5=PUBLISHED_MD5)
