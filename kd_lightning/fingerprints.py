@@ -1,4 +1,4 @@
-"""What a network was shown, as one number a row: exact, cheap, and the same however the rows lie in memory."""
+"""Fingerprints of a network's inputs: one number a row, exact, cheap, and independent of the memory layout."""
 
 from __future__ import annotations
 
@@ -89,11 +89,11 @@ class _Plan(NamedTuple):
     repeated: tuple[int, ...]
     """Dimensions of which one place stands for all."""
     places: int
-    """What is left of a row."""
+    """Elements of a row that are read."""
     integers: torch.dtype
     """What its bits are read as."""
     in_one_piece: bool
-    """Whether what is left of a row lies side by side."""
+    """True where the elements that are read lie side by side."""
     on_cpu: bool
 
 
@@ -105,7 +105,7 @@ def _of(x: Any, name: str = "") -> Tensor:
     plan = _plan(name, x.dtype, x.shape[1:], stride[1:], x.device)
     if x.requires_grad:
         x = x.detach()
-    if plan.in_one_piece:  # in one call: after a forward pass, each costs ten times what it does in a loop of its own
+    if plan.in_one_piece:  # in one call: after a forward pass, each costs ten times as much as alone
         x = x.as_strided((x.shape[0], plan.places), (stride[0], 1))
     else:
         for dim in plan.repeated:

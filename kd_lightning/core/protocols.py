@@ -46,5 +46,5 @@ class AugmentedTrainingRows(TrainingRows, Protocol):
     def train_rows(
         self, rank: int = 0, world_size: int = 1, batch_size: int | None = None, view: int | None = None
     ) -> Iterable[Any]:
-        """As `TrainingRows.train_rows`; `view` gives the rows as that view augments them."""
+        """Batches of every training row once, in one order; with `view`, augmented as in that view."""
         ...

@@ -44,7 +44,7 @@ class Affine(nn.Module):
         self.down = down
 
     def forward(self, images: Tensor) -> Tensor:
-        """Transform the images."""
+        """Transform all images alike."""
         height, width = images.shape[2:]
         cos, sin = (f(math.radians(self.degrees)) / self.scale for f in (math.cos, math.sin))
         # where a place comes from, in units of half an image

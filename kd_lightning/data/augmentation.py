@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Augmentation = Callable[[Tensor], Any]
-"""An image to an image; typed Any because the command line takes a class there for what the function must be."""
+"""An image to an image; typed Any because the command line gives a class for the function that its object is."""
 
 
 def augment(images: Tensor, seeds: list[int], augmentation: Augmentation) -> Tensor:

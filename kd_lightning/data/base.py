@@ -1,4 +1,4 @@
-"""SourceDataModule: what the data modules of a source share."""
+"""SourceDataModule: the base of data modules whose images come from a source."""
 
 from __future__ import annotations
 

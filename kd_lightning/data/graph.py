@@ -41,7 +41,7 @@ class KNNGraphDataModule(SourceDataModule):
         k: Number of nearest nodes that each is joined to.
         rewire: Join nodes at random instead, an ablation: the same graph with its nodes permuted.
         seed: Chooses the nodes and their order.
-        drop_last: Leave out what is left of a pass after the last full global batch; no effect with `steps_per_epoch`.
+        drop_last: Leave out the rest of a pass after its last full global batch; no effect with `steps_per_epoch`.
         steps_per_epoch: Full batches in an epoch; without it, an epoch is one pass.
         eval_batch_size: At most this many nodes a batch outside training, on each process.
 
@@ -124,7 +124,7 @@ class KNNGraphDataModule(SourceDataModule):
 
     @cached_property
     def node_set(self) -> LabeledImages:
-        """All nodes."""
+        """Images and labels of all nodes."""
         if self.nodes == "test":
             return self.test_set
         both = zip(self._checked(self.source.train(), "train"), self.test_set, strict=True)
@@ -132,7 +132,7 @@ class KNNGraphDataModule(SourceDataModule):
 
     @property
     def num_rows(self) -> int:
-        """Number of nodes."""
+        """Number of nodes, training and test together."""
         return len(self.node_set.labels)
 
     @cached_property

@@ -129,8 +129,8 @@ class ResumableLoader(ABC, Generic[BatchT]):
 class TrainLoader(ResumableLoader[ImageBatch]):
     """Shuffled batches of resident images, in an order that a run can resume at any batch.
 
-    Batch number ``g`` of the stream is at place ``g % len(loader)`` of epoch ``g // len(loader)``. Its rows, and what
-    the augmentation draws for each of them, depend on the seed, the epoch, the place and the rank alone, and all ranks
+    Batch number ``g`` of the stream is at place ``g % len(loader)`` of epoch ``g // len(loader)``. Its rows, and the
+    augmentation's draws for each of them, depend on the seed, the epoch, the place and the rank alone, and all ranks
     together see what one process with their global batch would.
 
     Args:
@@ -140,14 +140,14 @@ class TrainLoader(ResumableLoader[ImageBatch]):
         seed: Seed of the order and of the augmentation.
         steps_per_epoch: Full batches in an epoch, drawn over as many reshuffled passes over the rows as that takes;
             without it, an epoch is one pass.
-        drop_last: Leave out what is left of a pass after the last full global batch; no effect with `steps_per_epoch`.
+        drop_last: Leave out the rest of a pass after its last full global batch; no effect with `steps_per_epoch`.
         augmentation: Applied to each image, float32 (C, H, W); it must draw from torch's default generator.
         num_channels: Channels that a grey image is expanded to, without a copy; None for the images' own.
         rank: Which part of each global batch is given.
         world_size: Number of parts.
         completed_batches: Gives the number of batches that were trained on; without it the loader counts those it gave.
         num_augmented_views: Number of fixed augmentations of each image: epoch ``e`` shows all images in view
-            ``e % num_augmented_views``, and what is drawn for an image depends on the seed, the view and its row alone.
+            ``e % num_augmented_views``, in which an image's draws depend on the seed, the view and its row alone.
             Without it, each time is another.
 
     Raises:

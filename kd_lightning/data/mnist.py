@@ -16,9 +16,9 @@ class MNISTDataModule(ResidentDataModule):
         batch_size: Training images a batch, on each process.
         train_size: Images to train on; all that are not held out if not given.
         val_size: Images to hold out for validation; with 0 there is no validation.
-        seed: Chooses the images, their order and what the augmentation draws.
+        seed: Chooses the images, their order and the augmentation's draws.
         augmentation: Applied to each training image by itself, float32 (1, 28, 28) in [0, 1].
-        drop_last: Leave out what is left of a pass after the last full global batch; no effect with `steps_per_epoch`.
+        drop_last: Leave out the rest of a pass after its last full global batch; no effect with `steps_per_epoch`.
         steps_per_epoch: Full batches in an epoch; without it, an epoch is one pass.
         eval_batch_size: At most this many images a batch outside training, on each process.
         num_channels: Repeats the grey channel to this number.

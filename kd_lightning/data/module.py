@@ -36,10 +36,10 @@ class ResidentDataModule(SourceDataModule):
         batch_size: Training images a batch, on each process.
         train_size: Images to train on; all that are not held out if not given.
         val_size: Images to hold out for validation; with 0 there is no validation.
-        seed: Chooses the images, their order and what the augmentation draws.
+        seed: Chooses the images, their order and the augmentation's draws.
         augmentation: Applied to each training image by itself, float32 (C, H, W) in [0, 1]; it may change the size, or
             give `num_channels` channels. It must draw from torch's default generator, as torchvision's do.
-        drop_last: Leave out what is left of a pass after the last full global batch; no effect with `steps_per_epoch`.
+        drop_last: Leave out the rest of a pass after its last full global batch; no effect with `steps_per_epoch`.
         steps_per_epoch: Full batches in an epoch, drawn over as many reshuffled passes as that takes; without it, an
             epoch is one pass.
         eval_batch_size: At most this many images a batch outside training, on each process.
@@ -170,7 +170,7 @@ class ResidentDataModule(SourceDataModule):
     # ---- what Lightning calls
 
     def setup(self, stage: str) -> None:
-        """Read what the stage needs, so that a damaged file or a wrong size is reported before anything starts."""
+        """Read the images of the stage, so that a damaged file or a wrong size is reported before anything starts."""
         self._prepare_validation(stage, self.val_size)
         _ = self.split if stage in ("fit", "validate") else self.test_set
 
@@ -204,7 +204,7 @@ class ResidentDataModule(SourceDataModule):
         return self._evaluation_loader("val") if self.val_size else []
 
     def test_dataloader(self) -> EvaluationLoader | EvaluationViewLoader:
-        """All test images."""
+        """All test images, in the order of the test set."""
         return self._evaluation_loader("test")
 
     # ---- inside

@@ -80,8 +80,8 @@ class NoiseLoader(ResumableLoader[dict[str, Tensor]]):
 class NoiseDataModule(SourceDataModule):
     """Gaussian noise to train on, without labels, and a source's test set; it has no training rows and no validation.
 
-    A training batch is ``{"image": noise, "index": numbers}``. What a student learns from it is the baseline of every
-    method without data; schemes that make up their own inputs take the batch's size and numbers alone. The source's
+    A training batch is ``{"image": noise, "index": numbers}``. A student of noise is the baseline of every method
+    without data; schemes that make up their own inputs take the batch's size and numbers alone. The source's
     training set is never read.
 
     Args:
@@ -157,7 +157,7 @@ class NoiseDataModule(SourceDataModule):
             _ = self.test_set
 
     def train_dataloader(self) -> NoiseLoader:
-        """Batches of noise."""
+        """Batches of noise, in an order that can be resumed."""
         return NoiseLoader(
             self._noise_shape(),
             self.batch_size,
@@ -171,11 +171,11 @@ class NoiseDataModule(SourceDataModule):
         )
 
     def val_dataloader(self) -> list[EvaluationLoader]:
-        """An empty list, for there are no images to validate on."""
+        """An empty list: there are no images to validate on."""
         return []
 
     def test_dataloader(self) -> EvaluationLoader:
-        """All test images."""
+        """All test images, in the order of the test set."""
         data = self._resident(self.test_set)
         rows = torch.arange(len(data.labels))
         return EvaluationLoader(data, rows, self.eval_batch_size, self.num_channels, *self._rank_and_world_size())

@@ -14,7 +14,7 @@ from kd_lightning.core.errors import UsageError
 
 
 class TrainingRequest(NamedTuple):
-    """What a data module needs of a source's training set, and where it runs."""
+    """How a data module divides its source's training set, and where it runs."""
 
     train_size: int | None
     """Rows to train on; None for all that are not held out."""
@@ -67,7 +67,7 @@ def split_rows(
         6
     """
     check_sizes(train_size, val_size, len(labels))
-    # Python promises these numbers for ever; torch and numpy may change what a seed shuffles to
+    # Python promises these numbers for ever; torch and numpy may change theirs
     numbers = random.Random(seed)
     shuffled = torch.tensor([numbers.random() for _ in range(len(labels))], dtype=torch.float64).argsort(stable=True)
     rank = torch.empty_like(labels)  # of a row within its shuffled class

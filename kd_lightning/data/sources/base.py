@@ -13,7 +13,7 @@ from kd_lightning.data.split import TrainingRequest, TrainingSplit, split_rows
 
 
 class LabeledImages(NamedTuple):
-    """Images and labels, resident in memory as they are stored."""
+    """Images and labels, resident in memory as bytes and classes."""
 
     images: Tensor
     """uint8 (N, C, H, W)."""
@@ -56,7 +56,7 @@ class Source(ABC):
 
     @abstractmethod
     def test(self) -> LabeledImages:
-        """The test set."""
+        """The test set, which is never trained on."""
 
     def prepare(self, request: TrainingRequest | None) -> None:  # noqa: B027 (most sources need nothing)
         """Do what must be done once, on one process, before anything is read: a download, a labeling.
@@ -78,7 +78,7 @@ def check_facts(
     """Return the images if their number, size and classes are those that a data set is known to have.
 
     Args:
-        data: The images as they were read.
+        data: The images that were read.
         where: Where they were read, to begin the message with.
         count: Number of images.
         image_shape: (C, H, W).

@@ -22,7 +22,7 @@ class ColouredDigits(Source):
 
     Both colours are functions of the sample's number alone (see `kd_lightning.core.stateless_random`), so that they say
     nothing about the digit and are equal on every machine; training and test draw different ones. In each channel digit
-    and ground differ by at least 90 of 255, with a sign of its own: a digit may be brighter than its ground in red and
+    and ground differ by at least 90 of 255, each with its own sign: a digit may be brighter than its ground in red and
     darker in blue. An image's pixels are (255 - m) ground + m digit, divided by 255 and rounded, for MNIST's pixel m.
 
     Example:

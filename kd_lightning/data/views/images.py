@@ -22,7 +22,7 @@ class EdgeMap(nn.Module):
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the edges."""
+        """Compute the gradient magnitude."""
         across = images.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 4
         n, c, h, w = images.shape
         padded = functional.pad(images.reshape(n * c, 1, h, w), (1, 1, 1, 1), mode="replicate")

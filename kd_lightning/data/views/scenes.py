@@ -61,7 +61,7 @@ class DigitScenes(BatchViews):
         self.shuffled = shuffled
 
     def __call__(self, batch: ImageBatch, part: Part) -> dict[str, Any]:
-        """The scenes, what is said of them, and the targets."""
+        """The scenes with their questions, and the targets."""
         x, y, index = batch
         others = part.rows[(stateless_uniform(index, NUM_DIGITS - 1, salt=8) * len(part.rows)).long()]
         digits = torch.cat((y.unsqueeze(1), part.data.labels[others]), dim=1)
