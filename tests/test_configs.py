@@ -106,8 +106,12 @@ def test_every_loss_is_a_method():
     assert unused == ["ProbabilityCrossEntropyLoss"]  # the origin's mistake is there to be explained, not to train with
 
 
+TRANSFER_SETS = {"response/kd_without_threes", "response/kd_sevens_and_eights"}
+"""Other data for a loss that the zoo has: their test images are of classes that were never trained on."""
+
+
 def test_the_zoo_has_every_loss():
-    names = {name for name in METHODS if name.partition("/")[0] in ("response", "feature", "relation")}
+    names = {name for name in METHODS if name.partition("/")[0] in ("response", "feature", "relation")} - TRANSFER_SETS
     missing = {name for name in names if f"config: ../{name}.yaml" not in ZOO.read_text()}
     assert not missing
     zoo = {group.name: group for group in read_plan(ZOO).groups}["zoo"]

@@ -9,6 +9,7 @@ from typing import cast
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from kd_lightning.core.protocols import AugmentedTrainingRows, TrainingRows
 from kd_lightning.data import LabeledImages, MNISTDataModule, ResidentDataModule
 from kd_lightning.data.sources.mnist import PACKAGED
 from kd_lightning.data.split import TrainingRequest, TrainingSplit, split_rows
+from kd_lightning.methods import SHIPPED
 from tests.data.shapes import Shapes
 
 # from the data set's own page and from everyone's normalisation constants
@@ -231,6 +233,17 @@ def test_train_size_is_spread_over_the_classes_to_train_on():
     assert counts(data, data.split[0]) == [10, 10, 10, 0, *[10] * 6]
     assert set(data.split[0].tolist()) < set(MNISTDataModule(train_size=100).split[0].tolist())
     assert torch.equal(MNISTDataModule(classes=[*range(10)]).split[0], MNISTDataModule().split[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "trained"), [("kd_without_threes", {0, 1, 2, 4, 5, 6, 7, 8, 9}), ("kd_sevens_and_eights", {7, 8})]
+)
+def test_the_configured_transfer_sets_are_those_of_the_paper(name, trained):
+    config = yaml.safe_load((SHIPPED / f"response/{name}.yaml").read_text())
+    assert set(config["model"]["init_args"]["terms"]) == {"kd"}  # labels would say which classes there are
+    data = MNISTDataModule(**config["data"]["init_args"])
+    assert set(data.train_set.labels[data.split[0]].tolist()) == trained
+    assert set(data.train_set.labels[data.split[1]].tolist()) == {*range(10)}
 
 
 @pytest.mark.parametrize("classes", [[], [3, 3], [10], [-1], [True], ["3"], [1.0], 3, "37"])
