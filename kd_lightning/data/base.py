@@ -37,6 +37,8 @@ class SourceDataModule(LightningDataModule, ABC):
         super().__init__()
         if not isinstance(source, Source):  # pyright: ignore[reportUnnecessaryIsInstance]  # users have no type checker
             raise UsageError(f"source={source!r} is no Source: give an object such as kd_lightning.data.MNIST()")
+        if not hasattr(source, "num_classes"):
+            raise UsageError(f"source={type(source).__name__} has no num_classes: set it to the number of its classes")
         check_whole("eval_batch_size", eval_batch_size, least=1)
         check_whole("num_channels", num_channels, least=1, optional=True)
         self.save_hyperparameters(hyperparameters, logger=False)

@@ -104,6 +104,11 @@ class ResidentDataModule(SourceDataModule):
             check_sizes(train_size, val_size, source.num_train)
         if augmentation is not None and not callable(augmentation):
             raise UsageError(f"augmentation={augmentation!r} is not callable: give a function of one image, or null")
+        if not isinstance(views, BatchViews | None):  # pyright: ignore[reportUnnecessaryIsInstance]  # as for `source`
+            raise UsageError(
+                f"views={views!r} is no BatchViews: give one such as PairedViews; for a number of augmentations, set "
+                "num_augmented_views"
+            )
         self.batch_size = batch_size
         self.train_size = train_size
         self.val_size = val_size

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kd_lightning import UsageError
 from kd_lightning.core.protocols import AugmentedTrainingRows, TrainingRows
-from kd_lightning.data import LabeledImages, MNISTDataModule, ResidentDataModule
+from kd_lightning.data import LabeledImages, MNISTDataModule, ResidentDataModule, Source
 from kd_lightning.data.sources.mnist import PACKAGED
 from kd_lightning.data.split import TrainingRequest, TrainingSplit, split_rows
 from kd_lightning.methods import SHIPPED
@@ -210,6 +210,20 @@ def test_what_a_cache_asks_for_is_there():
 def test_what_is_no_source_is_refused():
     with pytest.raises(UsageError, match="source='mnist' is no Source: give an object such as"):
         ResidentDataModule("mnist")
+
+    class Unsaid(Source):
+        def train(self):
+            raise NotImplementedError
+
+        test = train
+
+    with pytest.raises(UsageError, match="source=Unsaid has no num_classes: set it to the number of its classes"):
+        ResidentDataModule(Unsaid())
+
+
+def test_views_are_no_number():
+    with pytest.raises(UsageError, match=r"views=4 is no BatchViews: .* set num_augmented_views"):
+        ResidentDataModule(Shapes(), views=4)
 
 
 # ---- classes to train on
