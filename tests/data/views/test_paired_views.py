@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 
 import pytest
 import torch
@@ -127,15 +128,29 @@ def test_views_know_the_set_that_a_batch_is_from():
     assert module.train_rows().num_rows == 180
 
 
-@pytest.mark.parametrize("start", [0, 1, 3, 5])
-def test_two_ranks_and_a_resume_see_what_one_process_sees(start):
-    whole = data().train_dataloader()
-    truth = [batch for _ in range(2) for batch in whole]
-    resumed = data().train_dataloader()
+@pytest.mark.parametrize("start", range(6))
+def test_a_resume_at_any_batch_sees_what_an_uninterrupted_run_sees(start):
+    whole = data(augmentation=noise).train_dataloader()
+    truth = [batch for _ in range(3) for batch in whole]
+    resumed = data(augmentation=noise).train_dataloader()
     resumed.load_state_dict({"position": start})
-    for batch, expected in zip(resumed, truth[start:], strict=False):
+    for batch, expected in zip(resumed, truth[start : start + 4], strict=True):
         assert all(torch.equal(batch[name], expected[name]) for name in expected)
-    assert len(resumed) == len(whole) == 4
+
+
+def noise(image: torch.Tensor) -> torch.Tensor:
+    return image + torch.rand(1)
+
+
+def test_two_ranks_share_what_one_process_sees():
+    """Of modalities that are functions of a sample; shuffled pairs are a batch's own."""
+    alone = {row: batch["edges"][n] for batch in data().train_rows() for n, row in enumerate(batch["index"].tolist())}
+    shares = [[*data().train_rows(rank, 2, batch_size=10)] for rank in range(2)]
+    assert [sum(len(batch["index"]) for batch in share) for share in shares] == [32, 32]
+    for batch in itertools.chain(*shares):
+        for edges, row in zip(batch["edges"], batch["index"].tolist(), strict=True):
+            torch.testing.assert_close(edges, alone.pop(row), rtol=0, atol=1e-6)
+    assert not alone
 
 
 def test_what_does_not_fit_is_refused():
