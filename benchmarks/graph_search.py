@@ -76,7 +76,7 @@ def worth(graph: dict[str, str], teacher: Path, seed: int) -> float:
         {name: edge(name, GATES[gate]()) for name, gate in graph.items()},
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.001),
     )
-    data = MNISTDataModule(train_size=1000, val_size=2000, epoch_steps=STEPS, seed=seed)
+    data = MNISTDataModule(train_size=1000, val_size=2000, steps_per_epoch=STEPS, seed=seed)
     trainer = Trainer(
         max_epochs=1,
         accelerator="cpu",

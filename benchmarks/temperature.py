@@ -103,7 +103,7 @@ def measure(plan: Plan, root: Path) -> Measured:
 def measure_noise(run: Run, root: Path, measured: Measured) -> None:
     """The noise of one seed's gradients, at its first weights and while it learns."""
     assert run.teacher is not None
-    data = MNISTDataModule(train_size=1000, val_size=2000, epoch_steps=990, seed=run.seed)
+    data = MNISTDataModule(train_size=1000, val_size=2000, steps_per_epoch=990, seed=run.seed)
     images, labels, rows = (torch.cat(parts) for parts in zip(*data.train_rows(), strict=True))
     logits = logits_of(run.teacher, root, images)
     centred = logits - logits.mean(dim=0)

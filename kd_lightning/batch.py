@@ -166,7 +166,7 @@ def pick_inputs(batch: Any, keys: str | list[str], labels: Iterable[str], settin
     if isinstance(batch, Tensor) or not isinstance(batch, Mapping):
         raise UsageError(
             f"a batch is {type(batch).__name__}, and inputs are picked by their names: let the data give a mapping, "
-            "e.g. PairedViewsDataModule"
+            "e.g. ResidentDataModule with PairedViews"
         )
     items = cast("Mapping[str, Any]", batch)
     for name in [keys] if isinstance(keys, str) else keys:

@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 
 from kd_lightning.complaints import did_you_mean, nearest
 from kd_lightning.methods import Setting
+from kd_lightning.renamed import renamed_argument, renamed_class
 
 _WRAPPERS = ("init_args", "class_path", "dict_kwargs")
 PACKAGES = (
@@ -57,6 +58,8 @@ def explain(error: BaseException, settings: Sequence[Setting], options: Sequence
         place = [*keys, *([found["group"]] if found["group"] else [])]
         known = _parameters(owner) if owner else _below(options, place)
         whose = f"{_short(owner)} has no such setting" if owner else "there is no such setting"
+        if owner and (new := renamed_argument(_resolve(owner), found["name"])):
+            return at(settings, [*place, found["name"]], f"{whose}: it is now called {new!r}")
         return at(settings, [*place, found["name"]], whose + nearest(found["name"], known))
     if found := re.match(r"unrecognized arguments: (\S+)", reason):
         return f"{found[1]}: there is no such option" + nearest(found[1].lstrip("-").partition("=")[0], options)
@@ -68,6 +71,8 @@ def explain(error: BaseException, settings: Sequence[Setting], options: Sequence
         return at(settings, keys, f"{found[1]} is missing" + (f": {_short(owner)} needs it" if owner else ""))
     if found := re.match(r"Expected a dot import path string: (.+)|No module named|module '.+' has no attr", reason):
         name = found[1] or owner or ""
+        if new := renamed_class(name):
+            return at(settings, keys, f"{name!r} is now {new}", name)
         return at(settings, keys, f"there is no {name!r}" + nearest(name, _importable(name)), name)
     if found := re.match(r"Import path (\S+) does not correspond to a subclass of (.+)", reason):
         return at(settings, keys, f"{found[1]} is no {found[2]}", found[1])

@@ -1,4 +1,4 @@
-"""What a network was shown, as one number a row: exact, cheap, and the same however the rows lie in memory."""
+"""Fingerprints of a network's inputs: one number a row, exact, cheap, and independent of the memory layout."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.stateless_random import STEP, splitmix64
 
-_VOUCHED = "_kd_vouched"  # on a tensor: the rows that it shows, and how often these had been written into
+_IMMUTABLE = "_kd_immutable"  # on a tensor: its rows' indices, and how often these had been written into
 
 
 def fingerprints(inputs: Any) -> Tensor:
@@ -54,25 +55,29 @@ def fingerprints(inputs: Any) -> Tensor:
     return _of(inputs)
 
 
-def vouch(x: Tensor, index: Tensor) -> None:
-    """Notes that `x` is what these rows look like, and cannot change: that torch refuses to write into it.
+def mark_immutable(x: Tensor, index: Tensor) -> None:
+    """Mark a loader's tensor as a function of its rows that no later code can write into.
 
-    It refuses where an expanded dimension shows one place in memory as several. The note is about the object: whatever
-    is computed from it has none.
+    Only a tensor with an expanded dimension is marked: torch refuses to write into it, because several elements share
+    one place in memory. The mark is on the object: tensors computed from it have none.
+
+    Args:
+        x: The rows, (N, ...).
+        index: Their indices, int64 (N,); writing into them takes the mark away.
 
     Example:
         >>> x, index = torch.zeros(2, 1).expand(-1, 3), torch.tensor([4, 5])
-        >>> vouch(x, index)
-        >>> is_vouched(x, index), is_vouched(x + 0, index), is_vouched(x, index.clone())
+        >>> mark_immutable(x, index)
+        >>> is_marked_immutable(x, index), is_marked_immutable(x + 0, index), is_marked_immutable(x, index.clone())
         (True, False, False)
     """
     if 0 in x.stride()[1:]:
-        vars(x)[_VOUCHED] = (index, index._version)
+        vars(x)[_IMMUTABLE] = (index, index._version)
 
 
-def is_vouched(x: Any, index: Tensor) -> bool:
-    """Whether `vouch` noted that `x` is what the rows of this very tensor, which nobody wrote into, look like."""
-    note = vars(x).get(_VOUCHED) if type(x) is Tensor else None
+def is_marked_immutable(x: Any, index: Tensor) -> bool:
+    """Return True if `mark_immutable` marked `x` with this very `index`, and nothing has written into `index` since."""
+    note = vars(x).get(_IMMUTABLE) if type(x) is Tensor else None
     return note is not None and note[0] is index and note[1] == index._version
 
 
@@ -84,11 +89,11 @@ class _Plan(NamedTuple):
     repeated: tuple[int, ...]
     """Dimensions of which one place stands for all."""
     places: int
-    """What is left of a row."""
+    """Elements of a row that are read."""
     integers: torch.dtype
     """What its bits are read as."""
     in_one_piece: bool
-    """Whether what is left of a row lies side by side."""
+    """True where the elements that are read lie side by side."""
     on_cpu: bool
 
 
@@ -100,7 +105,7 @@ def _of(x: Any, name: str = "") -> Tensor:
     plan = _plan(name, x.dtype, x.shape[1:], stride[1:], x.device)
     if x.requires_grad:
         x = x.detach()
-    if plan.in_one_piece:  # in one call: after a forward pass, each costs ten times what it does in a loop of its own
+    if plan.in_one_piece:  # in one call: after a forward pass, each costs ten times as much as alone
         x = x.as_strided((x.shape[0], plan.places), (stride[0], 1))
     else:
         for dim in plan.repeated:
@@ -141,13 +146,5 @@ def _plan(
 
 
 def _odd_numbers(start: int, count: int) -> Tensor:
-    """The first numbers of splitmix64 (Steele, Lea and Flood, 2014), made odd."""
-    z = start + torch.arange(1, count + 1) * -0x61C8864680B583EB
-    z = (z ^ _right(z, 30)) * -0x40A7B892E31B1A47
-    z = (z ^ _right(z, 27)) * -0x6B2FB644ECCEEE15
-    return (z ^ _right(z, 31)) | 1
-
-
-def _right(z: Tensor, by: int) -> Tensor:
-    """A shift that fills with zeros, for torch has signed integers only."""
-    return (z >> by) & ((1 << (64 - by)) - 1)
+    """The first numbers of SplitMix64 from a start, made odd."""
+    return splitmix64(start + torch.arange(1, count + 1) * STEP) | 1

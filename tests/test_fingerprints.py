@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import kd_lightning.fingerprints as module
-from kd_lightning.fingerprints import fingerprints, is_vouched, vouch
+from kd_lightning.fingerprints import fingerprints, is_marked_immutable, mark_immutable
 
 FORMATS = {
     1: "b",
@@ -114,20 +114,20 @@ def test_what_augmentations_do_to_an_image_is_noticed(dtype):
         assert (fingerprints(images) != fingerprints(other)).all()
 
 
-def test_only_what_cannot_be_written_into_is_vouched_for():
+def test_only_what_cannot_be_written_into_is_marked_immutable():
     index = torch.arange(4)
     dense, wide = torch.zeros(4, 3, 2), torch.zeros(4, 1, 2).expand(-1, 3, -1)
     for x in (dense, wide):
-        vouch(x, index)
-    assert not is_vouched(dense, index)
-    assert is_vouched(wide, index)
+        mark_immutable(x, index)
+    assert not is_marked_immutable(dense, index)
+    assert is_marked_immutable(wide, index)
     with pytest.raises(RuntimeError, match="refers to a single memory location"):
         wide += 1
     for other in (wide + 0, wide.clone(), wide[:], wide.contiguous(), wide.double(), {"x": wide}, None):
-        assert not is_vouched(other, index)
-    assert not is_vouched(wide, torch.arange(4))
+        assert not is_marked_immutable(other, index)
+    assert not is_marked_immutable(wide, torch.arange(4))
     index[0] = 2
-    assert not is_vouched(wide, index)
+    assert not is_marked_immutable(wide, index)
 
 
 def test_what_is_no_input_with_rows_is_refused_in_one_line():

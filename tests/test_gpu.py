@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 
 from kd_lightning import Classifier, OfflineDistiller, UsageError
 from kd_lightning.callbacks import ChannelsLast, FastLoop, TeacherCache
-from kd_lightning.data import DigitGraphDataModule, MNISTDataModule, SameClassPairs
+from kd_lightning.data import MNIST, Digits, KNNGraphDataModule, ResidentDataModule, SameClassPairs
 from kd_lightning.networks import ConvNet, GraphNetwork, freeze, load_student
 from tests import found, toys
 
@@ -37,11 +37,11 @@ def seen_on(accelerator, folder, data):
     return batches.seen
 
 
-@pytest.mark.parametrize("kind", [MNISTDataModule, SameClassPairs])
+@pytest.mark.parametrize("kind", [ResidentDataModule, SameClassPairs])
 def test_batches_are_made_on_the_gpu_and_are_those_of_a_cpu(kind, tmp_path):
-    arguments = {"batch_size": 16, "train_size": 192, "val_size": 0}
-    there = seen_on("gpu", tmp_path, kind(**arguments))
-    here = seen_on("cpu", tmp_path, kind(**arguments))
+    arguments = {"num_channels": 3, "batch_size": 16, "train_size": 192, "val_size": 0}
+    there = seen_on("gpu", tmp_path, kind(MNIST(), **arguments))
+    here = seen_on("cpu", tmp_path, kind(MNIST(), **arguments))
     assert len(there) == len(here) == 24
     for first, second in zip(there, here, strict=True):
         assert all(part.is_cuda for part in first)
@@ -54,9 +54,9 @@ def test_the_gpu_is_given_back(tmp_path):
     data = toys.data(augmentation=None, train_size=192)
     trainer = fit(tmp_path, Classifier(ConvNet(4)), data=data)
     assert data.train_set.images.device.type == "cpu"
-    assert not data._on_device
+    assert not data._copies
     trainer.test(Classifier(ConvNet(4)), data, verbose=False)
-    assert not data._on_device
+    assert not data._copies
 
 
 class Graphs(Callback):
@@ -71,12 +71,12 @@ class Graphs(Callback):
 
 def test_a_graph_is_moved_to_the_gpu_once_and_given_back(tmp_path):
     graphs = Graphs()
-    data = DigitGraphDataModule(labels=64, batch_size=16, val_size=32)
+    data = KNNGraphDataModule(Digits(), nodes="all", num_labeled=64, batch_size=16, val_size=32)
     fit(tmp_path, Classifier(GraphNetwork(64, [6]), view="graph"), graphs, data=data)
     assert len(graphs.seen) == 16
     assert all(part.is_cuda for part in graphs.seen)
     assert len({part.data_ptr() for part in graphs.seen}) == 2
-    assert not data._moved
+    assert not data._copies
 
 
 def distiller() -> OfflineDistiller:

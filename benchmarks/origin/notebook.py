@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kd_lightning.data.idx import LabelledImages
+from kd_lightning.data import LabeledImages
 from kd_lightning.losses.probability_cross_entropy import probability_cross_entropy_loss
 from kd_lightning.losses.soft_cross_entropy import soft_cross_entropy_loss
 from kd_lightning.networks.convnet import StudentConvNet, TeacherConvNet
@@ -73,7 +73,7 @@ VARIANTS = {
 }
 
 
-def batches(digits: LabelledImages, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(digits: LabeledImages, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Images in [0, 1], grey repeated in three channels, and classes; the last batch is as short as it comes."""
     for rows in order.split(BATCH_SIZE):
         yield digits.images[rows].float().div(255).repeat(1, 3, 1, 1), digits.labels[rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kd_lightning.activations import tap
 from kd_lightning.batch import target_of
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.protocols import TrainingRows
 from kd_lightning.learner import Learner
 
 
@@ -68,8 +69,8 @@ class ActivationStatistics(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses what it could not record, before anything is trained."""
-        data: Any = getattr(trainer, "datamodule", None)
-        if not hasattr(data, "train_rows") or not isinstance(pl_module, Learner):
+        data: object = getattr(trainer, "datamodule", None)
+        if not isinstance(data, TrainingRows) or not isinstance(pl_module, Learner):
             raise UsageError(
                 f"ActivationStatistics looks at a Learner's training images, and {type(data).__name__} of "
                 f"{type(pl_module).__name__} gives none: use a data module of kd_lightning.data"
@@ -83,7 +84,7 @@ class ActivationStatistics(Callback):
         network = pl_module.get_submodule(pl_module.inference_network_name)
         training = network.training
         network.eval()
-        data: Any = getattr(trainer, "datamodule", None)
+        data = cast("TrainingRows", getattr(trainer, "datamodule", None))  # as `on_fit_start` found
         found = statistics(network, (self._seen(pl_module, batch) for batch in data.train_rows()), self)
         network.train(training)
         path = Path(trainer.default_root_dir, "statistics.safetensors") if self.file is None else Path(self.file)

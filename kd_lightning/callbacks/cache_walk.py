@@ -13,6 +13,7 @@ from torch import Tensor
 from kd_lightning.batch import Batch
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.lightning_internals import before_batch_transfer
+from kd_lightning.core.protocols import AugmentedTrainingRows, TrainingRows
 from kd_lightning.distributed import gather, is_distributed
 from kd_lightning.fingerprints import fingerprints
 from kd_lightning.learner import Learner
@@ -38,10 +39,8 @@ class Inputs(NamedTuple):
 class Walk:
     """Over the training rows of a trainer's data module, which says what they are.
 
-    It asks it for ``train_rows(rank, world_size, batch_size)``: batches of every training row once, as a share of each
-    process, in one order, and equally many on each. Where an augmentation shows each row in a stated number of ways,
-    ``views`` is that number, ``view_of_batch()`` the view that the batch shows which is trained on, and `train_rows`
-    takes a ``view``. ``training_is_random`` says that there is no end of ways.
+    The data module is a `kd_lightning.core.protocols.TrainingRows`, and an `AugmentedTrainingRows` if its augmentation
+    has a fixed number of views.
 
     Raises:
         UsageError: There is no such data module, or training inputs are random.
@@ -50,19 +49,19 @@ class Walk:
     def __init__(self, trainer: Trainer, learner: Learner) -> None:
         self.trainer = trainer
         self.learner = learner
-        self.data: Any = getattr(trainer, "datamodule", None)
-        if not hasattr(self.data, "train_rows"):
+        data: object = getattr(trainer, "datamodule", None)
+        if not isinstance(data, TrainingRows):
             raise UsageError(
-                f"{type(self.data).__name__} has no train_rows() to walk over: give the trainer a data module of "
+                f"{type(data).__name__} has no train_rows() to walk over: give the trainer a data module of "
                 "kd_lightning.data, or train without TeacherCache"
             )
-        if self.data.training_is_random:
+        self.data: Any = data
+        if data.training_is_random:
             raise UsageError(
                 "training inputs are random, and what the teacher said about one does not hold for the next: set the "
-                "data's `views` to a number of ways to augment an image, its augmentation to null, or train without "
-                "TeacherCache"
+                "data's `num_augmented_views` to a number, its augmentation to null, or train without TeacherCache"
             )
-        self.views: int | None = self.data.views if hasattr(self.data, "view_of_batch") else None
+        self.views = data.num_augmented_views if isinstance(data, AugmentedTrainingRows) else None
         self._seen = torch.empty(0)
 
     @cached_property

@@ -18,7 +18,7 @@ from kd_lightning.callbacks.cache_walk import Walk, index_of
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.progress import epoch, should_log
 from kd_lightning.core.traits import check_teacher_use
-from kd_lightning.fingerprints import fingerprints, is_vouched
+from kd_lightning.fingerprints import fingerprints, is_marked_immutable
 from kd_lightning.learner import Batch
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 
@@ -33,8 +33,8 @@ class TeacherCache(Callback):
     The pass is made when training starts, under the trainer's precision; of several processes each asks about its
     share. The logits, and every layer that a term addresses, stay in memory on the module's device and are in no
     checkpoint: 56 bytes an image for ten logits (40, and 8 each for its fingerprint and its place), 18 kB more for a
-    map of 128 x 6 x 6. Under an augmentation that shows each image in V stated ways, the data's `views`, all that and
-    the pass are V times as large; an augmentation without end of ways is refused.
+    map of 128 x 6 x 6. Under an augmentation with V fixed views of each image, the data's `num_augmented_views`, all
+    that and the pass are V times as large; unbounded random augmentation is not supported.
 
     With a folder the pass is made once. Its file, of as many bytes, serves every later run with the same teacher,
     layers, precision, device and release of torch whose training inputs are the same bit by bit, which a walk over them
@@ -44,10 +44,10 @@ class TeacherCache(Callback):
 
     What the teacher was shown is remembered as a fingerprint of each row, and every batch is compared with these before
     its step, so that an augmentation that hides in a hook is found where it first matters. What cannot have changed is
-    compared in the first batch of each epoch alone: the loader's own tensor, as `TrainLoader` vouches for it without an
-    augmentation. In that batch the answers, too, are compared with what the teacher shows itself. On a GPU, where no
-    step is to wait, a row that changed is reported at the next step that is logged, and no later than an epoch ends or
-    a checkpoint is to be written.
+    compared in the first batch of each epoch alone: the loader's own tensor, which `TrainLoader` marks as immutable
+    without an augmentation. In that batch the answers, too, are compared with what the teacher shows itself. On a GPU,
+    where no step is to wait, a row that changed is reported at the next step that is logged, and no later than an epoch
+    ends or a checkpoint is to be written.
 
     It asks of the data module what `kd_lightning.callbacks.cache_walk.Walk` says. In evaluation, whose rows are others,
     the teacher shows them itself.
@@ -92,7 +92,7 @@ class TeacherCache(Callback):
         self._tables: Tables | None = None
         self._path: Path | None = None
         self._compared = False
-        self._trusts = False  # that what a loader vouches for is what the teacher was shown
+        self._trusts = False  # that rows marked as immutable are those of the teacher's pass
 
     # ---- what Lightning calls
 
@@ -128,7 +128,7 @@ class TeacherCache(Callback):
         cached = learner.teacher_activations(split)
         for layer, live in asking.live(split).items():
             self._compare(trainer, layer, live, cached[layer])
-        self._trusts = is_vouched(split.teacher, index_of(split))
+        self._trusts = is_marked_immutable(split.teacher, index_of(split))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks whether a row has changed."""
@@ -158,7 +158,7 @@ class TeacherCache(Callback):
         if walk.trainer.state.stage is not RunningStage.TRAINING:
             return asking.learner.run_teacher(batch)
         index = index_of(batch)
-        known = self._trusts and is_vouched(batch.teacher, index)
+        known = self._trusts and is_marked_immutable(batch.teacher, index)
         view = 0 if walk.views is None else walk.data.view_of_batch()
         try:
             return tables.look_up(index, None if known else fingerprints(batch.teacher), view)

@@ -1,36 +1,60 @@
-"""Data that a run can be resumed on at any step."""
+"""Data that a run can be resumed on at any step: sources of images, data modules, and views of a batch."""
 
-from kd_lightning.data.annotated import Affine, AnnotatedMNISTDataModule
-from kd_lightning.data.data_free import DataFreeMNISTDataModule
-from kd_lightning.data.graph import DigitGraphDataModule
-from kd_lightning.data.mnist import FashionMNISTDataModule, MNISTDataModule
-from kd_lightning.data.motion import MovingDigit, OpticalFlow
+from kd_lightning.data.affine import Affine
+from kd_lightning.data.graph import KNNGraphDataModule
+from kd_lightning.data.loaders import EvaluationLoader, TrainLoader
+from kd_lightning.data.mnist import MNISTDataModule
+from kd_lightning.data.module import ResidentDataModule
+from kd_lightning.data.noise import NoiseDataModule, NoiseLoader
 from kd_lightning.data.pairs import PairLoader, SameClassPairs
-from kd_lightning.data.rotated import RotatedMNISTDataModule
-from kd_lightning.data.scenes import DigitScenesDataModule
-from kd_lightning.data.speech import SpokenDigits
-from kd_lightning.data.tensors import EvaluationLoader, TrainLoader
-from kd_lightning.data.views import EdgeMap, PairedViewsDataModule, Rows
-from kd_lightning.data.words import NumberWords
+from kd_lightning.data.sources import (
+    MNIST,
+    ColouredDigits,
+    Digits,
+    FashionMNIST,
+    LabeledImages,
+    PseudoLabels,
+    Rotated,
+    Source,
+)
+from kd_lightning.data.views import (
+    BatchViews,
+    DigitScenes,
+    EdgeMap,
+    MovingDigit,
+    NumberWords,
+    OpticalFlow,
+    PairedViews,
+    RowSequence,
+    SpokenDigits,
+)
 
 __all__ = [
+    "MNIST",
     "Affine",
-    "AnnotatedMNISTDataModule",
-    "DataFreeMNISTDataModule",
-    "DigitGraphDataModule",
-    "DigitScenesDataModule",
+    "BatchViews",
+    "ColouredDigits",
+    "DigitScenes",
+    "Digits",
     "EdgeMap",
     "EvaluationLoader",
-    "FashionMNISTDataModule",
+    "FashionMNIST",
+    "KNNGraphDataModule",
+    "LabeledImages",
     "MNISTDataModule",
     "MovingDigit",
+    "NoiseDataModule",
+    "NoiseLoader",
     "NumberWords",
     "OpticalFlow",
     "PairLoader",
-    "PairedViewsDataModule",
-    "RotatedMNISTDataModule",
-    "Rows",
+    "PairedViews",
+    "PseudoLabels",
+    "ResidentDataModule",
+    "Rotated",
+    "RowSequence",
     "SameClassPairs",
+    "Source",
     "SpokenDigits",
     "TrainLoader",
 ]

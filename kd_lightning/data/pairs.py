@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kd_lightning.data.mnist import MNISTDataModule
-from kd_lightning.data.tensors import TrainLoader
+from kd_lightning.data.loaders import TrainLoader
+from kd_lightning.data.module import ResidentDataModule
 
 
 class PairLoader(TrainLoader):
@@ -19,8 +19,8 @@ class PairLoader(TrainLoader):
     The arguments are those of `TrainLoader`; `batch_size` counts the pairs.
 
     Example:
-        >>> from kd_lightning.data.idx import LabelledImages
-        >>> data = LabelledImages(torch.zeros(6, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 2, 0, 1, 2]))
+        >>> from kd_lightning.data import LabeledImages
+        >>> data = LabeledImages(torch.zeros(6, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 2, 0, 1, 2]))
         >>> x, y, index = next(iter(PairLoader(data, torch.arange(6), batch_size=3, seed=0)))
         >>> torch.equal(y[:3], y[3:])
         True
@@ -39,33 +39,18 @@ class PairLoader(TrainLoader):
         return pairs, [torch.cat((numbers, numbers + 1)) for numbers in seeds]
 
 
-class SameClassPairs(MNISTDataModule):
-    """MNIST, every training image with a partner of its class: what `kd_lightning.schemes.CSKD` learns from.
+class SameClassPairs(ResidentDataModule):
+    """`ResidentDataModule` with a partner of its class for every training image: see `kd_lightning.schemes.CSKD`.
 
     A training batch is ``(x, y, index)`` of 2 B rows, B images and, in the same order, B partners of the same classes;
-    see `PairLoader`. Validation and test batches, and the arguments, are those of `MNISTDataModule`; `batch_size` B
+    see `PairLoader`. Validation and test batches, and the arguments, are those of `ResidentDataModule`; `batch_size` B
     counts the pairs.
 
     Example:
-        >>> x, y, index = next(iter(SameClassPairs(batch_size=64, train_size=100).train_dataloader()))
+        >>> from kd_lightning.data import MNIST
+        >>> x, y, index = next(iter(SameClassPairs(MNIST(), batch_size=64, train_size=100).train_dataloader()))
         >>> x.shape, torch.equal(y[:64], y[64:])
-        (torch.Size([128, 3, 28, 28]), True)
+        (torch.Size([128, 1, 28, 28]), True)
     """
 
-    def train_dataloader(self) -> PairLoader:
-        """Shuffled batches of pairs."""
-        plain = super().train_dataloader()
-        return PairLoader(
-            plain.data,
-            plain.rows,
-            self.batch_size,
-            self.seed,
-            epoch_steps=self.epoch_steps,
-            drop_last=self.drop_last,
-            augmentation=self.augmentation,
-            channels=self.channels,
-            rank=plain.rank,
-            world_size=plain.world_size,
-            batches_done=self._batches_done if self.trainer is not None else None,
-            views=self.views,
-        )
+    train_loader_class = PairLoader

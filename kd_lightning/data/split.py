@@ -1,8 +1,11 @@
-"""Which rows to train on and which to hold out: the same for everybody, and even over the classes."""
+"""The division of a training set into rows to train on and rows to validate on: reproducible, and even over classes."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,8 +13,40 @@ from torch import Tensor
 from kd_lightning.core.errors import UsageError
 
 
-def split_rows(labels: Tensor, train_size: int | None, val_size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Disjoint rows to train and to validate on, each in ascending order.
+class TrainingRequest(NamedTuple):
+    """How a data module divides its source's training set, and where it runs."""
+
+    train_size: int | None
+    """Rows to train on; None for all that are not held out."""
+    val_size: int
+    """Rows to hold out."""
+    seed: int
+    """Seed of the split."""
+    classes: tuple[int, ...] | None = None
+    """The only classes to train on; None for all."""
+    num_channels: int | None = None
+    """Channels that networks see a grey image in; None for the image's own."""
+    folder: Path = Path()
+    """The run directory."""
+    device: torch.device = torch.device("cpu")
+    """Where networks run."""
+
+
+class TrainingSplit(NamedTuple):
+    """The labels of a training set, and which of its rows are trained and validated on."""
+
+    labels: Tensor
+    """int64 (N,): of all rows."""
+    train: Tensor
+    """int64 (M,): rows to train on, in ascending order."""
+    val: Tensor
+    """int64 (V,): rows to validate on, in ascending order."""
+
+
+def split_rows(
+    labels: Tensor, train_size: int | None, val_size: int, seed: int, classes: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Choose disjoint rows to train and to validate on, each in ascending order.
 
     Each class is shuffled by the seed. Validation takes from the ends of the classes, in proportion to them; training
     takes from their beginnings, equally many of each as long as they last.
@@ -19,11 +54,12 @@ def split_rows(labels: Tensor, train_size: int | None, val_size: int, seed: int)
     Args:
         labels: int64 (N,).
         train_size: Rows to train on; all the others if not given.
-        val_size: Rows to validate on.
-        seed: Of the shuffle.
+        val_size: Rows to validate on, of all classes.
+        seed: Seed of the shuffle.
+        classes: The only classes to train on. Which rows validate does not depend on it.
 
     Raises:
-        UsageError: There are fewer rows than asked for.
+        UsageError: There are fewer rows than `train_size` and `val_size` need.
 
     Example:
         >>> train, val = split_rows(torch.tensor([0, 1, 0, 1, 0, 1, 0, 1]), train_size=2, val_size=4, seed=0)
@@ -31,7 +67,7 @@ def split_rows(labels: Tensor, train_size: int | None, val_size: int, seed: int)
         6
     """
     check_sizes(train_size, val_size, len(labels))
-    # Python promises these numbers for ever; torch and numpy may change what a seed shuffles to
+    # Python promises these numbers for ever; torch and numpy may change theirs
     numbers = random.Random(seed)
     shuffled = torch.tensor([numbers.random() for _ in range(len(labels))], dtype=torch.float64).argsort(stable=True)
     rank = torch.empty_like(labels)  # of a row within its shuffled class
@@ -42,12 +78,19 @@ def split_rows(labels: Tensor, train_size: int | None, val_size: int, seed: int)
     by_share = shuffled[share[shuffled].argsort(stable=True)]
     val = by_share[len(labels) - val_size :]
     rest = shuffled[~torch.isin(shuffled, val)]
+    if classes is not None:
+        rest = rest[torch.isin(labels[rest], torch.tensor(classes))]
+        if len(rest) < (train_size or 1):
+            raise UsageError(
+                f"train_size={train_size} is more than the {len(rest)} images of classes={[*classes]} that are not "
+                "held out: lower train_size or val_size, or train on more classes"
+            )
     train = rest[rank[rest].argsort(stable=True)][:train_size]
     return train.sort().values, val.sort().values
 
 
 def check_sizes(train_size: int | None, val_size: int, available: int) -> None:
-    """A ValueError if there are fewer rows than asked for; some must be left to train on."""
+    """Raise a UsageError if there are fewer rows than asked for; at least one must be left to train on."""
     if (train_size or 1) + val_size > available:
         raise UsageError(
             f"train_size={train_size} and val_size={val_size} are more than the {available} images that there are: "

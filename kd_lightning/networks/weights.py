@@ -18,6 +18,7 @@ from kd_lightning.networks.files import WeightsError, WeightsFile, read_weights
 from kd_lightning.networks.freezing import freeze, leave_out
 from kd_lightning.networks.inherit import inherit
 from kd_lightning.networks.prune import prune
+from kd_lightning.renamed import renamed_class
 
 
 def load_teacher(network: nn.Module, checkpoint: str | PathLike[str], prefix: str | None = None) -> nn.Module:
@@ -196,7 +197,8 @@ def _build(value: Any) -> Any:
         if found is function and filled in arguments:  # what it was filled with is in this file
             return _build(arguments[filled])
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise UsageError(f"{value['class_path']} is no class of networks")
+        new = renamed_class(value["class_path"])
+        raise UsageError(f"{value['class_path']} is " + (f"now {new}" if new else "no class of networks"))
     return found(**_build(arguments))
 
 
@@ -205,5 +207,8 @@ def _find(class_path: str) -> Any:
     # Looked up and never imported; in `vars`, for `getattr` may import lazily.
     module = sys.modules.get(module_name or __package__ or "")
     if module is None:
-        raise UsageError(f"the module of {class_path} is not imported: import it first")
+        new = renamed_class(class_path)
+        raise UsageError(
+            f"{class_path} is now {new}" if new else f"the module of {class_path} is not imported: import it first"
+        )
     return vars(module).get(name)

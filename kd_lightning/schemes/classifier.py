@@ -25,7 +25,7 @@ class Classifier(Learner):
         lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
         metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
         view: What the network sees of a batch in several views, such as those of
-            `kd_lightning.data.PairedViewsDataModule`; needed with such data only.
+            `kd_lightning.data.PairedViews`; needed with such data only.
 
     Raises:
         UsageError: A term compares with a teacher; at a batch: it has no such view.

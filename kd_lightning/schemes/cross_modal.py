@@ -22,7 +22,7 @@ class CrossModalDistiller(OfflineDistiller):
     it, does not ask for any, and terms that do are free to stand beside them. Evaluation sees the student's view, and
     needs labels.
 
-    A batch is a mapping of views and labels, as of `kd_lightning.data.PairedViewsDataModule`, or a user's own.
+    A batch is a mapping of views and labels, as of `kd_lightning.data.PairedViews`, or a user's own.
 
     Args:
         student: The network that learns and that is deployed; it sees its own view alone.

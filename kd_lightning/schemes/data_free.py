@@ -24,7 +24,7 @@ from kd_lightning.terms import Term, Terms
 class DataFreeDistiller(FrozenTeacher, AlternatingLearner):
     """A generator draws inputs that its terms make worth asking about, and the student learns from the teacher on them.
 
-    Of a training batch nothing but its size is looked at, as `kd_lightning.data.DataFreeMNISTDataModule` gives it. In
+    Of a training batch nothing but its size is looked at, as `kd_lightning.data.NoiseDataModule` gives it. In
     a batch the generator moves first, its gradient coming through the frozen teacher, and then the student, on inputs
     that are drawn anew and held fixed. What tells the methods apart are the terms and how often each moves:
 

@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection
 from kd_lightning.activations import tap
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.lightning_internals import attached_trainer
-from kd_lightning.data.draws import choice
+from kd_lightning.core.stateless_random import stateless_randint
 from kd_lightning.distributed import gather
 from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.schemes.drawn import evaluate_terms
@@ -182,9 +182,9 @@ class InversionDistiller(FrozenTeacher):
         split = self.split_batch(batch)
         index = split.labels.get("index")
         if index is None:
-            raise UsageError("a batch has no index to choose images by: use DataFreeMNISTDataModule, or give numbers")
+            raise UsageError("a batch has no index to choose images by: use NoiseDataModule, or give numbers")
         # another image each time that a number comes
-        return choice(index + 1_000_003 * (self._batches_done() + 1), self._filled(after=True), salt=9)
+        return stateless_randint(index + 1_000_003 * (self._batches_done() + 1), self._filled(after=True), salt=9)
 
     def _filled(self, after: bool = False) -> int:
         """How many images there are, after this batch's round or before it."""

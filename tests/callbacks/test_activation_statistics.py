@@ -98,5 +98,5 @@ def test_what_it_cannot_record_is_refused(tmp_path):
             [(torch.rand(4, 8, 28, 28), torch.arange(4))],
             ActivationStatistics(["input"], spectral={"input": 5}),
         )
-    with pytest.raises(ValueError, match="DataFreeMNISTDataModule of DataFreeDistiller gives none: use a data module"):
+    with pytest.raises(ValueError, match="NoiseDataModule of DataFreeDistiller gives none: use a data module"):
         toys.trainer(tmp_path, ActivationStatistics(["logits"])).fit(learner(of_the_teacher()), numbers())

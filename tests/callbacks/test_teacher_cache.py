@@ -245,10 +245,10 @@ class StopsNormalising(Normalised):
         return super().on_after_batch_transfer(batch, dataloader_idx) if ready < 2 else batch
 
 
-@pytest.mark.parametrize(("kind", "changes"), [(InPlace, {"channels": 1}), (OtherRows, {}), (StopsNormalising, {})])
+@pytest.mark.parametrize(("kind", "changes"), [(InPlace, {"num_channels": 1}), (OtherRows, {}), (StopsNormalising, {})])
 def test_what_is_written_into_a_batch_is_found_there(kind, changes, tmp_path):
     def network(width, seed):
-        return nn.Sequential(nn.Flatten(), nn.Linear(784 * changes.get("channels", 3), width), nn.Linear(width, 10))
+        return nn.Sequential(nn.Flatten(), nn.Linear(784 * changes.get("num_channels", 3), width), nn.Linear(width, 10))
 
     kept = Parameters()
     module = OfflineDistiller(network(8, 1), network(16, 2), toys.terms())
@@ -260,16 +260,16 @@ def test_what_is_written_into_a_batch_is_found_there(kind, changes, tmp_path):
 @pytest.mark.parametrize(
     ("datamodule", "compared"),
     [
-        (data, [0, 4, 8]),  # what the loader vouches for is compared at the first batch of each epoch
-        (lambda: data(channels=1), range(12)),
+        (data, [0, 4, 8]),  # what the loader marks as immutable is compared at the first batch of each epoch
+        (lambda: data(num_channels=1), range(12)),
         (lambda: data(Normalised), range(12)),
         (lambda: data(Noisy), [0]),
         (lambda: augmented(), range(12)),
     ],
 )
-def test_what_no_loader_vouches_for_is_compared_at_each_batch(datamodule, compared, tmp_path, monkeypatch):
+def test_what_no_loader_marks_as_immutable_is_compared_at_each_batch(datamodule, compared, tmp_path, monkeypatch):
     module, steps = learner(), []
-    if datamodule().channels == 1:
+    if datamodule().num_channels == 1:
         module = OfflineDistiller(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), nn.Flatten(), {"kd": Term(Mean())})
 
     def count(inputs):
@@ -353,7 +353,7 @@ def test_without_waiting_nothing_is_saved_that_learned_from_a_change(tmp_path):
 @pytest.mark.parametrize("views", [None, 2])
 def test_without_waiting_the_look_up_is_the_same(views, tmp_path):
     def datamodule():
-        return augmented(views=views) if views else data()
+        return augmented(num_augmented_views=views) if views else data()
 
     truth = fit(tmp_path, learner(), TeacherCache(), datamodule=datamodule())
     assert toys.same(fit(tmp_path, learner(), TeacherCache(), AsOnAGPU(), datamodule=datamodule()), truth)
@@ -368,26 +368,37 @@ def test_without_waiting_a_row_that_is_not_there_is_found_too(tmp_path):
 
 
 def augmented(**changes):
-    return data(augmentation=toys.Noise(), **{"views": 2} | changes)
+    return data(augmentation=toys.Noise(), **{"num_augmented_views": 2} | changes)
 
 
-@pytest.mark.parametrize("changes", [{"views": 1}, {"views": 2}, {"views": 3, "epoch_steps": 6}, {"views": 5}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_augmented_views": 1},
+        {"num_augmented_views": 2},
+        {"num_augmented_views": 3, "steps_per_epoch": 6},
+        {"num_augmented_views": 5},
+    ],
+    ids=str,
+)
 def test_each_view_is_looked_up_by_itself(changes, tmp_path):
     live, cached = learner(), learner()
     truth = fit(tmp_path, live, datamodule=augmented(**changes))
     weights = fit(tmp_path, cached, TeacherCache(), datamodule=augmented(**changes))
     for name, value in truth.items():
         torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-6)
-    assert cached.teacher.rows == [22, 21, 21] * changes["views"] + [16, 16, 16]
+    assert cached.teacher.rows == [22, 21, 21] * changes["num_augmented_views"] + [16, 16, 16]
 
 
 @pytest.mark.parametrize("changes", [{}, {"max_epochs": -1, "max_steps": 12}, {"limit_train_batches": 3}], ids=str)
 def test_a_resumed_run_looks_its_views_up(changes, tmp_path):
     """In the middle of an epoch and between two; the loader's epochs are not Lightning's under a limit."""
     save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
-    truth = fit(tmp_path, learner(), TeacherCache(), save, datamodule=augmented(views=3), **changes)
+    truth = fit(tmp_path, learner(), TeacherCache(), save, datamodule=augmented(num_augmented_views=3), **changes)
     for saved in tmp_path.glob("*.ckpt"):
-        resumed = fit(tmp_path, learner(), TeacherCache(), datamodule=augmented(views=3), ckpt_path=saved, **changes)
+        resumed = fit(
+            tmp_path, learner(), TeacherCache(), datamodule=augmented(num_augmented_views=3), ckpt_path=saved, **changes
+        )
         assert toys.same(resumed, truth), saved.name
 
 
@@ -427,7 +438,7 @@ def kept(folder, module=None, datamodule=None, **changes):
 @pytest.mark.parametrize("views", [None, 2])
 def test_a_later_run_asks_the_teacher_nothing_again(views, limit, tmp_path):
     def datamodule():
-        return augmented(views=views) if views else data()
+        return augmented(num_augmented_views=views) if views else data()
 
     truth = fit(tmp_path, learner(), TeacherCache(), datamodule=datamodule())
     weights, rows, files = kept(tmp_path, datamodule=datamodule(), memory_limit_mib=limit)
@@ -493,7 +504,7 @@ def other_pool():
         {"datamodule": lambda: data(train_size=80)},
         {"datamodule": lambda: data(seed=1)},
         {"datamodule": lambda: data(Normalised)},
-        {"datamodule": lambda: augmented(views=1)},
+        {"datamodule": lambda: augmented(num_augmented_views=1)},
         {"precision": "bf16-mixed"},
         {"precision": "64-true"},
         {"halves": "bf16"},
@@ -511,7 +522,9 @@ def test_a_stale_file_is_never_used(changes, tmp_path):
     assert set(before) < set(files)
 
 
-@pytest.mark.parametrize("shuffled", [{"batch_size": 8}, {"drop_last": False, "batch_size": 20}, {"epoch_steps": 9}])
+@pytest.mark.parametrize(
+    "shuffled", [{"batch_size": 8}, {"drop_last": False, "batch_size": 20}, {"steps_per_epoch": 9}]
+)
 def test_how_rows_are_shuffled_and_put_into_batches_is_no_matter_of_the_file(shuffled, tmp_path):
     _, _, before = kept(tmp_path)
     truth = fit(tmp_path, learner(), TeacherCache(), datamodule=data(**shuffled, eval_batch_size=24))
@@ -799,7 +812,7 @@ def of_the_batch():
         (toys.classifier, data, [], "Classifier has no frozen teacher whose inputs are rows of the data"),
         (learner, lambda: toys.Loader([*data().train_dataloader()]), [], r"no train_rows\(\)"),
         (learner, lambda: data(WithoutIndex), [], "batches have target and no index"),
-        (learner, lambda: data(augmentation=toys.Noise()), [], "data's `views` to a number of ways"),
+        (learner, lambda: data(augmentation=toys.Noise()), [], "data's `num_augmented_views` to a number"),
         (learner, data, [TeacherFreezing(unfreeze_at=1)], "the teacher is not frozen"),
     ],
 )

@@ -22,7 +22,7 @@ from tests.ranks import run_two
 pytestmark = pytest.mark.xdist_group("teacher cache on two processes")  # whose runs are made once
 RUNS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "views": {"views": 2, "augmentation": toys.Noise()},
+    "views": {"num_augmented_views": 2, "augmentation": toys.Noise()},
     "halves": {"precision": "bf16-mixed"},
 }
 FOLDERS = {"": None, "file": {}, "map": {"memory_limit_mib": 1e-4}}
@@ -111,7 +111,7 @@ def one(tmp_path_factory):
 @pytest.mark.parametrize("kind", FOLDERS)
 def test_two_ranks_hold_what_one_process_holds_and_the_same_on_both(name, kind, ranks, one):
     truth, _ = one[name]
-    views = RUNS[name].get("views", 1)
+    views = RUNS[name].get("num_augmented_views", 1)
     tolerance = 1e-6 if name != "halves" else 2e-2
     assert truth["fingerprints"].shape == (67 * views + 1,)
     assert truth["logits"].shape == (67 * views + 1, 2, 10)
@@ -128,7 +128,7 @@ def test_two_ranks_hold_what_one_process_holds_and_the_same_on_both(name, kind, 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("kind", FOLDERS)
 def test_each_rank_asks_about_its_share_and_once(name, kind, ranks):
-    views = RUNS[name].get("views", 1)
+    views = RUNS[name].get("num_augmented_views", 1)
     asked = [rank["runs"][f"{name} {kind} 0"][1] for rank in ranks]
     assert asked == [34 * views, 33 * views]
     if kind:

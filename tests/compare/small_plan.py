@@ -10,7 +10,7 @@ import yaml
 
 DATA = {
     "class_path": "MNISTDataModule",
-    "init_args": {"batch_size": 16, "train_size": 50, "val_size": 100, "epoch_steps": 6},
+    "init_args": {"batch_size": 16, "train_size": 50, "val_size": 100, "steps_per_epoch": 6},
 }
 TRAINER = {"max_epochs": 1, "accelerator": "cpu", "val_check_interval": 3, "log_every_n_steps": 2}
 

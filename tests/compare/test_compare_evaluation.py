@@ -11,7 +11,7 @@ from torch import Tensor
 from kd_lightning import Classifier
 from kd_lightning.compare import evaluation
 from kd_lightning.compare.fitting import predict
-from kd_lightning.data import DigitScenesDataModule
+from kd_lightning.data import MNIST, DigitScenes, ResidentDataModule
 from kd_lightning.networks import Captioner, DigitsEncoder
 
 
@@ -83,7 +83,7 @@ def test_divergence_is_from_the_teacher() -> None:
 def test_tokens_are_measured_one_by_one():
     torch.manual_seed(0)
     learner = Classifier(Captioner(DigitsEncoder(), width=6), view="told")
-    data = DigitScenesDataModule("captions", train_size=64, val_size=0)
+    data = ResidentDataModule(MNIST(), views=DigitScenes("captioning"), train_size=64, val_size=0)
     (logits,), target = predict(learner, data.test_dataloader(), limit=600)
     batches = list(data.test_dataloader())[:1]
     assert logits.shape == (600, 10)

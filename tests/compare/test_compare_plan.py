@@ -24,7 +24,12 @@ def test_overrides_lie_on_top_of_each_other(tmp_path: Path, plan: dict[str, Any]
     group["variants"]["alone"]["set"] = {"data": {"init_args": {"batch_size": 20}}}
     read = read_plan(write(tmp_path, plan))
     [_, alone, both] = read.variants
-    assert alone.config["data"]["init_args"] == {"batch_size": 20, "train_size": 60, "val_size": 70, "epoch_steps": 6}
+    assert alone.config["data"]["init_args"] == {
+        "batch_size": 20,
+        "train_size": 60,
+        "val_size": 70,
+        "steps_per_epoch": 6,
+    }
     assert both.config["data"]["init_args"]["batch_size"] == 70
     assert both.config["model"]["class_path"] == "OfflineDistiller"
 

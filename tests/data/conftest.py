@@ -24,11 +24,11 @@ class Split:
     def encode(values: Tensor) -> bytes:
         """IDX from its description: two zeros, 8 for bytes, the dimensions; the sizes, big-endian; the values."""
         header = struct.pack(f">BBBB{values.dim()}I", 0, 0, 8, values.dim(), *values.shape)
-        return header + bytes(values.flatten().tolist())
+        return header + values.numpy().tobytes()
 
     def write(self) -> Split:
-        self.images_path.write_bytes(gzip.compress(self.encode(self.images)))
-        self.labels_path.write_bytes(gzip.compress(self.encode(self.labels)))
+        self.images_path.write_bytes(gzip.compress(self.encode(self.images), compresslevel=1))
+        self.labels_path.write_bytes(gzip.compress(self.encode(self.labels), compresslevel=1))
         return self
 
 
@@ -36,11 +36,3 @@ class Split:
 def split(tmp_path: Path) -> Split:
     """Fifty training images on disk."""
     return Split(tmp_path, "train", 50).write()
-
-
-@pytest.fixture
-def fashion(tmp_path: Path) -> Path:
-    """A folder with 200 training and 30 test images."""
-    Split(tmp_path, "train", 200).write()
-    Split(tmp_path, "t10k", 30).write()
-    return tmp_path

@@ -91,11 +91,11 @@ def same(first: list, second: list) -> bool:
     [
         ({}, {}),
         ({}, {"val_size": 10}),
-        ({}, {"epoch_steps": BATCHES, "train_size": 10}),
+        ({}, {"steps_per_epoch": BATCHES, "train_size": 10}),
         ({"max_steps": BATCHES * EPOCHS}, {}),
         ({"max_steps": BATCHES * EPOCHS}, {"val_size": 10}),
         ({"max_steps": 9, "limit_train_batches": 3}, {}),
-        ({"limit_train_batches": 3}, {"epoch_steps": BATCHES, "train_size": 10}),
+        ({"limit_train_batches": 3}, {"steps_per_epoch": BATCHES, "train_size": 10}),
         ({"val_check_interval": 2}, {"val_size": 10}),
         ({"accumulate_grad_batches": 2}, {}),
     ],
@@ -115,7 +115,9 @@ def test_the_images_after_a_resume_are_those_of_the_uninterrupted_run(tmp_path, 
             assert same(resumed, truth[done:]), checkpoint.name
 
 
-@pytest.mark.parametrize("data", [{}, {"epoch_steps": BATCHES, "train_size": 10}], ids=["passes", "epoch_steps"])
+@pytest.mark.parametrize(
+    "data", [{}, {"steps_per_epoch": BATCHES, "train_size": 10}], ids=["passes", "steps_per_epoch"]
+)
 def test_a_run_may_be_stopped_after_every_single_batch(tmp_path, data):
     """Twice and more in one epoch: each piece goes on from the checkpoint of the piece before."""
     truth = fit(Recorder(), data=data)

@@ -7,11 +7,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from kd_lightning.data import MNISTDataModule, PairLoader, SameClassPairs, TrainLoader
-from kd_lightning.data.idx import LabelledImages
+from kd_lightning.data import MNIST, LabeledImages, MNISTDataModule, PairLoader, SameClassPairs, TrainLoader
 
 GENERATOR = torch.Generator().manual_seed(0)
-DATA = LabelledImages(
+DATA = LabeledImages(
     torch.randint(256, (100, 1, 4, 4), dtype=torch.uint8, generator=GENERATOR),
     torch.randint(2, 6, (100,), generator=GENERATOR),  # classes 0 and 1 have no rows
 )
@@ -23,7 +22,7 @@ def noise(image: Tensor) -> Tensor:
 
 
 def loader(batch_size: int = 8, seed: int = 0, kind: type[TrainLoader] = PairLoader, **arguments) -> TrainLoader:
-    return kind(DATA, ROWS, batch_size, seed, **arguments)
+    return kind(DATA, ROWS, batch_size, seed, **{"num_channels": 3} | arguments)
 
 
 def pairs(batches) -> list[tuple[int, int]]:
@@ -73,7 +72,7 @@ def test_partners_change_with_the_epoch_and_the_seed():
         assert alike < len(ROWS) / 2
 
 
-@pytest.mark.parametrize("arguments", [{}, {"drop_last": False, "batch_size": 12}, {"epoch_steps": 7}])
+@pytest.mark.parametrize("arguments", [{}, {"drop_last": False, "batch_size": 12}, {"steps_per_epoch": 7}])
 @pytest.mark.parametrize("start", range(0, 12, 3))
 def test_the_pairs_go_on_from_anywhere(start, arguments):
     whole = loader(augmentation=noise, **arguments)
@@ -99,7 +98,7 @@ def test_two_ranks_together_see_the_pairs_and_pixels_of_one_process():
 
 def test_what_is_evaluated_on_has_no_partners():
     arguments = {"train_size": 100, "val_size": 50, "eval_batch_size": 64}
-    paired, plain = SameClassPairs(**arguments), MNISTDataModule(**arguments)
+    paired, plain = SameClassPairs(MNIST(), num_channels=3, **arguments), MNISTDataModule(**arguments)
     for name in ("val_dataloader", "test_dataloader", "train_rows"):
         for batch, same in zip(getattr(paired, name)(), getattr(plain, name)(), strict=True):
             assert all(torch.equal(value, other) for value, other in zip(batch, same, strict=True))
@@ -145,7 +144,7 @@ class SaveAll(Callback):
 def fit(module: Recorder, *callbacks: Callback, ckpt_path=None) -> list[tuple[list[int], Tensor]]:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = Trainer(callbacks=[*callbacks], enable_checkpointing=False, max_epochs=3, **quiet)
-    data = SameClassPairs(batch_size=5, train_size=23, val_size=0, epoch_steps=3, augmentation=noise)
+    data = SameClassPairs(MNIST(), batch_size=5, train_size=23, val_size=0, steps_per_epoch=3, augmentation=noise)
     trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
     return module.seen
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning import Term
-from kd_lightning.data import SameClassPairs
+from kd_lightning.data import MNIST, SameClassPairs
 from kd_lightning.losses import KDLoss, TaskLoss
 from kd_lightning.schemes import CSKD
 from tests import toys
@@ -23,7 +23,8 @@ def learner(network: nn.Module | None = None, weight: float = 3.0) -> CSKD:
 
 
 def pairs(**changes) -> SameClassPairs:
-    return SameClassPairs(**{"batch_size": 16, "train_size": 64, "val_size": 0, "augmentation": toys.Noise()} | changes)
+    given = {"num_channels": 3, "batch_size": 16, "train_size": 64, "val_size": 0, "augmentation": toys.Noise()}
+    return SameClassPairs(MNIST(), **given | changes)
 
 
 CASES = {"cs_kd": lambda: toys.Case(learner(), data=pairs)}

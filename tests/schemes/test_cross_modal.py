@@ -8,7 +8,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from kd_lightning import Term
-from kd_lightning.data import DigitGraphDataModule, DigitScenesDataModule, EdgeMap, PairedViewsDataModule, Rows
+from kd_lightning.data import (
+    MNIST,
+    Digits,
+    DigitScenes,
+    EdgeMap,
+    KNNGraphDataModule,
+    PairedViews,
+    ResidentDataModule,
+    RowSequence,
+)
 from kd_lightning.losses import FeatureMSELoss, KDLoss, LSPLoss, ModalityGraphLoss, TaskLoss
 from kd_lightning.networks import (
     MLP,
@@ -27,9 +36,10 @@ from tests.schemes.test_mutual import kl, without_dropout
 VIEWS = {"teacher": "image", "student": "edges"}
 
 
-def data(**changes: Any) -> PairedViewsDataModule:
-    given = {"batch_size": 16, "train_size": 64, "val_size": 0, "augmentation": toys.Noise()}
-    return PairedViewsDataModule({"edges": EdgeMap(), "rows": Rows()}, **given | changes)
+def data(shuffled: str | None = None, **changes: Any) -> ResidentDataModule:
+    given = {"num_channels": 3, "batch_size": 16, "train_size": 64, "val_size": 0, "augmentation": toys.Noise()}
+    given |= {"views": PairedViews({"edges": EdgeMap(), "rows": RowSequence()}, shuffled)}
+    return ResidentDataModule(MNIST(), **given | changes)
 
 
 def learner(**changes: Any) -> CrossModalDistiller:
@@ -45,9 +55,9 @@ def of_rows() -> CrossModalDistiller:
     return CrossModalDistiller(RowReader(width=6), toys.network(16, seed=2), terms, views)
 
 
-def graph_data(augmentation: Any = None, train_size: int = 64, **changes: Any) -> DigitGraphDataModule:
-    given = {"labels": train_size, "batch_size": 16, "val_size": 32, "neighbours": 3}
-    return DigitGraphDataModule(**given | changes)
+def graph_data(augmentation: Any = None, train_size: int = 64, **changes: Any) -> KNNGraphDataModule:
+    given = {"nodes": "all", "num_labeled": train_size, "batch_size": 16, "val_size": 32, "k": 3}
+    return KNNGraphDataModule(Digits(), **given | changes)
 
 
 def of_graphs() -> CrossModalDistiller:
@@ -73,12 +83,13 @@ def of_several() -> CrossModalDistiller:
     )
 
 
-def scenes(augmentation: Any = None, about: str = "captions", **changes: Any) -> DigitScenesDataModule:
-    return DigitScenesDataModule(about, **{"batch_size": 16, "train_size": 64, "val_size": 0} | changes)
+def scenes(augmentation: Any = None, task: Any = "captioning", **changes: Any) -> ResidentDataModule:
+    given = {"batch_size": 16, "train_size": 64, "val_size": 0} | changes
+    return ResidentDataModule(MNIST(), views=DigitScenes(task), **given)
 
 
-def questions(**changes: Any) -> DigitScenesDataModule:
-    return scenes(about="answers", **changes)
+def questions(**changes: Any) -> ResidentDataModule:
+    return scenes(task="vqa", **changes)
 
 
 def of_scenes(network: type[Captioner] | type[Answerer]) -> CrossModalDistiller:
@@ -141,13 +152,11 @@ def test_pairs_need_no_labels_and_none_is_looked_at(tmp_path):
     def fitted(target: Tensor) -> dict[str, Tensor]:
         ours = learner()
 
-        class Lies(PairedViewsDataModule):
-            def _all_views(self, batch, test=False):
-                return super()._all_views(batch, test) | {"target": target}
+        class Lies(PairedViews):
+            def __call__(self, batch, part):
+                return super().__call__(batch, part) | {"target": target}
 
-        toys.trainer(tmp_path, max_epochs=1).fit(
-            ours, Lies({"edges": EdgeMap()}, batch_size=16, train_size=64, val_size=0)
-        )
+        toys.trainer(tmp_path, max_epochs=1).fit(ours, data(views=Lies({"edges": EdgeMap()}), augmentation=None))
         return toys.weights(ours)
 
     assert toys.same(fitted(torch.zeros(16, dtype=torch.int64)), fitted(torch.full((16,), 7)))
@@ -193,7 +202,7 @@ def test_what_does_not_fit_is_refused():
 def test_a_graph_network_teaches_one_without_a_graph_and_no_label_is_looked_at():
     """GLNN: the student's loss is the divergence from what the teacher says of the same nodes in the graph."""
     ours = of_features().eval()
-    batch = next(iter(graph_data(learn_from="all").train_dataloader()))
+    batch = next(iter(graph_data(train_nodes="all").train_dataloader()))
     assert "target" not in batch
     (loss,) = ours.compute_losses(batch).values()
     shown = ours.teacher(**batch["graph"]).softmax(1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning import Term
-from kd_lightning.data import DataFreeMNISTDataModule
+from kd_lightning.data import MNIST, NoiseDataModule
 from kd_lightning.losses import (
     ActivationLoss,
     InformationEntropyLoss,
@@ -48,8 +48,9 @@ def learner(generator_terms: dict[str, Term], classes: int = 0, **changes: Any) 
     return DataFreeDistiller(*networks(classes), {"kd": Term(KDLoss(temperature=3.0))}, generator_terms, **changes)
 
 
-def numbers(augmentation: Any = None, train_size: int = 64, **changes: Any) -> DataFreeMNISTDataModule:
-    return DataFreeMNISTDataModule(**{"batch_size": 16, "epoch_steps": train_size // 16} | changes)
+def numbers(augmentation: Any = None, train_size: int = 64, **changes: Any) -> NoiseDataModule:
+    given = {"num_channels": 3, "batch_size": 16, "steps_per_epoch": train_size // 16}
+    return NoiseDataModule(MNIST(), **given | changes)
 
 
 CASES = {

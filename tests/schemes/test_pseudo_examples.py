@@ -94,7 +94,7 @@ def test_the_first_are_mixtures_of_two_labelled_images():
 
 def test_the_student_finds_the_new_ones_harder(tmp_path):
     ours = learner(bank_size=32, round_size=16, every=40, image_steps=20)
-    toys.trainer(tmp_path, max_steps=41).fit(ours, toys.data(epoch_steps=41))
+    toys.trainer(tmp_path, max_steps=41).fit(ours, toys.data(steps_per_epoch=41))
     ours.student.eval()
     old, new = (ours._shown(ours.bank[part]) for part in (slice(0, 16), slice(16, 32)))
     apart = [kl(ours.student(x), ours.teacher(x), 1.0).item() for x in (old, new)]

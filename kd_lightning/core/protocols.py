@@ -1,0 +1,50 @@
+"""Structural types that parts of the package share without importing each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class TrainingRows(Protocol):
+    """A data module whose training rows can be visited once each, in one fixed form and order.
+
+    `isinstance` compares names alone, so that any data module can offer it. Callbacks that need every training row
+    once, such as `kd_lightning.callbacks.TeacherCache`, ask for this and for no class.
+    """
+
+    @property
+    def training_is_random(self) -> bool:
+        """True where a row differs each time it is trained on, so that no result may be stored by its index."""
+        ...
+
+    def train_rows(self, rank: int = 0, world_size: int = 1, batch_size: int | None = None) -> Iterable[Any]:
+        """Batches of every training row once, in one order.
+
+        Args:
+            rank: Which of the equal shares is given.
+            world_size: Number of shares; each has the same number of batches.
+            batch_size: At most this many rows a batch, or the data module's own choice.
+        """
+        ...
+
+
+@runtime_checkable
+class AugmentedTrainingRows(TrainingRows, Protocol):
+    """Training rows under an augmentation with a fixed number of views, each of which can be visited."""
+
+    @property
+    def num_augmented_views(self) -> int | None:
+        """Number of fixed augmentations of each row; None without an augmentation, or where each time is another."""
+        ...
+
+    def view_of_batch(self) -> int:
+        """The view of the batch that is trained on now, right after every resume."""
+        ...
+
+    def train_rows(
+        self, rank: int = 0, world_size: int = 1, batch_size: int | None = None, view: int | None = None
+    ) -> Iterable[Any]:
+        """Batches of every training row once, in one order; with `view`, augmented as in that view."""
+        ...

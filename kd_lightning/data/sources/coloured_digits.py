@@ -1,0 +1,69 @@
+"""MNIST's digits in colour: a synthetic data set whose channels differ."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kd_lightning.core.stateless_random import stateless_uniform
+from kd_lightning.data.sources.base import LabeledImages, Source
+from kd_lightning.data.sources.mnist import MNIST
+
+CONTRAST = 90
+"""Least difference between the colours of digit and ground, in each channel, of 255."""
+BORDER = 2
+"""Pixels of ground added on each side of a digit."""
+SIZE = 32
+
+
+class ColouredDigits(Source):
+    """MNIST's digits drawn in one colour on a ground of another, 3 x 32 x 32. The colours are **synthetic**.
+
+    Both colours are functions of the sample's number alone (see `kd_lightning.core.stateless_random`), so that they say
+    nothing about the digit and are equal on every machine; training and test draw different ones. In each channel digit
+    and ground differ by at least 90 of 255, each with its own sign: a digit may be brighter than its ground in red and
+    darker in blue. An image's pixels are (255 - m) ground + m digit, divided by 255 and rounded, for MNIST's pixel m.
+
+    Example:
+        >>> images, labels = ColouredDigits().test()
+        >>> images.shape, labels[:3].tolist()
+        (torch.Size([10000, 3, 32, 32]), [7, 2, 1])
+    """
+
+    num_classes = MNIST.num_classes
+    image_shape = (3, SIZE, SIZE)
+    num_train = MNIST.num_train
+
+    def train(self) -> LabeledImages:
+        """The 60,000 training digits, coloured."""
+        return _coloured(MNIST().train(), salt=10)
+
+    def test(self) -> LabeledImages:
+        """The 10,000 test digits, coloured."""
+        return _coloured(MNIST().test(), salt=11)
+
+
+def draw_colours(index: Tensor, salt: int) -> tuple[Tensor, Tensor]:
+    """Draw the colours of the grounds and of the digits of samples, int32 (N, 3) each, from 0 to 255.
+
+    Args:
+        index: The samples' numbers, int64 (N,).
+        salt: A constant of the use; see `kd_lightning.core.stateless_random`.
+    """
+    drawn = stateless_uniform(index, 6, salt)  # three channels of the ground, and how far the digit's are from them
+    ground = (drawn[:, :3] * 256).int()
+    distance = CONTRAST + (drawn[:, 3:] * (257 - 2 * CONTRAST)).int()  # CONTRAST to 256 - CONTRAST
+    return ground, (ground + distance) % 256
+
+
+def _coloured(data: LabeledImages, salt: int) -> LabeledImages:
+    ground, digit = draw_colours(torch.arange(len(data.labels)), salt)
+    images = torch.empty(len(data.labels), 3, SIZE, SIZE, dtype=torch.uint8)
+    for rows in torch.arange(len(images)).split(1000):
+        m = functional.pad(data.images[rows], [BORDER] * 4).int()
+        low, high = ground[rows, :, None, None], digit[rows, :, None, None]
+        # whole numbers, so that the bytes are equal on every machine; v / 255 rounded is (v + 128) * 257 / 2^16
+        value = 255 * low + m * (high - low) + 128
+        images[rows] = ((value + (value >> 8)) >> 8).byte()
+    return LabeledImages(images, data.labels)

@@ -1,0 +1,45 @@
+"""Names that have changed, for the one line that an old name in a YAML file or a checkpoint costs."""
+
+from __future__ import annotations
+
+CLASSES: dict[str, str] = {
+    "AnnotatedMNISTDataModule": "ResidentDataModule with `source: PseudoLabels`",
+    "DataFreeMNISTDataModule": "NoiseDataModule with `source: MNIST` and `num_channels: 3`",
+    "DigitGraphDataModule": "KNNGraphDataModule with a `source`",
+    "DigitScenesDataModule": "ResidentDataModule with `source: MNIST` and `views: DigitScenes`",
+    "FashionMNISTDataModule": "ResidentDataModule with `source: FashionMNIST` and `num_channels: 3`",
+    "PairedViewsDataModule": "ResidentDataModule with `source: MNIST`, `num_channels: 3` and `views: PairedViews`",
+    "RotatedMNISTDataModule": "ResidentDataModule with `source: Rotated` and `num_channels: 3`",
+    "Rows": "RowSequence",
+}
+"""The old name of a class or function; its new name, or how it is written now."""
+
+ARGUMENTS: dict[tuple[str, str], str] = {
+    ("MNISTDataModule", "views"): "num_augmented_views",
+    ("SourceDataModule", "channels"): "num_channels",
+    ("SourceDataModule", "epoch_steps"): "steps_per_epoch",
+}
+"""The present name of a class, of a base of it, or of a function, and the old name of an argument; its new name."""
+
+
+def renamed_class(class_path: str) -> str | None:
+    """The new name of a class, by the last part of its dotted old name; None if it has not changed.
+
+    Example:
+        >>> renamed_class("kd_lightning.data.Rows")
+        'RowSequence'
+    """
+    return CLASSES.get(class_path.rpartition(".")[2])
+
+
+def renamed_argument(owner: object, name: str) -> str | None:
+    """The new name of an argument of a class or function; None if it has not changed.
+
+    Example:
+        >>> from kd_lightning.data import MNISTDataModule
+        >>> renamed_argument(MNISTDataModule, "epoch_steps")
+        'steps_per_epoch'
+    """
+    owners = owner.__mro__ if isinstance(owner, type) else (owner,)
+    names = [(getattr(each, "__name__", ""), name) for each in owners]
+    return next((ARGUMENTS[known] for known in names if known in ARGUMENTS), None)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from kd_lightning.data import MNIST, ColouredDigits, ResidentDataModule
+from kd_lightning.data.sources.coloured_digits import draw_colours
+
+
+@pytest.fixture(scope="module")
+def test_set():
+    return ColouredDigits().test()
+
+
+def pure(images: Tensor, grey: Tensor) -> tuple[Tensor, Tensor]:
+    """The colours of ground and digit, (N, 3) each, that the images have in a corner and at the brightest ink."""
+    brightest = grey.flatten(1).argmax(dim=1)
+    inner = images[:, :, 2:-2, 2:-2].flatten(2)
+    return images[:, :, 0, 0].int(), inner.gather(2, brightest.view(-1, 1, 1).expand(-1, 3, 1)).squeeze(2).int()
+
+
+def test_an_image_is_its_digit_in_two_colours(test_set):
+    """Pixel by pixel as the formula says, in Python's numbers."""
+    plain = MNIST().test()
+    assert test_set.images.shape == (10_000, 3, 32, 32)
+    assert torch.equal(test_set.labels, plain.labels)
+    grounds, digits = draw_colours(torch.arange(10_000), salt=11)
+    for n in (0, 1, 4999, 5000, 9999):
+        grey = torch.zeros(32, 32, dtype=torch.uint8)
+        grey[2:30, 2:30] = plain.images[n, 0]
+        for channel in range(3):
+            low, high = grounds[n, channel].item(), digits[n, channel].item()
+            expected = [[round(((255 - m) * low + m * high) / 255) for m in row] for row in grey.tolist()]
+            assert test_set.images[n, channel].tolist() == expected
+
+
+def test_digit_and_ground_differ_in_each_channel_and_channels_differ_from_each_other(test_set):
+    grey = MNIST().test().images
+    full = grey.flatten(1).amax(dim=1) == 255
+    ground, digit = pure(test_set.images[full], grey[full])
+    assert len(ground) > 8900
+    assert (ground - digit).abs().min() >= 90
+    brighter = digit > ground  # in some channels and not in others, as often as not
+    assert brighter.float().mean(dim=0).tolist() == pytest.approx([0.5] * 3, abs=0.02)
+    assert 0.7 < (brighter.any(dim=1) & ~brighter.all(dim=1)).float().mean() < 0.8
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert (test_set.images[:, first] != test_set.images[:, second]).flatten(1).any(dim=1).float().mean() > 0.99
+    correlation = torch.corrcoef(torch.cat((ground, digit), dim=1).T.float())
+    assert (correlation[:3, :3] - torch.eye(3)).abs().max() < 0.05  # no channel says what another is
+
+
+def test_colours_say_nothing_about_the_digit(test_set):
+    """The mean and spread of each colour is that of all digits, and a classifier of the colours alone guesses."""
+    colours = torch.cat(draw_colours(torch.arange(10_000), salt=11), dim=1).float()
+    labels = test_set.labels
+    for label in range(10):
+        own = colours[labels == label]
+        error = colours.std(dim=0) / len(own) ** 0.5
+        assert ((own.mean(dim=0) - colours.mean(dim=0)).abs() < 4.5 * error).all()
+    train, test = slice(0, 7000), slice(7000, None)
+    bins = (colours / 64).long()  # four levels of each of six numbers
+    keys = (bins * 4 ** torch.arange(6)).sum(dim=1)
+    counts = torch.zeros(4**6, 10).index_put_((keys[train], labels[train]), torch.ones(7000), accumulate=True)
+    assert (counts[keys[test]].argmax(dim=1) == labels[test]).float().mean() < 0.15
+    nearest = torch.cdist(colours[test], colours[train]).argmin(dim=1)
+    assert (labels[train][nearest] == labels[test]).float().mean() < 0.15
+
+
+def test_colours_are_a_function_of_the_samples_number_alone():
+    index = torch.tensor([7, 123, 59_999])
+    whole = draw_colours(torch.arange(60_000), salt=10)
+    for all_of_them, some in zip(whole, draw_colours(index, salt=10), strict=True):
+        assert torch.equal(all_of_them[index], some)
+        assert (all_of_them.min(), all_of_them.max()) == (0, 255)
+    assert not torch.equal(whole[0][:10], draw_colours(torch.arange(10), salt=11)[0])  # those of the test set
+
+
+def test_its_bytes_are_the_same_everywhere(test_set):
+    assert test_set.images[7, :, 16, 16].tolist() == [84, 177, 119]
+    assert test_set.images.sum(dtype=torch.int64) == 3_907_029_458
+
+
+def test_it_is_trained_on_like_any_other():
+    data = ResidentDataModule(ColouredDigits(), train_size=100, num_channels=3, batch_size=20)
+    x, y, index = next(iter(data.train_dataloader()))
+    assert x.shape == (20, 3, 32, 32)
+    assert torch.equal(y, MNIST().train().labels[index])
+    assert torch.equal((x * 255).round().byte(), data.train_set.images[index])
