@@ -54,8 +54,8 @@ test-gpu: .venv/ready  ## run on a GPU what holds for every scheme and callback
 # private names (callbacks, schemes, resume), jsonargparse's messages (the command line), scipy, matplotlib and tensorboard
 # (statistics and report), a notebook's kernel, and the build backend. Left out are the runs of every configuration and of
 # every scheme in two processes: they take many minutes and call nothing else.
-OLDEST_TESTS := kd_lightning tests/losses tests/networks tests/callbacks tests/schemes tests/data tests/test_cli.py tests/test_resume.py \
-  tests/test_taps.py tests/test_terms.py tests/test_learner.py tests/test_export.py tests/test_teacher.py tests/test_packaging.py \
+OLDEST_TESTS := kd_lightning tests/losses tests/networks tests/callbacks tests/schemes tests/data tests/cli/test_cli.py tests/test_resume.py \
+  tests/core/test_activations.py tests/core/test_terms.py tests/core/test_learner.py tests/weights/test_export.py tests/test_teacher.py tests/test_packaging.py \
   tests/compare/test_compare_statistics.py tests/compare/test_compare_report.py notebooks/02_temperature.ipynb
 
 test-oldest: .venv-oldest/ready  ## run quick tests on Python 3.11 with the oldest dependencies that pyproject.toml allows

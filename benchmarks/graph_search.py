@@ -24,7 +24,7 @@ from kd_lightning.data import MNISTDataModule
 from kd_lightning.losses import KDLoss, TaskLoss
 from kd_lightning.networks import StudentConvNet, TeacherConvNet
 from kd_lightning.schemes import KnowledgeTransferGraph
-from kd_lightning.schemes.transfer_graph import CorrectGate, CutOffGate, Edge, Gate, LinearGate, ThroughGate
+from kd_lightning.schemes.online.transfer_graph import CorrectGate, CutOffGate, Edge, Gate, LinearGate, ThroughGate
 
 STEPS = 990
 GATES = {

@@ -18,10 +18,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from kd_lightning.callbacks.cache_tables import Tables
-from kd_lightning.callbacks.cache_walk import Inputs
 from kd_lightning.losses import KDLoss
 from kd_lightning.networks import ConvNet, StudentConvNet
+from kd_lightning.speed.teacher_cache.lookup_table import Tables
+from kd_lightning.speed.teacher_cache.training_rows import Inputs
 
 PAGE = Path(__file__).parent.parent / "docs" / "growth.png"
 BATCH = 64

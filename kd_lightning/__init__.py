@@ -6,12 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kd_lightning.activations import record_activations, tap
+    from kd_lightning.core.activations import record_activations, tap
+    from kd_lightning.core.batch import Batch
     from kd_lightning.core.errors import UsageError
-    from kd_lightning.learner import Batch, Learner
-    from kd_lightning.networks import freeze, leave_out, load_student, load_teacher
+    from kd_lightning.core.freezing import freeze, leave_out
+    from kd_lightning.core.learner import Learner
+    from kd_lightning.core.terms import Term
     from kd_lightning.schemes import Classifier, OfflineDistiller
-    from kd_lightning.terms import Term
+    from kd_lightning.weights.loading import load_student, load_teacher
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,18 +32,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Batch": "learner",
+    "Batch": "core.batch",
     "Classifier": "schemes",
-    "Learner": "learner",
+    "Learner": "core.learner",
     "OfflineDistiller": "schemes",
-    "Term": "terms",
+    "Term": "core.terms",
     "UsageError": "core.errors",
-    "freeze": "networks",
-    "leave_out": "networks",
-    "load_student": "networks",
-    "load_teacher": "networks",
-    "record_activations": "activations",
-    "tap": "activations",
+    "freeze": "core.freezing",
+    "leave_out": "core.freezing",
+    "load_student": "weights.loading",
+    "load_teacher": "weights.loading",
+    "record_activations": "core.activations",
+    "tap": "core.activations",
 }
 
 

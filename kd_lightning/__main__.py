@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import kd_lightning
-from kd_lightning.complaints import Parser, in_one_line, nearest
+from kd_lightning.cli.errors import Parser, in_one_line, nearest
 from kd_lightning.core.errors import UsageError
 
 HELP = """\
@@ -72,7 +72,7 @@ def _run(args: list[str]) -> int:
     if command not in COMMANDS:
         raise UsageError(f"{command}: there is no such command{nearest(command, COMMANDS)}")
     if command == "methods":
-        from kd_lightning.methods import main as methods
+        from kd_lightning.cli.configs import main as methods
 
         return methods(rest)
     if command == "export":
@@ -82,10 +82,10 @@ def _run(args: list[str]) -> int:
 
         return compare(rest)
     if command == "layers":
-        from kd_lightning.layers import main as layers
+        from kd_lightning.cli.layers import main as layers
 
         return layers(rest)
-    from kd_lightning.cli import main as run
+    from kd_lightning.cli.engine import main as run
 
     return run([command, *rest])
 
@@ -95,7 +95,7 @@ def _export(args: list[str]) -> int:
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="of a run, such as runs/kd/last.ckpt")
     parser.add_argument("--output", required=True, metavar="FILE.safetensors", help="what to write")
     options = parser.parse_args(args)
-    from kd_lightning.export import export
+    from kd_lightning.weights.export import export
 
     print(export(options.checkpoint, options.output))
     return 0

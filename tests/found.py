@@ -10,6 +10,7 @@ from torch import nn
 
 from tests import toys
 
+ROOT = Path(__file__).parent
 FOLDERS = ("schemes", "callbacks")
 
 
@@ -17,9 +18,9 @@ def cases() -> dict[str, Callable[[], toys.Case]]:
     """A fresh run of each kind, by name."""
     found = {name: _plain(build) for name, build in toys.LEARNERS.items()}
     for folder in FOLDERS:
-        for path in sorted((Path(__file__).parent / folder).glob("test_*.py")):
+        for path in sorted((ROOT / folder).rglob("test_*.py")):
             if "CASES" in path.read_text(encoding="utf-8"):
-                found |= import_module(f"tests.{folder}.{path.stem}").CASES
+                found |= import_module(".".join(("tests", *path.relative_to(ROOT).with_suffix("").parts))).CASES
     return found
 
 
@@ -29,6 +30,8 @@ def _plain(build: Callable[[], object]) -> Callable[[], toys.Case]:
 
 def without_cross_sample_layers(network: nn.Module) -> nn.Module:
     """BatchNorm made the identity and dropout switched off: what is left sees each sample by itself."""
+    if isinstance(teacher := vars(network).get("teacher"), nn.Module):  # held outside the tree
+        without_cross_sample_layers(teacher)
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0

@@ -13,8 +13,8 @@ import yaml
 import kd_lightning.losses
 from kd_lightning import callbacks, load_student, schemes
 from kd_lightning.__main__ import main
+from kd_lightning.cli.configs import SHIPPED, methods
 from kd_lightning.compare.plan_file import read_plan
-from kd_lightning.methods import SHIPPED, methods
 
 METHODS = {method.name: method for method in methods()}
 PARTS = sorted((SHIPPED / "parts").glob("*.yaml"))
@@ -79,7 +79,7 @@ def test_trains_and_is_loaded_again(name, workplace):
     learner = getattr(schemes, config["model"]["class_path"]).load_from_checkpoint(
         folder / "last.ckpt", weights_only=True
     )
-    deployed = f"{checkpoint['deployed']}."
+    deployed = f"{checkpoint['inference_network']}."
     trained = {k.removeprefix(deployed): v for k, v in checkpoint["state_dict"].items() if k.startswith(deployed)}
     for loaded in (learner.get_submodule(learner.inference_network_name), load_student(folder / "last.ckpt")):
         assert loaded.state_dict().keys() == trained.keys()

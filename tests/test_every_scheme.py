@@ -14,10 +14,10 @@ from torch import Tensor
 
 from kd_lightning import schemes
 from kd_lightning.callbacks import Constant, Linear, TemperatureSchedule, TermWeightSchedule
-from kd_lightning.callbacks.scheduled import find_terms
-from kd_lightning.export import export
+from kd_lightning.callbacks.schedules.base import find_terms
 from kd_lightning.networks import is_left_out, load_student
-from kd_lightning.networks.files import read_weights
+from kd_lightning.weights.export import export
+from kd_lightning.weights.reading import read_weights
 from tests import found, toys
 
 CASES = found.cases()

@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from kd_lightning import OfflineDistiller, Term, load_student, load_teacher
 from kd_lightning.callbacks import Distillation, TeacherFreezing
+from kd_lightning.core.hashing import digest
 from kd_lightning.losses import KDLoss, LogitMSELoss, TaskLoss
-from kd_lightning.networks import digest
 from tests import toys
 
 pytestmark = [

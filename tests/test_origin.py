@@ -23,7 +23,7 @@ from benchmarks.origin.notebook import (
 from benchmarks.origin.report import NAMES, SECTIONS, write_report
 from benchmarks.origin.runs import Job, Row
 from kd_lightning.data.mnist import MNISTDataModule
-from kd_lightning.networks.convnet import StudentConvNet, TeacherConvNet
+from kd_lightning.networks.images.convnet import StudentConvNet, TeacherConvNet
 
 
 def softmax(row: list[float], temperature: float = 1.0) -> list[float]:

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from kd_lightning.__main__ import main
-from kd_lightning.methods import SHIPPED, readme_table
+from kd_lightning.cli.configs import SHIPPED, readme_table
 from tests import toys
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

@@ -10,8 +10,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from kd_lightning import load_student
 from kd_lightning.callbacks import TeacherFreezing
-from kd_lightning.export import export
-from kd_lightning.networks import digest
+from kd_lightning.core.hashing import digest
+from kd_lightning.weights.export import export
 from tests import toys
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.data import LabeledImages
-from kd_lightning.losses.probability_cross_entropy import probability_cross_entropy_loss
-from kd_lightning.losses.soft_cross_entropy import soft_cross_entropy_loss
-from kd_lightning.networks.convnet import StudentConvNet, TeacherConvNet
+from kd_lightning.losses.response.probability_cross_entropy import probability_cross_entropy_loss
+from kd_lightning.losses.response.soft_cross_entropy import soft_cross_entropy_loss
+from kd_lightning.networks.images.convnet import StudentConvNet, TeacherConvNet
 
 TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000
 BATCH_SIZE = 64

@@ -28,7 +28,7 @@ from benchmarks.origin.notebook import (
     train_epoch,
 )
 from kd_lightning.data.mnist import MNISTDataModule
-from kd_lightning.networks.convnet import TeacherConvNet
+from kd_lightning.networks.images.convnet import TeacherConvNet
 
 Row = dict[str, Any]  # what one epoch measured
 Result = dict[str, Any]  # what a run's JSON file holds

@@ -1,47 +1,31 @@
 """When does it change? One callback, one effect."""
 
-from kd_lightning.callbacks.activation_statistics import ActivationStatistics
-from kd_lightning.callbacks.attention_maps import AttentionMaps
-from kd_lightning.callbacks.born_again import BornAgain
-from kd_lightning.callbacks.channels_last import ChannelsLast
-from kd_lightning.callbacks.compiled import Compiled
-from kd_lightning.callbacks.distillation import Distillation
-from kd_lightning.callbacks.exact_resume import ExactResume
-from kd_lightning.callbacks.loss_schedule import LossSchedule
-from kd_lightning.callbacks.momentum_teacher import MomentumTeacher
-from kd_lightning.callbacks.moving_teacher import MovingTeacher
-from kd_lightning.callbacks.schedules import Constant, Cosine, Exponential, Linear, Ramp, Schedule, Steps
-from kd_lightning.callbacks.snapshot_teacher import SnapshotTeacher
-from kd_lightning.callbacks.synthetic_images import SyntheticImages
-from kd_lightning.callbacks.teacher import TeacherFreezing
-from kd_lightning.callbacks.teacher_cache import TeacherCache
-from kd_lightning.callbacks.temperature import TemperatureSchedule
-from kd_lightning.callbacks.term_weight import TermWeightSchedule
-from kd_lightning.speed.fast_loop import FastLoop
+from kd_lightning.callbacks.distillation import Distillation as Distillation
+from kd_lightning.callbacks.loggers.activation_statistics import ActivationStatistics as ActivationStatistics
+from kd_lightning.callbacks.loggers.attention_maps import AttentionMaps as AttentionMaps
+from kd_lightning.callbacks.loggers.synthetic_images import SyntheticImages as SyntheticImages
+from kd_lightning.callbacks.resume import ExactResume as ExactResume
+from kd_lightning.callbacks.schedules.functions import (
+    Constant as Constant,
+    Cosine as Cosine,
+    Exponential as Exponential,
+    Linear as Linear,
+    Ramp as Ramp,
+    Schedule as Schedule,
+    Steps as Steps,
+)
+from kd_lightning.callbacks.schedules.loss import LossSchedule as LossSchedule
+from kd_lightning.callbacks.schedules.temperature import TemperatureSchedule as TemperatureSchedule
+from kd_lightning.callbacks.schedules.term_weight import TermWeightSchedule as TermWeightSchedule
+from kd_lightning.callbacks.teachers.born_again import BornAgain as BornAgain
+from kd_lightning.callbacks.teachers.ema import MomentumTeacher as MomentumTeacher
+from kd_lightning.callbacks.teachers.evolving import MovingTeacher as MovingTeacher
+from kd_lightning.callbacks.teachers.freezing import TeacherFreezing as TeacherFreezing
+from kd_lightning.callbacks.teachers.snapshot import SnapshotTeacher as SnapshotTeacher
+from kd_lightning.core.exports import public_names
+from kd_lightning.speed.channels_last import ChannelsLast as ChannelsLast
+from kd_lightning.speed.compile import Compiled as Compiled
+from kd_lightning.speed.fast_loop import FastLoop as FastLoop
+from kd_lightning.speed.teacher_cache.callback import TeacherCache as TeacherCache
 
-__all__ = [
-    "ActivationStatistics",
-    "AttentionMaps",
-    "BornAgain",
-    "ChannelsLast",
-    "Compiled",
-    "Constant",
-    "Cosine",
-    "Distillation",
-    "ExactResume",
-    "Exponential",
-    "FastLoop",
-    "Linear",
-    "LossSchedule",
-    "MomentumTeacher",
-    "MovingTeacher",
-    "Ramp",
-    "Schedule",
-    "SnapshotTeacher",
-    "Steps",
-    "SyntheticImages",
-    "TeacherCache",
-    "TeacherFreezing",
-    "TemperatureSchedule",
-    "TermWeightSchedule",
-]
+__all__ = public_names(globals())  # pyright: ignore[reportUnsupportedDunderAll]

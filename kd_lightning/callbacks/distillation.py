@@ -13,19 +13,19 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kd_lightning.activations import Activations, Call, record_activations, record_calls
-from kd_lightning.batch import split_batch
 from kd_lightning.callbacks.patching import replace_method, restore_methods
-from kd_lightning.compiled_calls import anything_compiled, hook_guards
+from kd_lightning.core.activations import Activations, Call, record_activations, record_calls
+from kd_lightning.core.batch import split_batch
+from kd_lightning.core.compiled_calls import anything_compiled, hook_guards
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.freezing import leave_out
 from kd_lightning.core.lightning_internals import active_results, average_model
 from kd_lightning.core.lookup import find_network
 from kd_lightning.core.loss import loss_trait
 from kd_lightning.core.progress import should_log
+from kd_lightning.core.teacher_holder import TeacherHolder
+from kd_lightning.core.terms import Term, Terms, finetunes
 from kd_lightning.core.traits import is_changed
-from kd_lightning.networks import leave_out
-from kd_lightning.teacher_holder import TeacherHolder
-from kd_lightning.terms import Term, Terms, finetunes
 
 
 class Distillation(Callback):

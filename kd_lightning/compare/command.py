@@ -8,6 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from kd_lightning.cli.configs import find_config
+from kd_lightning.cli.errors import Parser
 from kd_lightning.compare.display import Display, in_minutes
 from kd_lightning.compare.plan import Run
 from kd_lightning.compare.plan_file import read_plan
@@ -17,9 +19,7 @@ from kd_lightning.compare.survey import Survey, Surveyed
 from kd_lightning.compare.tensorboard import Layout
 from kd_lightning.compare.training import finished, keep_traceback, training_of
 from kd_lightning.compare.worker import Done, Failed, GetReady, Message, Worker
-from kd_lightning.complaints import Parser
 from kd_lightning.core.errors import UsageError
-from kd_lightning.methods import find_config
 
 NETWORKS = "networks.json"
 

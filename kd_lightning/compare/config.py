@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from kd_lightning.methods import read_settings
+from kd_lightning.cli.configs import read_settings
 
 Config = dict[str, Any]
 """Plain values, as they stand in a YAML file."""

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kd_lightning.data  # pyright: ignore[reportUnusedImport]  # what they hold is known by short names from here on
 import kd_lightning.networks  # pyright: ignore[reportUnusedImport]  # noqa: F401
-from kd_lightning.batch import split_batch
 from kd_lightning.compare.config import Config
 from kd_lightning.compare.survey import network_key
+from kd_lightning.core.batch import split_batch
 
 START_SECONDS = 2.0  # to build a run, to test it and to write it down
 OVERHEAD = 1.25  # of Lightning, the optimizer and validation, over forward and backward

@@ -14,9 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from kd_lightning.activations import logits_of
-from kd_lightning.batch import target_of
-from kd_lightning.cli import build
+from kd_lightning.cli.engine import build
+from kd_lightning.cli.log_filters import quiet
 from kd_lightning.compare.evaluation import (
     accuracy,
     agreement,
@@ -27,12 +26,13 @@ from kd_lightning.compare.evaluation import (
 from kd_lightning.compare.survey import network_key
 from kd_lightning.compare.training import CONFIG, LOGITS, Training
 from kd_lightning.compare.worker import Tell
+from kd_lightning.core.activations import logits_of
+from kd_lightning.core.batch import target_of
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.flatten import flatten_positions
+from kd_lightning.core.hashing import digest
+from kd_lightning.core.learner import Learner
 from kd_lightning.core.progress import optimizer_step
-from kd_lightning.flatten import flatten_positions
-from kd_lightning.learner import Learner
-from kd_lightning.networks import digest
-from kd_lightning.quiet import quiet
 
 TRAIN_ROWS = 10_000
 """Train accuracy is measured on at most so many of a run's training images."""

@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from kd_lightning.cli.configs import merge
 from kd_lightning.compare.config import Config
-from kd_lightning.methods import merge
 
 CHECKPOINT = re.compile(r"@(?P<variant>[A-Za-z0-9][\w./-]*?)(?:\+(?P<next>\d+))?")
 """``@group/variant`` in a configuration is the checkpoint of its run at the same place in the list of seeds, and

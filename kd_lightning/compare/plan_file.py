@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from kd_lightning.cli.configs import find_config, merge
+from kd_lightning.cli.errors import nearest
 from kd_lightning.compare.config import Config, read_yaml
 from kd_lightning.compare.plan import CHECKPOINT, Group, Plan, Variant
-from kd_lightning.complaints import nearest
 from kd_lightning.core.errors import UsageError
-from kd_lightning.methods import find_config, merge
 
 _KINDS: dict[str, tuple[type, ...]] = {"text": (str,), "a list": (list,), "a mapping": (dict,), "files": (str, list)}
 _PLAN = {"title": "text", "notes": "text", "set": "a mapping", "groups": "a mapping"}

@@ -1,6 +1,6 @@
 """Every private name of Lightning that this package touches, each under a plain name.
 
-Lightning promises nothing about these. `tests/test_lightning_contract.py` asserts each of them by name, so that a
+Lightning promises nothing about these. `tests/core/test_lightning_contract.py` asserts each of them by name, so that a
 release of Lightning that drops one fails there, and no other file of the package holds a private name of Lightning.
 
 Names in capitals are attributes that are read or written at every training step, where a function would add a Python

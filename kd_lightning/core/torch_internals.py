@@ -1,7 +1,7 @@
 """Private names of torch that this package touches, each under a plain name.
 
-`tests/test_lightning_contract.py` asserts each of them by name. The files that record activations and freeze networks
-index ``_modules``, ``_parameters`` and ``_version`` themselves: they run many times a step.
+`tests/core/test_lightning_contract.py` asserts each of them by name. The files that record activations and freeze
+networks index ``_modules``, ``_parameters`` and ``_version`` themselves: they run many times a step.
 """
 
 # pyright: reportPrivateUsage=false

@@ -1,60 +1,33 @@
 """Data that a run can be resumed on at any step: sources of images, data modules, and views of a batch."""
 
-from kd_lightning.data.affine import Affine
-from kd_lightning.data.graph import KNNGraphDataModule
-from kd_lightning.data.loaders import EvaluationLoader, TrainLoader
-from kd_lightning.data.mnist import MNISTDataModule
-from kd_lightning.data.module import ResidentDataModule
-from kd_lightning.data.noise import NoiseDataModule, NoiseLoader
-from kd_lightning.data.pairs import PairLoader, SameClassPairs
+from kd_lightning.core.exports import public_names
+from kd_lightning.data.affine import Affine as Affine
+from kd_lightning.data.graph import KNNGraphDataModule as KNNGraphDataModule
+from kd_lightning.data.loaders import EvaluationLoader as EvaluationLoader, TrainLoader as TrainLoader
+from kd_lightning.data.mnist import MNISTDataModule as MNISTDataModule
+from kd_lightning.data.module import ResidentDataModule as ResidentDataModule
+from kd_lightning.data.noise import NoiseDataModule as NoiseDataModule, NoiseLoader as NoiseLoader
+from kd_lightning.data.pairs import PairLoader as PairLoader, SameClassPairs as SameClassPairs
 from kd_lightning.data.sources import (
-    MNIST,
-    ColouredDigits,
-    Digits,
-    FashionMNIST,
-    LabeledImages,
-    PseudoLabels,
-    Rotated,
-    Source,
+    MNIST as MNIST,
+    ColouredDigits as ColouredDigits,
+    Digits as Digits,
+    FashionMNIST as FashionMNIST,
+    LabeledImages as LabeledImages,
+    PseudoLabels as PseudoLabels,
+    Rotated as Rotated,
+    Source as Source,
 )
 from kd_lightning.data.views import (
-    BatchViews,
-    DigitScenes,
-    EdgeMap,
-    MovingDigit,
-    NumberWords,
-    OpticalFlow,
-    PairedViews,
-    RowSequence,
-    SpokenDigits,
+    BatchViews as BatchViews,
+    DigitScenes as DigitScenes,
+    EdgeMap as EdgeMap,
+    MovingDigit as MovingDigit,
+    NumberWords as NumberWords,
+    OpticalFlow as OpticalFlow,
+    PairedViews as PairedViews,
+    RowSequence as RowSequence,
+    SpokenDigits as SpokenDigits,
 )
 
-__all__ = [
-    "MNIST",
-    "Affine",
-    "BatchViews",
-    "ColouredDigits",
-    "DigitScenes",
-    "Digits",
-    "EdgeMap",
-    "EvaluationLoader",
-    "FashionMNIST",
-    "KNNGraphDataModule",
-    "LabeledImages",
-    "MNISTDataModule",
-    "MovingDigit",
-    "NoiseDataModule",
-    "NoiseLoader",
-    "NumberWords",
-    "OpticalFlow",
-    "PairLoader",
-    "PairedViews",
-    "PseudoLabels",
-    "ResidentDataModule",
-    "Rotated",
-    "RowSequence",
-    "SameClassPairs",
-    "Source",
-    "SpokenDigits",
-    "TrainLoader",
-]
+__all__ = public_names(globals())  # pyright: ignore[reportUnsupportedDunderAll]

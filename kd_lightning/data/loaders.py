@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.fingerprints import mark_immutable
 from kd_lightning.data.augmentation import Augmentation, augment, view_seeds
 from kd_lightning.data.sources.base import LabeledImages
-from kd_lightning.fingerprints import mark_immutable
 
 ImageBatch = tuple[Tensor, Tensor, Tensor]
 """x float32 (N, C, H, W) in [0, 1]; y int64 (N,); index int64 (N,), the rows of the resident tensors."""

@@ -1,76 +1,52 @@
 """The networks, what keeps a teacher as it is, and how weights come from files."""
 
-from kd_lightning.networks.average import update_ema
-from kd_lightning.networks.bfloat16 import InBFloat16
-from kd_lightning.networks.branches import BranchedEnsemble, branch
-from kd_lightning.networks.convnet import ConvNet, StudentConvNet, TeacherConvNet
-from kd_lightning.networks.digest import digest
-from kd_lightning.networks.discriminator import ConvDiscriminator, Discriminator
-from kd_lightning.networks.early_exit import EarlyExit
-from kd_lightning.networks.ensemble import Ensemble
-from kd_lightning.networks.exits import ExitHead, Exits
-from kd_lightning.networks.files import WeightsError
-from kd_lightning.networks.freezing import freeze, is_frozen, is_left_out, leave_out, take_back, unfreeze
-from kd_lightning.networks.fusion import FeatureFusion
-from kd_lightning.networks.generator import Generator
-from kd_lightning.networks.grafted import GraftedStudent
-from kd_lightning.networks.graph import GCNConvolution, GraphNetwork, SAGEConvolution
-from kd_lightning.networks.inherit import inherit
-from kd_lightning.networks.lenet import LeNet5
-from kd_lightning.networks.margin import MarginTeacher
-from kd_lightning.networks.mlp import MLP
-from kd_lightning.networks.modality_ensemble import ModalityEnsemble
-from kd_lightning.networks.paraphraser import Paraphrased, Paraphraser
-from kd_lightning.networks.prune import prune
-from kd_lightning.networks.row_reader import RowReader
-from kd_lightning.networks.rules import FixedDistribution
-from kd_lightning.networks.scene_reader import Answerer, Captioner, DigitsEncoder, SceneEncoder
-from kd_lightning.networks.simkd import SimKD
-from kd_lightning.networks.weights import load_student, load_teacher
+from kd_lightning.core.exports import public_names
+from kd_lightning.core.freezing import (
+    freeze as freeze,
+    is_frozen as is_frozen,
+    is_left_out as is_left_out,
+    leave_out as leave_out,
+    take_back as take_back,
+    unfreeze as unfreeze,
+)
+from kd_lightning.core.hashing import digest as digest
+from kd_lightning.networks.discriminators import ConvDiscriminator as ConvDiscriminator, Discriminator as Discriminator
+from kd_lightning.networks.generators import Generator as Generator
+from kd_lightning.networks.graphs.graph import (
+    GCNConvolution as GCNConvolution,
+    GraphNetwork as GraphNetwork,
+    SAGEConvolution as SAGEConvolution,
+)
+from kd_lightning.networks.images.convnet import (
+    ConvNet as ConvNet,
+    StudentConvNet as StudentConvNet,
+    TeacherConvNet as TeacherConvNet,
+)
+from kd_lightning.networks.images.lenet import LeNet5 as LeNet5
+from kd_lightning.networks.images.mlp import MLP as MLP
+from kd_lightning.networks.priors import FixedDistribution as FixedDistribution
+from kd_lightning.networks.scenes.scene_reader import (
+    Answerer as Answerer,
+    Captioner as Captioner,
+    DigitsEncoder as DigitsEncoder,
+    SceneEncoder as SceneEncoder,
+)
+from kd_lightning.networks.sequences.row_reader import RowReader as RowReader
+from kd_lightning.networks.wrappers.bfloat16 import InBFloat16 as InBFloat16
+from kd_lightning.networks.wrappers.branches import BranchedEnsemble as BranchedEnsemble, branch as branch
+from kd_lightning.networks.wrappers.early_exit import EarlyExit as EarlyExit
+from kd_lightning.networks.wrappers.ensemble import Ensemble as Ensemble
+from kd_lightning.networks.wrappers.exits import ExitHead as ExitHead, Exits as Exits
+from kd_lightning.networks.wrappers.fusion import FeatureFusion as FeatureFusion
+from kd_lightning.networks.wrappers.grafted import GraftedStudent as GraftedStudent
+from kd_lightning.networks.wrappers.margin import MarginTeacher as MarginTeacher
+from kd_lightning.networks.wrappers.modality_ensemble import ModalityEnsemble as ModalityEnsemble
+from kd_lightning.networks.wrappers.paraphraser import Paraphrased as Paraphrased, Paraphraser as Paraphraser
+from kd_lightning.networks.wrappers.simkd import SimKD as SimKD
+from kd_lightning.weights.averaging import update_ema as update_ema
+from kd_lightning.weights.copying import inherit as inherit
+from kd_lightning.weights.loading import load_student as load_student, load_teacher as load_teacher
+from kd_lightning.weights.pruning import prune as prune
+from kd_lightning.weights.reading import WeightsError as WeightsError
 
-__all__ = [
-    "MLP",
-    "Answerer",
-    "BranchedEnsemble",
-    "Captioner",
-    "ConvDiscriminator",
-    "ConvNet",
-    "DigitsEncoder",
-    "Discriminator",
-    "EarlyExit",
-    "Ensemble",
-    "ExitHead",
-    "Exits",
-    "FeatureFusion",
-    "FixedDistribution",
-    "GCNConvolution",
-    "Generator",
-    "GraftedStudent",
-    "GraphNetwork",
-    "InBFloat16",
-    "LeNet5",
-    "MarginTeacher",
-    "ModalityEnsemble",
-    "Paraphrased",
-    "Paraphraser",
-    "RowReader",
-    "SAGEConvolution",
-    "SceneEncoder",
-    "SimKD",
-    "StudentConvNet",
-    "TeacherConvNet",
-    "WeightsError",
-    "branch",
-    "digest",
-    "freeze",
-    "inherit",
-    "is_frozen",
-    "is_left_out",
-    "leave_out",
-    "load_student",
-    "load_teacher",
-    "prune",
-    "take_back",
-    "unfreeze",
-    "update_ema",
-]
+__all__ = public_names(globals())  # pyright: ignore[reportUnsupportedDunderAll]

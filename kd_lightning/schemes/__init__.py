@@ -1,51 +1,28 @@
 """Who teaches whom: each scheme is a LightningModule."""
 
-from kd_lightning.schemes.adversarial import AdversarialDistiller
-from kd_lightning.schemes.class_wise import CSKD
-from kd_lightning.schemes.classifier import Classifier
-from kd_lightning.schemes.contrastive_inversion import ContrastiveInversion
-from kd_lightning.schemes.cross_modal import CrossModalDistiller
-from kd_lightning.schemes.data_free import DataFreeDistiller
-from kd_lightning.schemes.dataset_distillation import DatasetDistillation
-from kd_lightning.schemes.few_shot import FewShotDistiller
-from kd_lightning.schemes.ffl import FFL
-from kd_lightning.schemes.grafting import GraftingDistiller
-from kd_lightning.schemes.inversion import InversionDistiller
-from kd_lightning.schemes.kdcl import KDCL
-from kd_lightning.schemes.kdgan import KDGAN
-from kd_lightning.schemes.mutual import MutualLearning
-from kd_lightning.schemes.offline import OfflineDistiller
-from kd_lightning.schemes.okddip import OKDDip
-from kd_lightning.schemes.one import ONE
-from kd_lightning.schemes.online_adversarial import OnlineAdversarial
-from kd_lightning.schemes.pseudo_examples import PseudoExamples
-from kd_lightning.schemes.rocket import RocketLaunching
-from kd_lightning.schemes.self_distiller import SelfDistiller
-from kd_lightning.schemes.synthetic import SyntheticInputs
-from kd_lightning.schemes.transfer_graph import KnowledgeTransferGraph
+from kd_lightning.core.exports import public_names
+from kd_lightning.schemes.adversarial.adversarial import AdversarialDistiller as AdversarialDistiller
+from kd_lightning.schemes.adversarial.kdgan import KDGAN as KDGAN
+from kd_lightning.schemes.adversarial.online_adversarial import OnlineAdversarial as OnlineAdversarial
+from kd_lightning.schemes.adversarial.synthetic import SyntheticInputs as SyntheticInputs
+from kd_lightning.schemes.classifier import Classifier as Classifier
+from kd_lightning.schemes.cross_modal.cross_modal import CrossModalDistiller as CrossModalDistiller
+from kd_lightning.schemes.data_free.contrastive_inversion import ContrastiveInversion as ContrastiveInversion
+from kd_lightning.schemes.data_free.data_free import DataFreeDistiller as DataFreeDistiller
+from kd_lightning.schemes.data_free.dataset_distillation import DatasetDistillation as DatasetDistillation
+from kd_lightning.schemes.data_free.inversion import InversionDistiller as InversionDistiller
+from kd_lightning.schemes.few_shot.few_shot import FewShotDistiller as FewShotDistiller
+from kd_lightning.schemes.few_shot.grafting import GraftingDistiller as GraftingDistiller
+from kd_lightning.schemes.few_shot.pseudo_examples import PseudoExamples as PseudoExamples
+from kd_lightning.schemes.offline import OfflineDistiller as OfflineDistiller
+from kd_lightning.schemes.online.ffl import FFL as FFL
+from kd_lightning.schemes.online.kdcl import KDCL as KDCL
+from kd_lightning.schemes.online.mutual import MutualLearning as MutualLearning
+from kd_lightning.schemes.online.okddip import OKDDip as OKDDip
+from kd_lightning.schemes.online.one import ONE as ONE
+from kd_lightning.schemes.online.rocket import RocketLaunching as RocketLaunching
+from kd_lightning.schemes.online.transfer_graph import KnowledgeTransferGraph as KnowledgeTransferGraph
+from kd_lightning.schemes.self.class_wise import CSKD as CSKD
+from kd_lightning.schemes.self.self_distiller import SelfDistiller as SelfDistiller
 
-__all__ = [
-    "CSKD",
-    "FFL",
-    "KDCL",
-    "KDGAN",
-    "ONE",
-    "AdversarialDistiller",
-    "Classifier",
-    "ContrastiveInversion",
-    "CrossModalDistiller",
-    "DataFreeDistiller",
-    "DatasetDistillation",
-    "FewShotDistiller",
-    "GraftingDistiller",
-    "InversionDistiller",
-    "KnowledgeTransferGraph",
-    "MutualLearning",
-    "OKDDip",
-    "OfflineDistiller",
-    "OnlineAdversarial",
-    "PseudoExamples",
-    "RocketLaunching",
-    "SelfDistiller",
-    "SyntheticInputs",
-]
+__all__ = public_names(globals())  # pyright: ignore[reportUnsupportedDunderAll]

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from kd_lightning.core.errors import UsageError
-from kd_lightning.learner import Learner, LRSchedulerCallable, OptimizerCallable
+from kd_lightning.core.learner import Learner, LRSchedulerCallable, OptimizerCallable
+from kd_lightning.core.terms import Term
 from kd_lightning.losses import TaskLoss
-from kd_lightning.terms import Term
 
 
 class Classifier(Learner):

@@ -10,12 +10,12 @@ from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from kd_lightning.activations import Activations, differentiable, tap
-from kd_lightning.batch import Batch
+from kd_lightning.core.activations import Activations, differentiable, tap
+from kd_lightning.core.batch import Batch
+from kd_lightning.core.freezing import check_apart, freeze
+from kd_lightning.core.learner import Learner
 from kd_lightning.core.lightning_internals import attached_trainer
-from kd_lightning.learner import Learner
-from kd_lightning.networks.freezing import check_apart, freeze
-from kd_lightning.teacher_holder import TeacherHolder, load_held
+from kd_lightning.core.teacher_holder import TeacherHolder, load_held
 
 TeacherSource = Callable[[Batch], Activations]
 

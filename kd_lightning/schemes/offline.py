@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from kd_lightning.learner import LRSchedulerCallable, OptimizerCallable
+from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
+from kd_lightning.core.terms import Term
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
-from kd_lightning.terms import Term
 
 
 class OfflineDistiller(FrozenTeacher):

@@ -26,8 +26,9 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from kd_lightning import Term, UsageError
 from kd_lightning.callbacks import Constant, Distillation, TeacherFreezing, TemperatureSchedule, TermWeightSchedule
+from kd_lightning.core.hashing import digest
 from kd_lightning.losses import AdversarialLoss, JacobianLoss, KDLoss, TaskLoss
-from kd_lightning.networks import Discriminator, StudentConvNet, digest
+from kd_lightning.networks import Discriminator, StudentConvNet
 from tests import toys
 
 FEATURES, CLASSES, LR = 12, 5, 0.1

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from kd_lightning import Term
 from kd_lightning.callbacks.distillation import Distillation
+from kd_lightning.core.hashing import digest
 from kd_lightning.losses import KDLoss
-from kd_lightning.networks import digest
 from tests import toys
 from tests.ranks import run_two
 

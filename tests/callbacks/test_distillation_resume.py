@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from kd_lightning import Term, UsageError
 from kd_lightning.callbacks import Distillation, Linear, TemperatureSchedule
+from kd_lightning.core.hashing import digest
 from kd_lightning.losses import KDLoss
-from kd_lightning.networks import digest
 from tests import toys
 from tests.callbacks.test_distillation import LR, Theirs, batches, distillation, fit
 

@@ -12,7 +12,7 @@ import torch
 from small_plan import network, new_plan, write
 
 from kd_lightning.__main__ import main
-from kd_lightning.cli import build
+from kd_lightning.cli.engine import build
 from kd_lightning.compare.plan_file import read_plan
 
 # Lightning's command line uses what jsonargparse has renamed

@@ -8,8 +8,8 @@ import pytest
 from small_plan import new_plan, write
 
 from kd_lightning.__main__ import main
+from kd_lightning.cli.configs import SHIPPED, merge
 from kd_lightning.compare.plan_file import read_plan
-from kd_lightning.methods import SHIPPED, merge
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from small_plan import network, new_plan, write
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kd_lightning.__main__ import main
-from kd_lightning.cli import build
+from kd_lightning.cli.engine import build
 from kd_lightning.compare.plan_file import read_plan
-from kd_lightning.networks import digest
+from kd_lightning.core.hashing import digest
 
 # Lightning's command line uses what jsonargparse has renamed
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")

@@ -17,9 +17,9 @@ from kd_lightning.callbacks import (
     TeacherFreezing,
     TermWeightSchedule,
 )
-from kd_lightning.callbacks.schedules import Constant
+from kd_lightning.callbacks.schedules.functions import Constant
+from kd_lightning.cli.run_dir import callbacks as callbacks_of_a_run
 from kd_lightning.core.traits import SchemeTraits, has_trait, is_idle_hook, steps_are_alike
-from kd_lightning.run_folder import callbacks as callbacks_of_a_run
 from tests import found, toys
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from kd_lightning.core.fingerprints import is_marked_immutable
 from kd_lightning.data import EvaluationLoader, LabeledImages, TrainLoader
 from kd_lightning.data.augmentation import view_seeds
-from kd_lightning.fingerprints import is_marked_immutable
 
 GENERATOR = torch.Generator().manual_seed(0)
 DATA = LabeledImages(

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from kd_lightning import UsageError
+from kd_lightning.cli.configs import SHIPPED, methods
 from kd_lightning.core.protocols import TrainingRows
 from kd_lightning.data import MNIST, MNISTDataModule, NoiseDataModule, NoiseLoader
-from kd_lightning.methods import SHIPPED, methods
 from tests.data.shapes import Shapes
 
 WATCHED = """

@@ -15,11 +15,11 @@ from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
 
 from kd_lightning import UsageError
+from kd_lightning.cli.configs import SHIPPED
 from kd_lightning.core.protocols import AugmentedTrainingRows, TrainingRows
 from kd_lightning.data import LabeledImages, MNISTDataModule, ResidentDataModule, Source
 from kd_lightning.data.sources.mnist import PACKAGED
 from kd_lightning.data.split import TrainingRequest, TrainingSplit, split_rows
-from kd_lightning.methods import SHIPPED
 from tests.data.shapes import Shapes
 
 # from the data set's own page and from everyone's normalisation constants

@@ -30,9 +30,9 @@ def needed(kind: type[nn.Module]) -> list[str]:
 
 def cases() -> dict[str, Case]:
     found: dict[str, Case] = {name: Case() for name, kind in LOSSES.items() if not needed(kind)}
-    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+    for path in sorted(Path(__file__).parent.rglob("test_*.py")):
         if path.stem != "test_every_loss" and "\nCASES" in path.read_text(encoding="utf-8"):
-            found |= import_module(f"tests.losses.{path.stem}").CASES
+            found |= import_module(f"tests.losses.{path.parent.name}.{path.stem}").CASES
     return found
 
 

@@ -19,8 +19,8 @@ from torch.optim.swa_utils import update_bn
 
 from kd_lightning import Classifier, OfflineDistiller, Term, UsageError
 from kd_lightning.callbacks import BornAgain, ChannelsLast, Compiled, MomentumTeacher, SnapshotTeacher, TeacherFreezing
+from kd_lightning.core.hashing import digest
 from kd_lightning.losses import FeatureMSELoss, KDLoss
-from kd_lightning.networks import digest
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 from tests import found, ranks, toys
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import toys
-from tests.schemes.test_mutual import batches
+from tests.schemes.online.test_mutual import batches
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:

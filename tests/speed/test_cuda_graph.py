@@ -15,7 +15,7 @@ from kd_lightning.callbacks import (
     TeacherFreezing,
     TemperatureSchedule,
 )
-from kd_lightning.cli import build
+from kd_lightning.cli.engine import build
 from kd_lightning.speed.fast_loop.cuda_graph import CUDAGraphStep, _without_repeats
 from tests import toys
 

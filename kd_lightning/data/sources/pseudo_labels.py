@@ -11,12 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kd_lightning.activations import logits_of, run
+from kd_lightning.core.activations import logits_of, run
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.hashing import digest
 from kd_lightning.data.affine import Affine
 from kd_lightning.data.sources.base import LabeledImages, Source
 from kd_lightning.data.split import TrainingRequest, TrainingSplit, split_rows
-from kd_lightning.networks.digest import digest
 
 TRANSFORMATIONS = (
     Affine(),

@@ -1,0 +1,1 @@
+"""Pictures and records of a run."""

@@ -1,0 +1,128 @@
+"""Where teacher and student look, as a picture in TensorBoard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.nn import functional
+
+from kd_lightning.core.activations import tap
+from kd_lightning.core.errors import UsageError
+from kd_lightning.schemes import OfflineDistiller
+
+
+class AttentionMaps(Callback):
+    """Writes the teacher's and the student's attention maps side by side to TensorBoard, as the image ``attention``.
+
+    A map is the mean over a layer's channels of its squares, (H, W), as `AttentionTransferLoss` compares them. Each row
+    of the picture is an image and, for each pair of layers, the teacher's map and then the student's, each bright where
+    it is largest. The images are the first of the first validation batch, and so the same each time. It draws in the
+    validation of every n-th epoch, keeps no state, and changes nothing of the training.
+
+    Args:
+        student: Layers of the student that give maps (N, C, H, W).
+        teacher: As many of the teacher, in the order of the pairs.
+        images: How many images are drawn, at most a batch.
+        every_n_epochs: Epochs from one picture to the next.
+
+    Raises:
+        UsageError: An argument is out of its range; when the fit starts: the scheme has no teacher, there is no
+            TensorBoard logger or no validation; when it draws: an input is no image, or a layer gives no map.
+
+    Example:
+        >>> AttentionMaps(student=["conv.3"], teacher=["conv.3"], every_n_epochs=5).every_n_epochs
+        5
+    """
+
+    def __init__(self, student: list[str], teacher: list[str], images: int = 4, every_n_epochs: int = 1) -> None:
+        if not student or len(student) != len(teacher):
+            raise UsageError(f"student={student} and teacher={teacher} must be pairs of layers, as many on each side")
+        if images < 1 or every_n_epochs < 1:
+            raise UsageError(f"images={images} and every_n_epochs={every_n_epochs} must be at least 1")
+        self.student = student
+        self.teacher = teacher
+        self.images = images
+        self.every_n_epochs = every_n_epochs
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses what it could not draw, before anything is trained."""
+        if not isinstance(pl_module, OfflineDistiller):
+            raise UsageError(
+                f"{type(pl_module).__name__} is no OfflineDistiller, whose maps AttentionMaps draws: drop it"
+            )
+        if not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+            found = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none"
+            raise UsageError(f"AttentionMaps writes images and the logger is {found}: add a TensorBoardLogger")
+        if not trainer.enable_validation:
+            raise UsageError("AttentionMaps draws validation images and there are none: give the data a val_size")
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Draws the first batch, where a picture is due."""
+        if batch_idx or dataloader_idx or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        if not isinstance(pl_module, OfflineDistiller) or (trainer.current_epoch + 1) % self.every_n_epochs:
+            return
+        if not trainer.training and trainer.state.fn != "fit":
+            return
+        with trainer.precision_plugin.forward_context():
+            picture = self.draw(pl_module, batch)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("attention", picture, trainer.global_step)  # pyright: ignore[reportUnknownMemberType]
+
+    @torch.no_grad()
+    def draw(self, learner: OfflineDistiller, batch: Any) -> Tensor:
+        """The picture (3, H, W) of a batch, in [0, 1]."""
+        split = learner.split_batch(batch)
+        student, teacher = (self._first(inputs) for inputs in (split.student, split.teacher))
+        shown = tap(learner.teacher, teacher, self.teacher)
+        seen = tap(learner.student, student, self.student)
+        columns: list[Tensor] = []
+        for ours, theirs in zip(self.student, self.teacher, strict=True):
+            columns += [_map("teacher", theirs, shown[theirs]), _map("student", ours, seen[ours])]
+        return side_by_side(student, columns)
+
+    def _first(self, inputs: Any) -> Tensor:
+        if not isinstance(inputs, Tensor) or inputs.dim() != 4 or inputs.shape[1] not in (1, 3):
+            what = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+            raise UsageError(f"AttentionMaps draws images (N, 1 or 3, H, W), and the input is {what}: drop it")
+        return inputs[: self.images]
+
+
+def side_by_side(images: Tensor, maps: list[Tensor], enlarge: int = 3) -> Tensor:
+    """A picture (3, H', W') of images (N, C, H, W), one a row, each followed by its maps (N, h, w).
+
+    Example:
+        >>> side_by_side(torch.zeros(2, 1, 4, 4), [torch.ones(2, 2, 2)], enlarge=1).shape
+        torch.Size([3, 12, 12])
+    """
+    size = (images.shape[2] * enlarge, images.shape[3] * enlarge)
+    tiles = [_to_unit(images.float()).expand(-1, 3, -1, -1)]
+    for values in maps:
+        heat = 3 * _to_unit(values.float().unsqueeze(1), from_zero=True) - torch.arange(3.0, device=values.device).view(
+            3, 1, 1
+        )
+        tiles.append(heat.clamp(0, 1))  # black, red, yellow, white
+    tiles = [functional.pad(functional.interpolate(tile, size), [1, 1, 1, 1], value=0.5) for tile in tiles]
+    return torch.cat([torch.cat([tile[n] for tile in tiles], dim=2) for n in range(len(images))], dim=1).cpu()
+
+
+def _map(side: str, layer: str, features: Tensor) -> Tensor:
+    if features.dim() != 4:
+        raise UsageError(
+            f"the {side}'s layer {layer!r} gives {tuple(features.shape)}, and AttentionMaps draws maps (N, C, H, W): "
+            "name a convolutional layer"
+        )
+    return features.float().square().mean(dim=1)
+
+
+def _to_unit(values: Tensor, from_zero: bool = False) -> Tensor:
+    """Each sample's values from 0, or from its smallest, to its largest, brought to [0, 1]."""
+    low = torch.zeros_like(values) if from_zero else values.amin(dim=(1, 2, 3), keepdim=True)
+    return (values - low) / (values - low).amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)

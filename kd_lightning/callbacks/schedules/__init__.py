@@ -1,0 +1,1 @@
+"""Temperatures and weights that follow a schedule."""

@@ -1,0 +1,1 @@
+"""Teachers that are frozen, or that change during the fit."""

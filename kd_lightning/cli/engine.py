@@ -1,0 +1,252 @@
+"""The command line's engine: Lightning's own, with this package's names, defaults and manners."""
+
+from __future__ import annotations
+
+import re
+import sys
+from argparse import ArgumentError
+from importlib import import_module
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import lightning
+import torch
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from safetensors.torch import save_file
+from typing_extensions import override
+
+import kd_lightning
+from kd_lightning.cli import run_dir
+from kd_lightning.cli.argparse_internals import destinations
+from kd_lightning.cli.config_errors import PACKAGES, at, blame, explain, nulls
+from kd_lightning.cli.configs import Setting, find_config, merge, read_settings
+from kd_lightning.cli.errors import Stopped, in_one_line, on_purpose, one_line
+from kd_lightning.cli.log_filters import quiet
+from kd_lightning.core.errors import UsageError
+
+HEADER = [f"kd_lightning=={kd_lightning.__version__}", f"lightning=={lightning.__version__}"]
+for package in PACKAGES:  # the classes of what is imported are known by their short names
+    import_module(package)
+
+COMMANDS = ("fit", "validate", "test", "predict")
+
+
+class CLI(LightningCLI):
+    """LightningCLI in subclass mode: builds a trainer, a model and its data from YAML files and options.
+
+    A run's folder is ``trainer.default_root_dir``. Unless the configuration brings its own, a run has TensorBoard's
+    events and ``metrics.csv`` there, ``best.ckpt`` and ``last.ckpt``, and resumes exactly.
+
+    Args:
+        args: Options such as ``["--config", "configs/response/kd.yaml", "--trainer.max_epochs=1"]``.
+        command: ``fit``, ``validate``, ``test`` or ``predict``: what it is built for.
+
+    Raises:
+        UsageError: Something in the configuration is wrong.
+    """
+
+    def __init__(self, args: list[str], command: str = "fit") -> None:
+        self.command = command
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            save_config_callback=run_dir.RunFolder,
+            trainer_defaults={"default_root_dir": "runs/run"},
+            seed_everything_default=0,
+            # An abbreviated option would hide a misspelt one.
+            parser_kwargs={
+                "prog": f"kd-lightning {command}",
+                "exit_on_error": False,
+                "allow_abbrev": False,
+                "dump_header": HEADER,
+            },
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=args,
+            run=False,
+        )
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="A checkpoint to go on from (fit) or to look at; `last` and `best` are those of the run's folder.",
+        )
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        args, self.settings = _read(cast("list[str]", args))
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise UsageError(explain(error, self.settings, destinations(parser))) from error
+        for field, expected in nulls(self.config):
+            raise self._complaint(field, f"expected {expected}, got null")
+        seed = self.config["seed_everything"]
+        if not 0 <= seed < 2**32:
+            raise self._complaint("seed_everything", f"{seed} must lie between 0 and {2**32 - 1}")
+        if not (folder := self.config["trainer.default_root_dir"]):
+            raise self._complaint("trainer.default_root_dir", f"expected the run's folder, got {folder!r}")
+        wanted = self.config["ckpt_path"] or (None if self.command == "fit" else run_dir.to_look_at(folder))
+        self.ckpt_path = run_dir.checkpoint(folder, wanted)
+
+    @override
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            self._raise(error)
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        given = self.config_init["trainer"]
+        folder = given["default_root_dir"]
+        if given["logger"] in (None, True):
+            given["logger"] = run_dir.loggers(folder) if self.command == "fit" else False
+        callbacks: Any = given["callbacks"] or []
+        given["callbacks"] = run_dir.callbacks(
+            callbacks if isinstance(callbacks, list) else [callbacks],
+            folder,
+            self.model,
+            checkpoints=given["enable_checkpointing"] is not False,
+            progress_bar=given["enable_progress_bar"] is not False,
+        )
+        return super().instantiate_trainer(**kwargs)
+
+    def run(self) -> None:
+        """Does what it was built for.
+
+        Raises:
+            UsageError: It cannot be done, for a reason that the user can put right.
+        """
+        fits = self.command == "fit" and not getattr(self.trainer, "fast_dev_run", False)
+        try:
+            if fits and self.trainer.is_global_zero:  # the first process starts the others, or they wait for it
+                run_dir.refuse_second_run(self.trainer.default_root_dir, self.ckpt_path)
+            if self.ckpt_path:
+                run_dir.check_checkpoint(self.ckpt_path)
+            command = getattr(self.trainer, self.command)
+            result = command(self.model, datamodule=self.datamodule, ckpt_path=self.ckpt_path, weights_only=True)
+            if self.command == "predict":
+                self._write(result)
+        except SystemExit as end:  # Lightning has saved and cleaned up
+            saved = Path(self.trainer.default_root_dir) / "last.ckpt"
+            go_on = f": go on with --ckpt_path {saved}" if fits and saved.is_file() else ""
+            if isinstance(end, SIGTERMException):
+                raise Stopped(f"terminated{go_on}", 143) from end
+            if isinstance(end.__context__, KeyboardInterrupt):
+                raise Stopped(f"interrupted{go_on}", 130) from end
+            raise
+        except Exception as error:
+            self._raise(error)
+
+    def _write(self, batches: list[Any]) -> None:
+        if self.trainer.world_size > 1 or not all(isinstance(batch, torch.Tensor) for batch in batches):
+            raise UsageError(
+                "predict: writes the logits of one process only: use one device and a model that gives logits"
+            )
+        path = Path(self.trainer.default_root_dir) / "predictions.safetensors"
+        logits = torch.cat(batches)
+        save_file({"logits": logits}, path)
+        print(f"{path}: logits {tuple(logits.shape)}, in the order of the images")
+
+    def _raise(self, error: BaseException) -> NoReturn:
+        """Raises the complaint that an error amounts to, or the error itself when it is a bug."""
+        cause = error
+        while cause.__cause__ and str(cause).startswith("Does not validate against any of the Union"):
+            cause = cause.__cause__  # jsonargparse wraps what a constructor raised
+        field, made = blame(cause, self.config)
+        what = one_line(cause)
+        if what.startswith("Error(s) in loading state_dict"):
+            field, made = "ckpt_path", True
+        if not on_purpose(cause) and not (made and isinstance(cause, ValueError | TypeError | RuntimeError)):
+            raise cause
+        if named := re.match(r"([a-z]\w*)=", what):
+            field += f".{named[1]}"
+        raise (self._complaint(field, what) if field else UsageError(what)) from cause
+
+    def _complaint(self, field: str, what: str) -> UsageError:
+        return UsageError(at(self.settings, field.split("."), what))
+
+
+def build(args: list[str]) -> CLI:
+    """Builds everything that ``kd-lightning fit`` trains, and trains nothing.
+
+    Args:
+        args: What stands behind ``kd-lightning fit``.
+
+    Returns:
+        Its ``.trainer``, ``.model``, ``.datamodule`` and ``.config``. ``.run()`` fits.
+
+    Raises:
+        UsageError: Something in the configuration is wrong.
+    """
+    with quiet():
+        return CLI(args)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Args:
+        args: What stands behind ``kd-lightning``; the process's own arguments if not given.
+
+    Returns:
+        The exit code: 0; 2 after a mistake in what was given; 130 after Ctrl-C, and 143 after SIGTERM.
+    """
+    given = sys.argv[1:] if args is None else args
+
+    def command() -> int:
+        if not given or given[0] not in COMMANDS:
+            raise UsageError(f"name a command: {', '.join(COMMANDS)}; got {given[0] if given else 'nothing'}")
+        with quiet():
+            CLI(given[1:], given[0]).run()
+        return 0
+
+    return in_one_line(command)
+
+
+def _read(args: list[str]) -> tuple[list[str], list[Setting]]:
+    """The arguments with all YAML files merged into one, and everything that files and options set.
+
+    jsonargparse would lay a file on top as well, but replace mappings such as the terms as a whole.
+    """
+    config: dict[str, Any] = {}
+    options: list[str] = []
+    settings: list[Setting] = []
+    rest = iter(args)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-c"):
+            path = find_config(value if equals else next(rest, ""))
+            settings += read_settings(path)
+            config = merge(config, yaml.safe_load(path.read_text(encoding="utf-8")))
+        else:
+            options.append(argument)
+    for argument, following in zip_longest(options, options[1:]):
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            settings.append(Setting(tuple(name.rstrip("+").split(".")), value if equals else following, ""))
+    files = [f"--config={yaml.safe_dump(_with_our_names(config), sort_keys=False)}"] if config else []
+    return files + options, settings
+
+
+def _with_our_names(value: Any) -> Any:
+    """Short names of this package's classes made dotted: whatever else is imported may have classes of these names."""
+    if isinstance(value, list):
+        return [_with_our_names(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    content = {key: _with_our_names(item) for key, item in cast("dict[str, Any]", value).items()}
+    name = str(content.get("class_path"))
+    for package in PACKAGES:
+        if package.startswith("kd_lightning.") and isinstance(vars(sys.modules[package]).get(name), type):
+            content["class_path"] = f"{package}.{name}"
+    return content

@@ -1,0 +1,22 @@
+"""The public names of a package that re-exports what lies below it."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+
+def public_names(namespace: dict[str, Any]) -> list[str]:
+    """List what a package's ``__init__`` imports for its users, so that ``__all__`` need not be written a second time.
+
+    Args:
+        namespace: The package's ``globals()``.
+
+    Example:
+        >>> public_names({"KDLoss": int, "kd_loss": len, "_private": 1, "public_names": public_names})
+        ['KDLoss', 'kd_loss']
+    """
+    names = (
+        name for name, value in namespace.items() if not isinstance(value, ModuleType) and value is not public_names
+    )
+    return sorted(name for name in names if not name.startswith("_"))

@@ -1,0 +1,279 @@
+"""Learner: the base class of every scheme, a LightningModule with a student and terms."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.parsing import collect_init_args
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MetricCollection
+
+from kd_lightning.core.activations import Activations, differentiable, logits, logits_of, run, tap
+from kd_lightning.core.batch import Batch, InputKeys, accepted_inputs, check_inputs, split_batch, split_by_keys
+from kd_lightning.core.errors import UsageError
+from kd_lightning.core.evaluation import Evaluation, Stage, loader_names
+from kd_lightning.core.freezing import freeze, is_frozen
+from kd_lightning.core.lightning_internals import INSTANTIATOR, attached_trainer
+from kd_lightning.core.loss import loss_trait
+from kd_lightning.core.progress import completed_batches, should_log
+from kd_lightning.core.terms import Term, Terms, finetunes
+
+OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
+LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
+
+
+class Learner(LightningModule, ABC):
+    """A student and the terms that it learns by; a scheme defines in `compute_losses` who teaches it.
+
+    Every term is logged by name and unweighted as ``train/<name>``, their weighted sum as ``train/loss`` and each
+    temperature as ``temperature/<name>``, at the steps that the loggers keep. Evaluation logs the metrics of the
+    inference network as ``val/<metric>`` and ``test/<metric>``, exact on uneven ranks: by default accuracy (``acc``)
+    and negative log-likelihood in nats (``nll``), for the kind of label that the task loss declares.
+
+    Args:
+        student: The network that learns and that is used afterwards. It returns logits, or an object that has
+            ``.logits``.
+        terms: The losses by name, each with its addresses and weight.
+        optimizer: Builds the optimizer from the parameters that learn.
+        lr_scheduler: Builds a learning-rate scheduler from the optimizer.
+        lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
+        metrics: Any torchmetrics collection to evaluate by, such as `kd_lightning.core.metrics.Metrics`.
+
+    Raises:
+        UsageError: There are no terms, or a term's name cannot be one.
+    """
+
+    input_keys: InputKeys | None = None
+    """The inputs that the networks take from a batch of several; None where a batch has one for all."""
+    steps_are_alike: bool = True
+    """False where a step depends on the batch's number or on Python state; see `kd_lightning.core.traits`."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        terms: dict[str, Term],
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
+    ) -> None:
+        super().__init__()
+        self._save_plain_hyperparameters()
+        self.student = student
+        self.terms = Terms(terms)
+        self.build_optimizer = optimizer
+        self.build_lr_scheduler = lr_scheduler
+        self.lr_interval = lr_interval
+        self.evaluation = Evaluation(metrics or self.configure_metrics(), terms)
+        self.evaluated_networks: Sequence[str] = ["student"]
+        self.differentiates_input = any(loss_trait(term.loss, "differentiates_input") for term in terms.values())
+        self._inputs_too: list[str] | None = None
+
+    # ---- what a scheme defines
+
+    @abstractmethod
+    def compute_losses(self, batch: Any) -> dict[str, Tensor]:
+        """Compute the unweighted loss of each term, by the term's name."""
+
+    @property
+    def inference_network_name(self) -> str:
+        """Dotted name of the network that is evaluated, exported and used: the student, in most schemes."""
+        return "student"
+
+    def inference_network(self) -> nn.Module:
+        """Return the network that is evaluated, exported and used."""
+        return self.get_submodule(self.inference_network_name)
+
+    def evaluated_logits(self, inputs: Any) -> dict[str, Tensor]:
+        """Compute the logits of each of the `evaluated_networks`."""
+        return {self.inference_network_name: logits(self.inference_network(), inputs)}
+
+    def configure_metrics(self) -> MetricCollection | None:
+        """Return the scheme's own metrics; None for the default ones of the kind of label."""
+        return None
+
+    # ---- what a scheme is built from
+
+    @property
+    def monitor(self) -> str:
+        """The logged value that chooses the best checkpoint."""
+        return f"val/{self.evaluation.monitor}"
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """Which values of `monitor` are better."""
+        return self.evaluation.mode
+
+    def split_batch(self, batch: Any) -> Batch:
+        """Split a batch into inputs and labels; see `kd_lightning.core.batch`."""
+        if isinstance(batch, tuple | list | Tensor):
+            return split_batch(batch) if self.input_keys is None else split_by_keys(batch, self.input_keys)
+        labels = self.terms.labels()
+        if self.input_keys is not None:
+            return split_by_keys(batch, self.input_keys, labels)
+        first = self._inputs_too is None
+        if self._inputs_too is None:
+            self._inputs_too = accepted_inputs(self.student, labels)
+        split = split_batch(batch, labels, self._inputs_too)
+        if first:
+            check_inputs(self.student, split.student)
+        return split
+
+    def student_activations(self, batch: Batch) -> Activations:
+        """Run the student once and return the layers that the terms address."""
+        inputs = differentiable(batch.student) if self.differentiates_input else batch.student
+        return tap(self.student, inputs, self.terms.layers("student"))
+
+    def term_losses(
+        self, student: Activations, teacher: Activations | None, labels: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Compute every term's unweighted loss, of the same activations."""
+        return self.terms.losses(student, teacher, labels)
+
+    def weighted_sum(self, losses: dict[str, Tensor]) -> Tensor:
+        """Sum losses under the weights of their terms."""
+        return self.terms.weighted_sum(losses)
+
+    # ---- what Lightning calls
+
+    def setup(self, stage: str) -> None:
+        """Freeze frozen networks again, after every callback's setup, and find an example input for the summary."""
+        for module in self.modules():
+            if is_frozen(module):
+                freeze(module)
+        if self.example_input_array is None:
+            self.example_input_array = getattr(getattr(self.trainer, "datamodule", None), "example_input_array", None)
+
+    def configure_optimizers(self) -> Any:
+        """Build one optimizer over everything that learns, and its scheduler."""
+        for name, term in self.terms.all().items():
+            if loss_trait(term.loss, "is_adversarial"):
+                raise UsageError(
+                    f"term {name!r} has a discriminator, which {type(self).__name__} would train to help the student: "
+                    "use AdversarialDistiller"
+                )
+        optimizer = self.build_optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        if self.build_lr_scheduler is None:
+            return optimizer
+        scheduler = {"scheduler": self.build_lr_scheduler(optimizer), "interval": self.lr_interval}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def on_fit_start(self) -> None:
+        """Let the first step check that every term can teach, unless layers are to be unfrozen later."""
+        self.terms.is_checked = finetunes(self.trainer)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the weighted sum of the scheme's losses."""
+        terms, logged = self.terms, should_log(self.trainer)
+        vars(terms)["skip_unweighted"] = not logged  # an assignment would be three calls, and this is every step
+        losses = self.compute_losses(batch)
+        total = terms.weighted_sum(losses)
+        if logged:
+            self._log_training(losses, total.detach())
+        return total
+
+    def forward(self, inputs: Any) -> Any:
+        """Return the output of the inference network."""
+        return run(self.inference_network(), inputs)
+
+    def on_validation_start(self) -> None:
+        """Begin to count for ``val/<metric>``."""
+        self._start_evaluation("val", self.trainer.val_dataloaders)
+
+    def on_test_start(self) -> None:
+        """Begin to count for ``test/<metric>``."""
+        self._start_evaluation("test", self.trainer.test_dataloaders)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count a batch for ``val/<metric>``."""
+        self._evaluate(batch, "val", dataloader_idx)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count a batch for ``test/<metric>``."""
+        self._evaluate(batch, "test", dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of validation."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the test."""
+        self._log_evaluation("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the name of the inference network."""
+        checkpoint["inference_network"] = self.inference_network_name
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """Return the logits of the inference network."""
+        return logits_of(self(self.split_batch(batch).student))
+
+    # ---- inside
+
+    def _batches_done(self) -> int:
+        """As `kd_lightning.core.progress.completed_batches`; 0 outside a run."""
+        trainer = attached_trainer(self)
+        return 0 if trainer is None else completed_batches(trainer)
+
+    def _log_training(self, losses: dict[str, Tensor], total: Tensor) -> None:
+        if not torch.isfinite(total):
+            found = ", ".join(f"{name}={loss.item():g}" for name, loss in losses.items())
+            raise UsageError(
+                f"the training loss is not finite at step {self.trainer.global_step} ({found}): "
+                "look for non-finite inputs, a learning rate that is too high, or a temperature far below 1"
+            )
+        self.log_dict(self.terms.log_values(losses))
+        self.log("train/loss", total, prog_bar=True)
+
+    def _start_evaluation(self, stage: Stage, loaders: Any) -> None:
+        self.evaluation.start(stage, self.evaluated_networks, loader_names(loaders), self.device)
+
+    def _evaluate(self, batch: Any, stage: Stage, loader: int) -> None:
+        inputs, _, labels = self.split_batch(batch)
+        for name, outputs in self.evaluated_logits(inputs).items():
+            self.evaluation.update(stage, name, outputs, labels, loader)
+
+    def _log_evaluation(self, stage: Stage) -> None:
+        values = self.evaluation.compute(stage, self.inference_network_name)
+        shown = {name: value for name, value in values.items() if name.count("/") == 1}
+        self.log_dict({name: value for name, value in values.items() if name not in shown}, sync_dist=True)
+        self.log_dict(shown, prog_bar=True, sync_dist=True)
+
+    def _save_plain_hyperparameters(self) -> None:
+        """Save the constructor arguments that are plain values, so that checkpoints load without pickled code.
+
+        From the command line Lightning supplies the parsed configuration, plain and complete, and marks it with
+        ``_instantiator``. In Python it collects the arguments themselves; networks, losses and functions are excluded
+        *before* Lightning deep-copies them. A value decides by its type, never by its annotation, so that a subclass in
+        any module works.
+        """
+        frame = inspect.currentframe()
+        assert frame is not None
+        ignored: dict[str, None] = {}
+        for arguments in collect_init_args(frame, [], classes=(Learner,)):  # of this class and of each below it
+            ignored |= {name: None for name, value in arguments.items() if not is_plain(value)}
+        self.save_hyperparameters(ignore=[*ignored], logger=False)
+        if INSTANTIATOR in self.hparams:
+            self.save_hyperparameters(logger=False)
+
+
+def is_plain(value: object) -> bool:
+    """True for None, numbers, text, and lists, tuples and dicts of them: values that any checkpoint can hold.
+
+    Example:
+        >>> is_plain({"layers": ["conv.1", "conv.3"], "width": 8}), is_plain(torch.nn.ReLU())
+        (True, False)
+    """
+    if isinstance(value, dict):
+        items = cast("dict[object, object]", value).items()
+        return all(is_plain(key) and is_plain(item) for key, item in items)
+    if isinstance(value, list | tuple):
+        return type(value) in (list, tuple) and all(map(is_plain, cast("list[object]", value)))
+    return value is None or type(value) in (bool, int, float, str)

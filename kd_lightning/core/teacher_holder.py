@@ -1,0 +1,136 @@
+"""A frozen teacher outside every module tree, and by hand what a tree would have done for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from kd_lightning.core.distributed import is_distributed
+from kd_lightning.core.errors import UsageError
+from kd_lightning.core.freezing import freeze, is_frozen, unfreeze
+from kd_lightning.core.hashing import digest
+
+
+class TeacherHolder:
+    """Holds a frozen teacher for a module that is not to own it.
+
+    What walks a LightningModule (weight averages, pruning, ``update_bn``, optimizers, ``state_dict``) cannot reach a
+    network outside its tree. Moves, dtypes, the first broadcast between processes and the proof that nothing changed it
+    are the holder's.
+
+    Args:
+        network: The teacher; it is frozen.
+        name: What it is called in messages.
+
+    Example:
+        >>> holder = TeacherHolder(nn.Linear(4, 2))
+        >>> holder.network.weight.requires_grad, len(holder.remember())
+        (False, 64)
+    """
+
+    def __init__(self, network: nn.Module, name: str = "network 'teacher'") -> None:
+        self.network = network
+        self.name = name
+        self.hash: str | None = None
+        self.was_frozen = True
+        self._modes: dict[nn.Module, bool] = {}
+        self.hold()
+
+    def hold(self) -> nn.Module:
+        """Freeze the network, and remember how it was."""
+        if not is_frozen(self.network):
+            self.was_frozen = False
+            self._modes = {module: module.training for module in self.network.modules()}
+        return freeze(self.network)
+
+    def release(self) -> nn.Module:
+        """Return the network as it came: able to learn, and in its modes, unless it was frozen then."""
+        if not self.was_frozen and is_frozen(self.network):
+            unfreeze(self.network)
+            for module, training in self._modes.items():
+                module.training = training
+        return self.network
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Move or convert the network as ``nn.Module.to`` and its like do, by their function of one tensor."""
+        self.network._apply(function)  # pyright: ignore[reportPrivateUsage]
+        tensor = next(chain(self.network.parameters(), self.network.buffers()), None)
+        if tensor is not None:
+            for module in self.network.modules():
+                if isinstance(module, LightningModule) and module.device != tensor.device:
+                    module.to(tensor.device)  # which tells it where it is
+
+    def broadcast(self) -> None:
+        """Send rank 0's weights to all ranks, as DistributedDataParallel does; shards stay with their ranks."""
+        if not is_distributed():
+            return
+        for tensor in chain(self.network.parameters(), self.network.buffers()):
+            if not isinstance(tensor, DTensor):
+                dist.broadcast(tensor.data, src=0)
+
+    def remember(self, expected: str | None = None) -> str:
+        """Keep the hash of the weights, which `prove` compares with.
+
+        Args:
+            expected: The hash of the teacher with which a resumed run was started.
+
+        Raises:
+            UsageError: It is another one.
+        """
+        found = digest(self.network)
+        if expected not in (None, found):
+            raise UsageError(
+                f"this run was started with another {self.name} (sha256 {str(expected)[:12]}) than it is "
+                f"resumed with ({found[:12]}): build or load the one of then, or start a new run"
+            )
+        self.hash = found
+        return found
+
+    def prove(self) -> None:
+        """Check that the weights are those that `remember` saw.
+
+        Raises:
+            UsageError: Something has changed them.
+        """
+        if self.hash is not None and (found := digest(self.network)) != self.hash:
+            raise UsageError(
+                f"the {self.name} was to stay as it is and has changed (sha256 {self.hash[:12]} before, {found[:12]} "
+                "now): look for code that writes to its parameters or buffers"
+            )
+
+    def describe(self) -> str:
+        """Say in one line what is held: class, size, and that it is frozen."""
+        count = sum(parameter.numel() for parameter in self.network.parameters())
+        return f"{self.name}: {type(self.network).__name__}, {count:,} parameters, frozen, outside the module"
+
+
+def register_teacher(module: nn.Module, network: nn.Module) -> None:
+    """Make a network a member of the module that holds it outside its tree; any other module has it already."""
+    register = getattr(module, "register_teacher", None)
+    if register is not None and getattr(module, "teacher", None) is network:
+        register()
+
+
+def load_held(
+    holder: TeacherHolder, state: dict[str, Any], prefix: str, missing: list[str], unexpected: list[str]
+) -> None:
+    """Load a held teacher from a state dict that has a complete set of its keys, and take them out of it.
+
+    A state dict without any of them leaves it as it is; an incomplete set is added to the missing and unexpected keys.
+    """
+    given = {key.removeprefix(prefix): state.pop(key) for key in [key for key in state if key.startswith(prefix)]}
+    if not given:
+        return
+    own = holder.network.state_dict()
+    missing += [prefix + key for key in own if key not in given]
+    unexpected += [prefix + key for key in given if key not in own]
+    if own.keys() == given.keys():
+        with torch.no_grad():
+            holder.network.load_state_dict(given)

@@ -1,0 +1,1 @@
+"""Losses on attention: learned between teachers, of gradients, and of a network on itself."""

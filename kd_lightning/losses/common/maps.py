@@ -1,0 +1,26 @@
+"""What losses on feature maps share: one size for both sides."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kd_lightning.losses.common.checks import check_maps, upcast
+
+
+def of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps (N, C, H, W) in one precision, at least single; the larger is averaged down to the smaller one's size.
+
+    Example:
+        >>> [tuple(side.shape) for side in of_one_size(torch.zeros(2, 4, 6, 6), torch.zeros(2, 8, 5, 5))]
+        [(2, 4, 5, 5), (2, 8, 5, 5)]
+    """
+    check_maps(student, teacher)
+    size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+    dtype = torch.promote_types(upcast(student).dtype, upcast(teacher).dtype)
+    student, teacher = (
+        side if side.shape[2:] == size else functional.adaptive_avg_pool2d(side, size)
+        for side in (student.to(dtype), teacher.to(dtype))
+    )
+    return student, teacher

@@ -1,0 +1,86 @@
+"""Several teachers, each trusted on a sample as far as it is right about it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
+from kd_lightning.losses.common.checks import check_temperature, upcast
+from kd_lightning.losses.ensemble.ensemble import arithmetic_mean, check_stacked_logits
+from kd_lightning.losses.response.kd import kd_loss
+
+
+def ca_mkd_loss(student: Tensor, teacher: Tensor, target: Tensor, temperature: float = 4.0) -> Tensor:
+    """Knowledge distillation from a mixture of teachers, weighed on each sample by their cross-entropies.
+
+    L = T^2 / N sum_n KL(sum_k w_nk softmax(t_nk / T) || softmax(s_n / T))
+
+    w_nk = (1 - exp(L_nk) / sum_j exp(L_nj)) / (K - 1), with the cross-entropy L_nk of teacher k on sample n at T = 1
+
+    Hailin Zhang, Defang Chen, Can Wang: Confidence-Aware Multi-Teacher Knowledge Distillation. ICASSP 2022
+    (arXiv:2201.00007). The divergence from the mixture differs from the mean of the divergences from each teacher by
+    how much the teachers disagree, which the student cannot change: its gradient is the same.
+
+    The authors' code divides by K as well: its weight w is w / K here.
+
+    Args:
+        student: Logits (N, C).
+        teacher: Logits (N, K, C) of K >= 2 teachers.
+        target: Class indices (N,).
+        temperature: T > 0; higher is softer.
+
+    Raises:
+        UsageError: The shapes do not fit each other, there is one teacher only, or the temperature is not a finite
+            number above 0.
+
+    Example:
+        >>> teachers = torch.tensor([[[4.0, 0.0], [0.0, 4.0]]])
+        >>> ca_mkd_loss(torch.zeros(1, 2), teachers, torch.tensor([0]))
+        tensor(1.6449)
+    """
+    check_stacked_logits(student, teacher)
+    return kd_loss(student, arithmetic_mean(teacher, temperature, confidences(teacher, target)), temperature)
+
+
+class CAMKDLoss(DistillationLoss):
+    """Confidence-aware distillation from several teachers (Zhang et al. 2022, arXiv:2201.00007); see `ca_mkd_loss`.
+
+    Args:
+        temperature: T > 0; higher is softer. A `TemperatureSchedule` may move it.
+    """
+
+    takes_rows = True
+    needs_target = True
+
+    def __init__(self, temperature: float = 4.0) -> None:
+        super().__init__()
+        self.temperature = check_temperature(temperature)
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+        """The loss of logits (N, C), those of K teachers (N, K, C) and class indices (N,)."""
+        return ca_mkd_loss(student, teacher, target, self.temperature)
+
+
+def confidences(logits: Tensor, target: Tensor) -> Tensor:
+    """Shares (N, K) of teachers with logits (N, K, C): the less, the higher a teacher's cross-entropy on a sample.
+
+    They sum to 1. Where the label is -100, that of an image without one, all teachers count the same.
+
+    Raises:
+        UsageError: There is one teacher only, or the labels are not class indices (N,).
+    """
+    samples, teachers, _ = logits.shape
+    if teachers < 2:
+        raise UsageError(f"logits {tuple(logits.shape)} are those of one teacher, and confidence is relative: give two")
+    if target.shape != (samples,) or target.dtype not in (torch.int64, torch.uint8):
+        raise UsageError(
+            f"logits {tuple(logits.shape)} and target {tuple(target.shape)} of {target.dtype} do not fit: logits are "
+            "(N, K, C), targets int64 class indices (N,)"
+        )
+    errors = functional.cross_entropy(
+        upcast(logits).flatten(0, 1), target.long().repeat_interleave(teachers), reduction="none"
+    )
+    return (1 - errors.view(samples, teachers).softmax(dim=1)) / (teachers - 1)

@@ -1,0 +1,63 @@
+"""Several teachers whose features are each compared by a loss of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss, loss_trait
+from kd_lightning.losses.ensemble.ensemble import check_weights
+
+
+class FeatureEnsembleLoss(DistillationLoss):
+    """The weighted mean of one loss a teacher, each with a connector of its own: teachers of unequal widths.
+
+    L = sum_k w_k L_k(s_k, t_k, y) / sum_k w_k
+
+    In a term the teacher's address lists a layer a teacher, as in ``teacher: [members.0.conv.3, members.1.layer2]``;
+    the student's is one layer, which all are compared with, or lists one for each.
+
+    Args:
+        losses: One a teacher, in their order.
+        weights: What each teacher counts, above 0; only their ratios matter. All the same if not given.
+
+    Raises:
+        UsageError: There are no losses, or the weights are not one a loss, each a finite number above 0; at a call:
+            the features are not one a loss.
+
+    Example:
+        >>> from kd_lightning.losses import LogitMSELoss
+        >>> loss = FeatureEnsembleLoss([LogitMSELoss(), LogitMSELoss()], weights=[3.0, 1.0])
+        >>> loss(torch.zeros(1, 2), [torch.ones(1, 2), torch.full((1, 2), 3.0)])
+        tensor(3.)
+    """
+
+    def __init__(self, losses: list[nn.Module], weights: list[float] | None = None) -> None:
+        super().__init__()
+        if not losses:
+            raise UsageError("losses is empty: give one for each teacher")
+        self.losses = nn.ModuleList(losses)
+        self.weights = check_weights(weights) or [1.0] * len(losses)
+        if len(self.weights) != len(losses):
+            raise UsageError(f"weights={weights} are not one for each of the {len(losses)} losses")
+        for name in ("needs_target", "compares_samples", "takes_maps"):
+            setattr(self, name, any(loss_trait(loss, name) for loss in losses))
+
+    def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor], target: Any = None) -> Tensor:
+        """The mean of the losses of the student's features, all or each, and each teacher's."""
+        students = student if isinstance(student, list) else [student] * len(self.losses)
+        if not isinstance(teacher, list) or not len(students) == len(teacher) == len(self.losses):
+            raise UsageError(
+                f"{len(self.losses)} losses compare {_kind(student)} of the student with {_kind(teacher)} of the "
+                "teachers: in the term, list one teacher's layer for each loss"
+            )
+        compared = zip(self.weights, self.losses, students, teacher, strict=True)
+        total = torch.stack([weight * loss(s, t, target) for weight, loss, s, t in compared]).sum()
+        return total / sum(self.weights)
+
+
+def _kind(features: Any) -> str:
+    return f"a list of {len(features)}" if isinstance(features, list) else "a tensor"

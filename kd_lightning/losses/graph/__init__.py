@@ -1,0 +1,1 @@
+"""Losses on graphs of samples or of modalities."""

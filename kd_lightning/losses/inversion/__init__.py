@@ -1,0 +1,1 @@
+"""Losses on synthetic images, for distillation without data."""

@@ -1,0 +1,80 @@
+"""Knowledge distillation: the student imitates the teacher's softened distribution."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from kd_lightning.core.loss import DistillationLoss
+from kd_lightning.losses.common.checks import check_logits, check_temperature, upcast
+from kd_lightning.losses.common.divergence import divergences
+
+
+def kd_loss(
+    student: Tensor, teacher: Tensor, temperature: float = 4.0, teacher_temperature: float | None = None
+) -> Tensor:
+    """Kullback-Leibler divergence of the softened distributions, averaged over the batch.
+
+    L = T^2 / N sum_n KL(softmax(t_n / T_t) || softmax(s_n / T))
+
+    Geoffrey Hinton, Oriol Vinyals, Jeff Dean: Distilling the Knowledge in a Neural Network. NIPS Deep Learning
+    Workshop, 2014 (arXiv:1503.02531), where T_t is T. Both sides stay in log space and half precision is computed in
+    float32, so that loss and gradients are finite wherever the logits are. The factor T^2 keeps the gradient's size
+    when T changes. It is the student's: softening the teacher alone, as snapshot distillation does (Yang et al., CVPR
+    2019, arXiv:1812.00123), changes the soft targets p in the gradient T (q - p) / N, and not what it is multiplied by.
+
+    Other implementations differ: ``reduction="mean"`` divides by N * C instead of N, and some drop T^2, add it only
+    with a weight, or take the teacher's, so that their weights mean something else.
+
+    Args:
+        student: Logits (N, C).
+        teacher: Logits (N, C).
+        temperature: T > 0; higher is softer.
+        teacher_temperature: T_t > 0, to soften the teacher differently; T if not given.
+
+    Returns:
+        A scalar, in nats times T^2.
+
+    Raises:
+        UsageError: The shapes differ, or a temperature is not a finite number above 0.
+
+    Example:
+        >>> import torch
+        >>> kd_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([[4.0, 0.0]]), temperature=4.0)
+        tensor(1.7751)
+    """
+    check_logits(student, teacher)
+    check_temperature(temperature)
+    if teacher_temperature is None:
+        teacher_temperature = temperature
+    else:
+        check_temperature(teacher_temperature, "teacher_temperature")
+    log_student = functional.log_softmax(upcast(student) / temperature, dim=1)
+    log_teacher = functional.log_softmax(upcast(teacher) / teacher_temperature, dim=1)
+    if temperature <= 20:
+        divergence = functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    else:
+        divergence = divergences(log_student, log_teacher, temperature).mean()
+    return divergence * temperature**2
+
+
+class KDLoss(DistillationLoss):
+    """Hinton's distillation loss (2015, arXiv:1503.02531); see `kd_loss`.
+
+    Args:
+        temperature: T > 0; higher is softer. A `TemperatureSchedule` may move it.
+        teacher_temperature: T_t > 0, to soften the teacher differently, which no schedule moves; T if not given.
+    """
+
+    takes_rows = True
+
+    def __init__(self, temperature: float = 4.0, teacher_temperature: float | None = None) -> None:
+        super().__init__()
+        self.temperature = check_temperature(temperature)
+        if teacher_temperature is not None:
+            check_temperature(teacher_temperature, "teacher_temperature")
+        self.teacher_temperature = teacher_temperature
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        """T^2 KL of logits (N, C); `target` is not looked at."""
+        return kd_loss(student, teacher, self.temperature, self.teacher_temperature)

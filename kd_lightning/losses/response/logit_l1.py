@@ -1,0 +1,41 @@
+"""How far logits are apart, whatever their scale."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from kd_lightning.core.loss import DistillationLoss
+from kd_lightning.losses.common.checks import check_logits, upcast
+
+
+def logit_l1_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean absolute error between logits, over batch and classes: L = 1 / (N C) sum_nc |s_nc - t_nc|.
+
+    Gongfan Fang, Jie Song, Chengchao Shen, Xinchao Wang, Da Chen, Mingli Song: Data-Free Adversarial Distillation. 2019
+    (arXiv:1912.11006): its gradient does not vanish where the student is close, which a generator of inputs lives by.
+
+    Args:
+        student: Logits (N, C).
+        teacher: Logits (N, C).
+
+    Raises:
+        UsageError: The shapes differ.
+
+    Example:
+        >>> import torch
+        >>> logit_l1_loss(torch.zeros(1, 2), torch.tensor([[4.0, 0.0]]))
+        tensor(2.)
+    """
+    check_logits(student, teacher)
+    return functional.l1_loss(upcast(student), upcast(teacher))
+
+
+class LogitL1Loss(DistillationLoss):
+    """Mean absolute error between logits (Fang et al. 2019, arXiv:1912.11006); see `logit_l1_loss`."""
+
+    takes_rows = True
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        """The loss of logits (N, C); `target` is not looked at."""
+        return logit_l1_loss(student, teacher)

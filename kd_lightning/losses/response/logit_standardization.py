@@ -1,0 +1,67 @@
+"""Distillation of standardized logits: their order and proportions, whatever their size."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from kd_lightning.core.loss import DistillationLoss
+from kd_lightning.losses.common.checks import check_logits, check_temperature, upcast
+from kd_lightning.losses.response.kd import kd_loss
+
+
+def logit_standardization_kd_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
+    """Hinton's loss between z-scores: each sample's logits less their mean, over their standard deviation.
+
+    L = T^2 / N sum_n KL(softmax(Z(t_n) / T) || softmax(Z(s_n) / T)), Z(z) = (z - mean(z)) / std(z)
+
+    Shangquan Sun, Wenqi Ren, Jingzhi Li, Rui Wang, Xiaochun Cao: Logit Standardization in Knowledge Distillation. CVPR
+    2024 (arXiv:2403.01427), with T = 2 and a weight of 9. A student need not reach the teacher's range of logits.
+
+    The standard deviation divides by C - 1, as in the authors' code. Dividing by C would be a temperature lower by
+    sqrt((C - 1) / C). Their code adds 1e-7 to it; here one below 1e-3 counts as 1e-3, so that the gradient of (nearly)
+    equal logits, which is proportional to 1 / std, stays within the range of half precision.
+
+    Args:
+        student: Logits (N, C).
+        teacher: Logits (N, C).
+        temperature: T > 0; higher is softer.
+
+    Raises:
+        UsageError: The shapes differ, or the temperature is not a finite number above 0.
+
+    Example:
+        >>> import torch
+        >>> teacher = torch.tensor([[4.0, 2.0, 0.0]])
+        >>> logit_standardization_kd_loss(torch.zeros(1, 3), teacher)
+        tensor(0.3137)
+        >>> logit_standardization_kd_loss(0.1 * teacher + 7.0, teacher) < 1e-6
+        tensor(True)
+    """
+    check_logits(student, teacher)
+    return kd_loss(_standardized(student), _standardized(teacher), temperature)
+
+
+class LogitStandardizationKDLoss(DistillationLoss):
+    """Distillation of standardized logits (Sun et al. 2024, arXiv:2403.01427); see `logit_standardization_kd_loss`.
+
+    Args:
+        temperature: T > 0; higher is softer. A `TemperatureSchedule` may move it.
+    """
+
+    takes_rows = True
+
+    def __init__(self, temperature: float = 2.0) -> None:
+        super().__init__()
+        self.temperature = check_temperature(temperature)
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        """The loss of logits (N, C); `target` is not looked at."""
+        return logit_standardization_kd_loss(student, teacher, self.temperature)
+
+
+def _standardized(logits: Tensor) -> Tensor:
+    logits = upcast(logits)
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    length = (logits.shape[1] - 1) ** 0.5  # of a deviation of 1
+    return functional.normalize(centred, dim=1, eps=1e-3 * length) * length

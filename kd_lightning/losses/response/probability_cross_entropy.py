@@ -1,0 +1,62 @@
+"""The origin notebook's loss: cross-entropy, fed with probabilities where it wants logits."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import DistillationLoss
+from kd_lightning.losses.common.checks import upcast
+
+
+def probability_cross_entropy_loss(student: Tensor, teacher: Tensor | None, target: Tensor) -> Tensor:
+    """Cross-entropy of softmax(softmax(z)): kept only to reproduce the origin's numbers; train with `task_loss`.
+
+    p = softmax(z), q = softmax(p), L = -1/N sum_n log q_(n, y_n)
+
+    A cross-entropy takes logits and applies its own softmax. Fed with probabilities, which lie in [0, 1], it starves:
+
+    - *The loss has a floor.* A certain and right prediction still costs log(e + C - 1) - 1, 1.4612 for ten classes,
+      and a certain and wrong one exactly 1 more. Once the softmax has saturated, the loss is the floor plus the error
+      rate: a staircase, with nothing to descend. (The origin printed summed batch means divided by the number of
+      images: with batches of 64 the floor reads .0228.)
+    - *The gradient dies on both sides.* With g = q - onehot(y), dL/dz_k = p_k (g_k - sum_j p_j g_j), so that
+      abs(dL/dz_y) <= p_y (1 - p_y) (1 + max_j q_j - q_y). On logits it is 1 - p_y, largest where the prediction is
+      worst; here the factor p_y makes it vanish exactly there, and a class that the network has once given up on gets
+      no help from its own images: it stays lost until the other classes happen to move it.
+
+    Args:
+        student: Logits z, (N, C).
+        teacher: Not looked at; every loss takes (student, teacher, target).
+        target: Class indices (N,).
+
+    Raises:
+        UsageError: The shapes do not fit each other.
+
+    Example:
+        >>> import torch
+        >>> certain = 100 * torch.eye(10)
+        >>> probability_cross_entropy_loss(certain, None, torch.arange(10))
+        tensor(1.4612)
+        >>> probability_cross_entropy_loss(certain, None, torch.arange(10).roll(1))
+        tensor(2.4612)
+    """
+    if student.dim() != 2 or target.shape != student.shape[:1] or student.shape[0] < 1 or student.shape[1] < 2:
+        raise UsageError(
+            f"logits {tuple(student.shape)} and target {tuple(target.shape)} do not fit: logits are (N, C), "
+            "targets class indices (N,), N >= 1 and C >= 2"
+        )
+    return functional.cross_entropy(upcast(student).softmax(dim=1), target)
+
+
+class ProbabilityCrossEntropyLoss(DistillationLoss):
+    """The origin notebook's loss, kept only to reproduce its numbers; see `probability_cross_entropy_loss`."""
+
+    label_kind = "classes"
+    takes_rows = True
+    needs_target = True
+
+    def forward(self, student: Tensor, teacher: Tensor | None, target: Tensor) -> Tensor:
+        """Cross-entropy of softmax(softmax(z)) of logits (N, C); `teacher` is not looked at."""
+        return probability_cross_entropy_loss(student, teacher, target)

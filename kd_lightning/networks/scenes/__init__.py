@@ -1,0 +1,1 @@
+"""Networks for scenes with questions and captions."""

@@ -1,0 +1,89 @@
+"""A teacher that says the same in fewer channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from kd_lightning.core.activations import record_activations
+from kd_lightning.core.errors import UsageError
+from kd_lightning.core.freezing import freeze
+from kd_lightning.core.lookup import choose, network_names
+from kd_lightning.losses.common.connectors import convolutions
+
+
+class Paraphraser(nn.Module):
+    """An autoencoder of feature maps, whose code is the teacher's factor.
+
+    Jangho Kim, SeongUk Park, Nojun Kwak: Paraphrasing Complex Network: Network Compression via Factor Transfer. NeurIPS
+    2018 (arXiv:1802.04977). The encoder has three 3x3 convolutions, the second of which goes to the factor's width, and
+    the decoder three transposed ones back, each with BatchNorm and LeakyReLU of slope 0.1. Other implementations leave
+    out the BatchNorm.
+
+    Args:
+        channels: Of the maps.
+        rate: The factor's width is this part of it, rounded: the paper's k.
+
+    Raises:
+        UsageError: The factor would have no channels.
+
+    Example:
+        >>> import torch
+        >>> paraphraser = Paraphraser(channels=8, rate=0.5)
+        >>> maps = torch.zeros(2, 8, 5, 5)
+        >>> paraphraser.encoder(maps).shape, paraphraser(maps).shape
+        (torch.Size([2, 4, 5, 5]), torch.Size([2, 8, 5, 5]))
+    """
+
+    def __init__(self, channels: int, rate: float = 0.5) -> None:
+        super().__init__()
+        factor = round(channels * rate)
+        if factor < 1:
+            raise UsageError(f"rate={rate} of {channels} channels leaves none for the factor: raise it")
+        self.encoder = convolutions(channels, channels, factor, factor)
+        self.decoder = convolutions(factor, factor, channels, channels, kind=nn.ConvTranspose2d)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """The maps (N, channels, H, W), reconstructed."""
+        return self.decoder(self.encoder(maps))
+
+
+class Paraphrased(nn.Module):
+    """A network with a paraphraser on one of its layers; what it gives is the network's own output.
+
+    The network is frozen and part of the state: what is saved can be loaded whole. Only the paraphraser learns. Layers,
+    by the names that a tap uses: ``paraphraser.encoder`` (the factor), ``paraphraser.decoder`` (the reconstruction),
+    and what is in ``network``.
+
+    Args:
+        network: Any trained network.
+        layer: Dotted name of the layer that is paraphrased.
+        paraphraser: Has an ``encoder`` and a ``decoder``, as `Paraphraser`.
+
+    Raises:
+        UsageError: There is no such layer (the nearest names are given).
+
+    Example:
+        >>> import torch
+        >>> from kd_lightning import tap
+        >>> from kd_lightning.networks import StudentConvNet
+        >>> network = Paraphrased(StudentConvNet(), "conv.5", Paraphraser(channels=32))
+        >>> seen = tap(network, torch.zeros(2, 3, 28, 28), ["paraphraser.encoder"])
+        >>> {layer: tuple(activation.shape) for layer, activation in seen.items()}
+        {'paraphraser.encoder': (2, 16, 5, 5)}
+    """
+
+    def __init__(self, network: nn.Module, layer: str, paraphraser: nn.Module) -> None:
+        super().__init__()
+        choose(layer, network_names(network), f"{type(network).__name__} has no layer {{name}} to paraphrase")
+        self.network = freeze(network)
+        self.layer = layer
+        self.paraphraser = paraphraser
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the network gives."""
+        with record_activations(self.network, [self.layer]) as seen:
+            output = self.network(*args, **kwargs)
+        self.paraphraser(seen[self.layer])
+        return output

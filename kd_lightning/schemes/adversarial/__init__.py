@@ -1,0 +1,1 @@
+"""Schemes with two players."""

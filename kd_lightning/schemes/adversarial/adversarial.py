@@ -1,0 +1,96 @@
+"""Adversarial distillation: a discriminator tells teacher from student, and the student learns to mislead it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from kd_lightning.core.activations import Activations
+from kd_lightning.core.errors import UsageError
+from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
+from kd_lightning.core.terms import Term
+from kd_lightning.losses import AdversarialLoss
+from kd_lightning.schemes.adversarial.two_players import TwoPlayerLearner
+from kd_lightning.schemes.frozen_teacher import FrozenTeacher
+
+
+class Pair(NamedTuple):
+    """What student and teacher gave for one batch."""
+
+    student: Activations
+    teacher: Activations
+    labels: dict[str, Tensor]
+
+
+class AdversarialDistiller(FrozenTeacher, TwoPlayerLearner[Pair]):
+    """A student learns from a frozen teacher by any terms, of which at least one is a discriminator's.
+
+    min_S max_D E[log D(T(x))] + E[log(1 - D(S(x)))], beside the other terms; the student's move is the one that does
+    not saturate, -log D(S(x))
+
+    Zheng Xu, Yen-Chang Hsu, Jiawei Huang: Training Shallow and Thin Networks for Acceleration via Knowledge
+    Distillation with Conditional Adversarial Networks. 2018 (arXiv:1709.00513): of logits, conditional. Zhiqiang Shen,
+    Zhankui He, Xiangyang Xue: MEAL: Multi-Model Ensemble via Adversarial Learning. AAAI 2019 (arXiv:1812.02425): of the
+    features of several layers, a term each. `AdversarialLoss` is such a term.
+
+    The other arguments are those of `TwoPlayerLearner`.
+
+    Args:
+        student: The network that learns and that is deployed.
+        teacher: The network that teaches; it is frozen and left out of every checkpoint.
+        terms: The losses by name, each with its addresses and weight.
+
+    Raises:
+        UsageError: No term has a discriminator, or teacher and student share parameters.
+
+    Example:
+        >>> from kd_lightning.losses import TaskLoss
+        >>> from kd_lightning.networks import Discriminator, StudentConvNet, TeacherConvNet
+        >>> told_apart = AdversarialLoss(Discriminator(10, classes=10), classes=10)
+        >>> terms = {"task": Term(TaskLoss(), teacher=None), "adversarial": Term(told_apart)}
+        >>> learner = AdversarialDistiller(StudentConvNet(), TeacherConvNet(), terms)
+        >>> sorted(learner.compute_losses((torch.zeros(2, 3, 28, 28), torch.tensor([3, 7]))))
+        ['adversarial', 'task']
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        terms: dict[str, Term],
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        discriminator_optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
+    ) -> None:
+        super().__init__(student, terms, optimizer, discriminator_optimizer, lr_scheduler, lr_interval, metrics)
+        if not self.discriminators():
+            raise UsageError(
+                "no term has a discriminator: give one an AdversarialLoss, or use OfflineDistiller, which needs none"
+            )
+        self.teacher = teacher
+
+    def adversaries(self) -> list[Term]:
+        """The terms that have a discriminator."""
+        return [term for term in self.terms.all().values() if isinstance(term.loss, AdversarialLoss)]
+
+    def discriminators(self) -> list[nn.Module]:
+        """Those of the terms."""
+        return [cast("AdversarialLoss", term.loss).discriminator for term in self.adversaries()]
+
+    def watch(self, batch: Any) -> Pair:
+        """What student and teacher give for a batch."""
+        split = self.split_batch(batch)
+        return Pair(self.student_activations(split), self.teacher_activations(split), split.labels)
+
+    def discriminate(self, seen: Pair) -> Tensor:
+        """The sum of what the discriminators lose."""
+        return torch.stack([term(*seen, measure=term.loss.discriminate) for term in self.adversaries()]).sum()  # pyright: ignore
+
+    def losses(self, seen: Pair) -> dict[str, Tensor]:
+        """All terms, of the student's move."""
+        return self.term_losses(*seen)

@@ -1,0 +1,149 @@
+"""Online adversarial distillation: peers in a ring, each of which a discriminator tells from the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from kd_lightning.core.activations import Activations, logits, tap
+from kd_lightning.core.errors import UsageError
+from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
+from kd_lightning.core.terms import Term, names
+from kd_lightning.losses import AdversarialLoss
+from kd_lightning.schemes.adversarial.two_players import TwoPlayerLearner
+from kd_lightning.schemes.online.peers import detached
+
+
+class Peers(NamedTuple):
+    """What the networks gave for one batch, the student first."""
+
+    networks: list[Activations]
+    labels: dict[str, Tensor]
+
+
+class OnlineAdversarial(TwoPlayerLearner[Peers]):
+    """Networks learn together: each from the labels, from what the next one says, and by misleading a discriminator.
+
+    L_k = CE(z_k, y) + T^2 KL(softmax(z_{k+1} / T) || softmax(z_k / T)) + (1 - D_k(F_k))^2
+
+    L_{D_k} = (1 - D_k(F_{k+1}))^2 + D_k(F_k)^2
+
+    for each of K networks in a ring, with everything of network k + 1 held fixed. With two networks each teaches the
+    other.
+
+    Inseop Chung, SeongUk Park, Jangho Kim, Nojun Kwak: Feature-map-level Online Adversarial Knowledge Distillation.
+    ICML 2020 (arXiv:2002.01775). Theirs have T = 3. They take the step on the discriminators' loss with an optimizer
+    apart from that on the logits; here a network has one step of both. They bring both sides to one width by a layer of
+    either network; here, `AdversarialLoss`'s connector brings network k to the width of the next one.
+
+    A term without a teacher is summed over the networks, one with a teacher over the ring. The other arguments are
+    those of `TwoPlayerLearner`.
+
+    Args:
+        student: The first of the networks, and the one that is deployed.
+        peers: The others, of any architectures.
+        terms: The losses that hold for all networks, by name, on the same addresses.
+        adversaries: A term for each network, the student first: an `AdversarialLoss` of its layer (``student``) and the
+            next one's (``teacher``). Their losses are ``adversarial_0``, ``adversarial_1``, ...
+
+    Raises:
+        UsageError: There is no peer, there are not as many adversaries as networks, or networks share parameters.
+
+    Example:
+        >>> from kd_lightning.losses import LeastSquaresAdversarialLoss, TaskLoss
+        >>> from kd_lightning.networks import ConvDiscriminator, StudentConvNet
+        >>> learner = OnlineAdversarial(
+        ...     StudentConvNet(),
+        ...     [StudentConvNet()],
+        ...     terms={"task": Term(TaskLoss(), teacher=None)},
+        ...     adversaries=[
+        ...         Term(LeastSquaresAdversarialLoss(ConvDiscriminator(32)), student="conv.3", teacher="conv.3")
+        ...         for _ in range(2)
+        ...     ],
+        ... )
+        >>> sorted(learner.compute_losses((torch.zeros(2, 3, 28, 28), torch.tensor([3, 7]))))
+        ['adversarial_0', 'adversarial_1', 'task']
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        peers: Sequence[nn.Module],
+        terms: dict[str, Term],
+        adversaries: Sequence[Term],
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        discriminator_optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
+    ) -> None:
+        named = {f"adversarial_{k}": term for k, term in enumerate(adversaries)}
+        super().__init__(student, terms | named, optimizer, discriminator_optimizer, lr_scheduler, lr_interval, metrics)
+        if not peers:
+            raise UsageError("peers is empty: give the student at least one network to learn with")
+        if len(adversaries) != len(peers) + 1:
+            raise UsageError(f"{len(adversaries)} adversaries for {len(peers) + 1} networks: give one for each")
+        for name, term in named.items():
+            if not isinstance(term.loss, AdversarialLoss):
+                kind = type(term.loss).__name__
+                raise UsageError(f"{name} is a {kind}, which has no discriminator: give an AdversarialLoss")
+        self.peers = nn.ModuleList(peers)
+        self.common = list(terms)
+        self.adversaries = list(named)
+        parameters = [parameter for network in self.networks().values() for parameter in network.parameters()]
+        if len(set(parameters)) < len(parameters):
+            raise UsageError("two of the networks share parameters, so that they could not differ: copy one of them")
+        self.evaluated_networks = list(self.networks())
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The student and its peers, by their names in this module."""
+        return {"student": self.student} | {f"peers.{i}": peer for i, peer in enumerate(self.peers)}
+
+    def evaluated_logits(self, inputs: Any) -> dict[str, Tensor]:
+        """Each network's logits."""
+        return {name: logits(network, inputs) for name, network in self.networks().items()}
+
+    def discriminators(self) -> list[nn.Module]:
+        """One for each network."""
+        return [cast("AdversarialLoss", self.terms.all()[name].loss).discriminator for name in self.adversaries]
+
+    def watch(self, batch: Any) -> Peers:
+        """What each network gives at the layers that its own terms address."""
+        split = self.split_batch(batch)
+        networks = list(self.networks().values())
+        common = [self.terms.all()[name] for name in self.common]
+        seen: list[Activations] = []
+        for k, network in enumerate(networks):
+            own, before = (self.terms.all()[self.adversaries[i]] for i in (k, k - 1))  # the ring: -1 is the last
+            layers = names(own.student) + names(before.teacher)
+            layers += [layer for term in common for layer in names(term.student) + names(term.teacher)]
+            seen.append(tap(network, split.student, dict.fromkeys(layers)))
+        return Peers(seen, split.labels)
+
+    def discriminate(self, seen: Peers) -> Tensor:
+        """The sum of what the discriminators lose."""
+        told = [
+            self.terms.all()[name](own, following, seen.labels, measure=self.terms.all()[name].loss.discriminate)  # pyright: ignore
+            for name, (own, following) in zip(self.adversaries, _ring(seen.networks), strict=True)
+        ]
+        return torch.stack(told).sum()
+
+    def losses(self, seen: Peers) -> dict[str, Tensor]:
+        """The common terms, summed over networks or ring, and each network's own."""
+        ring, terms = _ring(seen.networks), self.terms.all()
+        found = {
+            name: torch.stack([terms[name](own, following, seen.labels) for own, following in ring]).sum()
+            for name in self.common
+        }
+        for name, (own, following) in zip(self.adversaries, ring, strict=True):
+            found[name] = terms[name](own, following, seen.labels)
+        return found
+
+
+def _ring(networks: list[Activations]) -> list[tuple[Activations, Activations]]:
+    """What each network gave, and what the next one did, held fixed."""
+    return [(own, detached(networks[(k + 1) % len(networks)])) for k, own in enumerate(networks)]

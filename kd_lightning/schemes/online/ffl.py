@@ -1,0 +1,88 @@
+"""Feature fusion learning: networks and the classifier of their fused features teach each other."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from kd_lightning.core.learner import Learner, LRSchedulerCallable, OptimizerCallable
+from kd_lightning.core.lookup import choose
+from kd_lightning.core.terms import Term
+from kd_lightning.networks.wrappers.fusion import FeatureFusion
+from kd_lightning.schemes.online.peers import detached
+
+
+class FFL(Learner):
+    """The members' mean teaches the fused classifier, which teaches the members; all learn from the labels.
+
+    L = sum_i CE(z_i, y) + CE(z_f, y) + w(t) T^2 [sum_i KL(p_f || p_i) + KL(p_m || p_f)], where p = softmax(z / T),
+    z_m = 1/M sum_i z_i, and who teaches is held fixed
+
+    Jangho Kim, Minsung Hyun, Inseop Chung, Nojun Kwak: Feature Fusion for Online Mutual Knowledge Distillation. ICPR,
+    2020 (arXiv:1904.09058). Theirs are 2 members, T = 3, and a w(t) that rises from 0.7 % to 1 in 80 of 300 epochs
+    (`Ramp`). In their code the fusion has an optimizer of its own, with weight decay 1e-5 where the members have 1e-4.
+
+    Every term is summed over the members and the fused classifier. All of them are evaluated, as ``val/acc/student``
+    (fused) and ``val/acc/student.members.0`` and so on, and any can be deployed.
+
+    Args:
+        student: The members and the fused classifier.
+        terms: The losses on logits, by name.
+        deploy: ``student``, the fused classifier and all it needs, or one member, such as ``student.members.0``.
+        optimizer: Builds the optimizer from the parameters of the student and the terms.
+        lr_scheduler: Builds a learning-rate scheduler from the optimizer.
+        lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
+        metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
+
+    Raises:
+        UsageError: `deploy` is no such name (the nearest are given).
+
+    Example:
+        >>> from kd_lightning import Term
+        >>> from kd_lightning.losses import KDLoss, TaskLoss
+        >>> from kd_lightning.networks import StudentConvNet
+        >>> student = FeatureFusion([StudentConvNet(), StudentConvNet()], ["conv.5", "conv.5"], [32, 32])
+        >>> learner = FFL(student, {"task": Term(TaskLoss(), teacher=None), "kd": Term(KDLoss(temperature=3.0))})
+        >>> sorted(learner.compute_losses((torch.zeros(2, 3, 28, 28), torch.tensor([3, 7]))))
+        ['kd', 'task']
+    """
+
+    def __init__(
+        self,
+        student: FeatureFusion,
+        terms: dict[str, Term],
+        deploy: str = "student",
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
+    ) -> None:
+        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval, metrics)
+        names = [*(f"student.members.{i}" for i in range(len(student.members))), "student"]
+        self.deploy = choose(deploy, names, "deploy={name} is no network that learns here")
+        self.evaluated_networks = names
+
+    @property
+    def inference_network_name(self) -> str:
+        """What `deploy` says."""
+        return self.deploy
+
+    def evaluated_logits(self, inputs: Any) -> dict[str, Tensor]:
+        """The logits of each member and of the fused classifier."""
+        members, fused = cast("FeatureFusion", self.student).all_logits(inputs)
+        return dict(zip(self.evaluated_networks, [*members, fused], strict=True))
+
+    def compute_losses(self, batch: Any) -> dict[str, Tensor]:
+        """Each term, summed over the members, whom the fused classifier teaches, and it, whom their mean teaches."""
+        batch = self.split_batch(batch)
+        *members, fused = self.evaluated_logits(batch.student).values()
+        mean = torch.stack(members).mean(dim=0)
+        pairs = [({"logits": own}, detached({"logits": fused})) for own in members]
+        pairs.append(({"logits": fused}, detached({"logits": mean})))
+        return {
+            name: torch.stack([term(own, teacher, batch.labels) for own, teacher in pairs]).sum()
+            for name, term in self.terms.all().items()
+        }

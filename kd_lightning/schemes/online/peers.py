@@ -1,0 +1,118 @@
+"""Peers: several networks that learn together, and which of them is deployed."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from kd_lightning.core.activations import Activations, logits, tap
+from kd_lightning.core.batch import Batch
+from kd_lightning.core.errors import UsageError
+from kd_lightning.core.freezing import is_left_out
+from kd_lightning.core.learner import Learner, LRSchedulerCallable, OptimizerCallable
+from kd_lightning.core.lightning_internals import validate_at_train_start
+from kd_lightning.core.progress import completed_batches
+from kd_lightning.core.terms import Term
+
+
+class PeerLearner(Learner, ABC):
+    """A student among peers; a scheme says in `compute_losses` what they learn from each other.
+
+    All of them are trained by one optimizer, evaluated (``val/acc/student``, ``val/acc/peers.0``, ...) and kept in the
+    checkpoint. ``val/acc`` is that of the network that is deployed.
+
+    Args:
+        student: The first of the networks, and the one that is deployed unless `deploy` says otherwise.
+        peers: The other networks, of any architectures.
+        terms: The losses by name; the scheme says between whom each holds.
+        deploy: ``student``; or ``best``, the network of the highest accuracy in the last validation, of those that
+            the checkpoint holds.
+        optimizer: Builds the optimizer from the parameters of all networks and terms.
+        lr_scheduler: Builds a learning-rate scheduler from the optimizer.
+        lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
+        metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
+
+    Raises:
+        UsageError: There is no peer, or two networks share parameters.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        peers: Sequence[nn.Module],
+        terms: dict[str, Term],
+        deploy: Literal["student", "best"] = "student",
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["step", "epoch"] = "epoch",
+        metrics: MetricCollection | None = None,
+    ) -> None:
+        super().__init__(student, terms, optimizer, lr_scheduler, lr_interval, metrics)
+        if not peers:
+            raise UsageError("peers is empty: give the student at least one network to learn with")
+        if deploy not in ("student", "best"):
+            raise UsageError(f"deploy={deploy!r} is neither 'student' nor 'best'")
+        self.peers = nn.ModuleList(peers)
+        parameters = [parameter for network in self.networks().values() for parameter in network.parameters()]
+        if len(set(parameters)) < len(parameters):
+            raise UsageError("two of the networks share parameters, so that they could not differ: copy one of them")
+        self.deploy = deploy
+        self.evaluated_networks = list(self.networks())
+        self.register_buffer("best", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("validated_at", torch.zeros((), dtype=torch.int64))  # batches done then
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The student and its peers, by their names in this module."""
+        return {"student": self.student} | {f"peers.{i}": peer for i, peer in enumerate(self.peers)}
+
+    def network_activations(self, batch: Batch) -> list[Activations]:
+        """What each network gives for the batch, the student first, at every layer that a term addresses."""
+        layers = dict.fromkeys([*self.terms.layers("student"), *self.terms.layers("teacher")])
+        return [tap(network, batch.student, layers) for network in self.networks().values()]
+
+    @property
+    def inference_network_name(self) -> str:
+        """The student, or the network that was best in the last validation."""
+        return "student" if self.deploy == "student" else self.evaluated_networks[int(cast("Tensor", self.best))]
+
+    def evaluated_logits(self, inputs: Any) -> dict[str, Tensor]:
+        """Each network's logits."""
+        return {name: logits(network, inputs) for name, network in self.networks().items()}
+
+    def on_train_start(self) -> None:
+        """Validates first where a run was cut between a batch and the validation that was due after it.
+
+        Lightning would skip it, and go on with what the validation before had found.
+        """
+        trainer, done, length = self.trainer, completed_batches(self.trainer), self.trainer.num_training_batches
+        epochs, batches = trainer.check_val_every_n_epoch, trainer.val_check_batch
+        due = batches is not None and (
+            done % batches == 0
+            if epochs is None
+            else done % length % batches == 0 and math.ceil(done / length) % epochs == 0
+        )
+        if due and trainer.enable_validation and done not in (0, int(cast("Tensor", self.validated_at))):
+            validate_at_train_start(trainer)
+
+    def on_validation_epoch_end(self) -> None:
+        """Find the best network by the monitored metric, the first of equals, and log the metrics."""
+        if not self.trainer.sanity_checking:
+            metric = self.monitor.partition("/")[2]
+            values = torch.stack([self.evaluation.value("val", name, metric) for name in self.networks()]).float()
+            values = values if self.mode == "max" else -values
+            left_out = [is_left_out(network) for network in self.networks().values()]
+            values[torch.tensor(left_out, device=values.device)] = -torch.inf
+            cast("Tensor", self.best).fill_(values.argmax())
+            cast("Tensor", self.validated_at).fill_(completed_batches(self.trainer))
+        super().on_validation_epoch_end()
+
+
+def detached(activations: Activations) -> Activations:
+    """The same values as what a teacher gave: nothing flows back to whoever gave them."""
+    return {name: value.detach() for name, value in activations.items()}

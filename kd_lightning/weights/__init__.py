@@ -1,0 +1,1 @@
+"""Weights of networks: reading files, loading, averaging, copying, pruning and exporting."""

@@ -1,0 +1,214 @@
+"""Weights from a file into a network: a teacher to learn from, or a student to use."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.core.errors import UsageError
+from kd_lightning.core.freezing import freeze, leave_out
+from kd_lightning.core.renamed import renamed_class
+from kd_lightning.weights.copying import inherit
+from kd_lightning.weights.pruning import prune
+from kd_lightning.weights.reading import WeightsError, WeightsFile, read_weights
+
+
+def load_teacher(network: nn.Module, checkpoint: str | PathLike[str], prefix: str | None = None) -> nn.Module:
+    """Load a trained network to learn from: every key must match, and it comes back frozen and left out.
+
+    Args:
+        network: The network as it was built when it was trained; its weights are replaced.
+        checkpoint: A local Lightning checkpoint, state dict (``torch.save``) or safetensors file.
+        prefix: Where the network's keys start in the file, such as ``student``. By default the one prefix under which
+            the file has exactly the network's keys is found, be it ``student.``, ``module.model.`` or none.
+
+    Returns:
+        The same network, under ``freeze`` and ``leave_out``.
+
+    Raises:
+        WeightsError: The file cannot be read, or does not fit the network, or holds weights that are not finite.
+
+    Example:
+        >>> load_teacher(nn.Linear(4, 2), "runs/mnist/teacher/bets.ckpt")
+        Traceback (most recent call last):
+        kd_lightning.weights.reading.WeightsError: runs/mnist/teacher/bets.ckpt: no such file...
+    """
+    _load(network, read_weights(checkpoint, "teacher"), prefix)
+    return leave_out(freeze(network))
+
+
+def load_student(path: str | PathLike[str], network: nn.Module | None = None, name: str | None = None) -> nn.Module:
+    """Load the student of a checkpoint or of an export; no teacher's file is needed.
+
+    Args:
+        path: A local Lightning checkpoint of ours, which names the inference network in it (``student`` in most), or
+            a file of ``export_student``.
+        network: The network to fill. By default it is built as the file's own hyper-parameters say, from classes of
+            modules that are already imported: a file never makes anything be imported.
+        name: Which of a checkpoint's networks, such as ``peers.0``, instead of the inference network; then `network`
+            is needed.
+
+    Returns:
+        The student, in eval and not frozen: call ``train()`` to go on training it.
+
+    Raises:
+        WeightsError: The file cannot be read, does not say how to build the student, or does not fit it.
+
+    Example:
+        >>> load_student("https://example.org/student.ckpt")
+        Traceback (most recent call last):
+        kd_lightning.weights.reading.WeightsError: https://example.org/student.ckpt: weights are read from...
+    """
+    file = read_weights(path, "student")
+    if name is None:
+        tensors = under(f"{file.inference_network_name}.", file.tensors) or file.tensors
+    elif not (tensors := under(f"{name}.", file.tensors)):
+        networks = sorted({start.rstrip(".") for key in file.tensors for start, _ in _splits(key)} - {""}, key=len)
+        raise WeightsError(f"{file.path}: has no network {name!r}; {_nearest(name, networks)}")
+    elif network is None:
+        raise WeightsError(f"{file.path}: give {name!r} as `network`: a file can build the inference network alone")
+    student = _rebuild(file) if network is None else network
+    _load(student, WeightsFile(file.path, tensors, None), prefix=None)
+    return student.eval()
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names start with a prefix, without it.
+
+    Example:
+        >>> list(under("student.", {"student.weight": torch.zeros(1), "teacher.weight": torch.zeros(1)}))
+        ['weight']
+    """
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _load(network: nn.Module, file: WeightsFile, prefix: str | None) -> None:
+    own: dict[str, Tensor] = network.state_dict()
+    if not own:
+        raise WeightsError(
+            f"{file.path}: {type(network).__name__} has no weights to load: name the network they belong to"
+        )
+    prefix = _find_prefix(own, file) if prefix is None else _whole_prefix(prefix, file)
+    tensors = under(prefix, file.tensors)
+    _check_names(network, own, tensors, prefix, file)
+    for name, tensor in tensors.items():
+        _check_tensor(network, name, tensor, own[name], file.path)
+    network.load_state_dict(tensors)
+
+
+def _splits(key: str) -> Iterator[tuple[str, str]]:
+    """Every way to read a key as a prefix and a name: ``a.b`` is ("", "a.b") or ("a.", "b")."""
+    parts = key.split(".")
+    return ((".".join([*parts[:i], ""]), ".".join(parts[i:])) for i in range(len(parts)))
+
+
+def _find_prefix(own: Mapping[str, Tensor], file: WeightsFile) -> str:
+    matches = Counter(prefix for key in file.tensors for prefix, name in _splits(key) if name in own)
+    whole = [prefix for prefix in matches if under(prefix, file.tensors).keys() == own.keys()]
+    if len(whole) > 1:
+        raise WeightsError(
+            f"{file.path}: holds {len(whole)} networks with these keys, under {', '.join(sorted(whole))}: "
+            "say which one with `prefix`"
+        )
+    # Where none is whole, the one that has most of the names says best what is missing.
+    return whole[0] if whole else max(matches, key=matches.__getitem__, default="")
+
+
+def _whole_prefix(prefix: str, file: WeightsFile) -> str:
+    prefix = prefix if not prefix or prefix.endswith(".") else prefix + "."
+    if not any(key.startswith(prefix) for key in file.tensors):
+        there = sorted({start for key in file.tensors for start, _ in _splits(key)} - {""}, key=len)
+        raise WeightsError(f"{file.path}: has no key under the prefix {prefix!r}; {_nearest(prefix, there)}")
+    return prefix
+
+
+def _check_names(
+    network: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], prefix: str, file: WeightsFile
+) -> None:
+    if own.keys() == tensors.keys():
+        return
+    missing, unexpected = [name for name in own if name not in tensors], [name for name in tensors if name not in own]
+    wrong = [
+        f"{len(names)} {what}, the first {names[0]!r}"
+        for what, names in (("missing", missing), ("unexpected", unexpected))
+        if names
+    ]
+    hint = f" ({_nearest(missing[0], unexpected or list(tensors))})" if missing else ""
+    raise WeightsError(
+        f"{file.path}: its keys{f' under {prefix!r}' if prefix else ''} are not those of {type(network).__name__}: "
+        f"{' and '.join(wrong)}{hint}: build the network as it was saved, or say with `prefix` where its keys start"
+    )
+
+
+def _check_tensor(network: nn.Module, name: str, tensor: Tensor, own: Tensor, path: Path) -> None:
+    here = type(network).__name__
+    if tensor.shape != own.shape:
+        raise WeightsError(
+            f"{path}: {name} has shape {tuple(tensor.shape)} in the file and {tuple(own.shape)} in {here}: "
+            "build the network with the file's widths and number of classes"
+        )
+    if tensor.is_floating_point() != own.is_floating_point():
+        raise WeightsError(
+            f"{path}: {name} is {tensor.dtype} in the file and {own.dtype} in {here}: save it as {own.dtype}"
+        )
+    value = tensor.to(own)
+    # A mask of -inf that the network is built with is no accident.
+    if bad := int((~torch.isfinite(value) & (value != own)).sum()):
+        raise WeightsError(
+            f"{path}: {bad} of the {value.numel()} values of {name} are not finite: "
+            "the run that wrote it diverged; use an earlier checkpoint"
+        )
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    return f"the nearest in the file: {', '.join(get_close_matches(name, names, n=2, cutoff=0.0) or ['none'])}"
+
+
+def _rebuild(file: WeightsFile) -> nn.Module:
+    if file.student is None:
+        raise WeightsError(f"{file.path}: does not say how its student is built: give it as `network`")
+    try:
+        return _build(file.student)
+    except Exception as error:  # a constructor may raise anything at all
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"{file.path}: its student cannot be built ({reason}): give it as `network`") from None
+
+
+def _build(value: Any) -> Any:
+    """A plain value, with every dict that has a ``class_path`` made the network that it describes."""
+    if isinstance(value, list):
+        return [_build(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "class_path" not in value:
+        return {key: _build(item) for key, item in value.items()}
+    if unknown := value.keys() - {"class_path", "init_args"}:
+        raise UsageError(f"beside class_path and init_args it has {', '.join(map(repr, unknown))}")
+    found, arguments = _find(value["class_path"]), value.get("init_args") or {}
+    for function, filled in ((inherit, "student"), (prune, "student"), (load_student, "network")):
+        if found is function and filled in arguments:  # what it was filled with is in this file
+            return _build(arguments[filled])
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        new = renamed_class(value["class_path"])
+        raise UsageError(f"{value['class_path']} is " + (f"now {new}" if new else "no class of networks"))
+    return found(**_build(arguments))
+
+
+def _find(class_path: str) -> Any:
+    module_name, _, name = class_path.rpartition(".")
+    # Looked up and never imported; in `vars`, for `getattr` may import lazily.
+    module = sys.modules.get(module_name or "kd_lightning.networks")
+    if module is None:
+        new = renamed_class(class_path)
+        raise UsageError(
+            f"{class_path} is now {new}" if new else f"the module of {class_path} is not imported: import it first"
+        )
+    return vars(module).get(name)

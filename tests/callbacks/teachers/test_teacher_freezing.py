@@ -1,0 +1,291 @@
+"""A network stays what it was, or starts or stops learning at an epoch; `tests.test_teacher` attacks a scheme's."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
+from torch import nn
+from torch.nn import functional
+
+from kd_lightning import OfflineDistiller, UsageError
+from kd_lightning.callbacks import TeacherFreezing
+from kd_lightning.core.hashing import digest
+from tests import toys
+
+# a resumed run needs no callback that saves
+pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
+
+
+class TheirModule(LightningModule):
+    """Someone's own: a pretrained backbone with BatchNorm and dropout, and every parameter in the optimizer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = toys.network(seed=3)
+        self.head = nn.Linear(10, 10)
+
+    def training_step(self, batch, batch_idx):
+        return functional.cross_entropy(self.head(self.backbone(batch[0])), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.head(self.backbone(batch[0]))
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.01, weight_decay=0.1)
+
+
+def everything_that_learns(module):
+    module.apply(lambda layer: layer.train())
+    module.backbone.apply(lambda layer: layer.requires_grad_(True))
+
+
+ATTACKS = {
+    "train": lambda module: module.train(),
+    "unfreeze": lambda module: module.unfreeze(),
+    "requires_grad_": lambda module: module.backbone.requires_grad_(True),
+    "apply": everything_that_learns,
+}
+
+
+class Attack(Callback):
+    def __init__(self, name: str, *hooks: str) -> None:
+        for hook in hooks:
+            setattr(self, hook, lambda trainer, module, *_, **__: ATTACKS[name](module))
+
+
+class Finetuning(BackboneFinetuning):
+    def finetune_function(self, pl_module, epoch, optimizer):
+        if epoch == 1:
+            self.make_trainable(pl_module.backbone)
+
+
+ATTACKERS = {name: lambda name=name: Attack(name, "setup", "on_train_batch_start") for name in ATTACKS} | {
+    "validation hooks": lambda: Attack("apply", "on_validation_start", "on_validation_end"),
+    "finetuning": lambda: Finetuning(unfreeze_backbone_at_epoch=1),
+}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("attack", ATTACKERS)
+def test_a_backbone_in_anyones_module_stays_what_it_was(attack, precision, tmp_path):
+    module = TheirModule()
+    before, head = digest(module.backbone), digest(module.head)
+    callbacks = [TeacherFreezing("backbone"), ATTACKERS[attack]()]
+    trainer = toys.trainer(tmp_path, *callbacks, precision=precision, max_epochs=2)
+    trainer.fit(module, toys.data(val_size=16))
+    assert digest(module.backbone) == before
+    assert digest(module.head) != head
+
+
+def test_without_it_the_backbone_would_have_learned_and_after_the_fit_it_can_again(tmp_path):
+    module = TheirModule()
+    before = digest(module.backbone)
+    toys.trainer(tmp_path, TeacherFreezing("backbone"), max_epochs=1).fit(module, toys.data(val_size=16))
+    assert digest(module.backbone) == before
+    toys.trainer(tmp_path, max_epochs=1).fit(module, toys.data(val_size=16))
+    assert digest(module.backbone) != before
+
+
+def test_their_checkpoint_keeps_the_backbone(tmp_path):
+    toys.trainer(tmp_path, TeacherFreezing("backbone.2"), ModelCheckpoint(tmp_path), max_epochs=1).fit(
+        TheirModule(), toys.data(val_size=16)
+    )
+    (saved,) = tmp_path.glob("*.ckpt")
+    TheirModule().load_state_dict(torch.load(saved, weights_only=True)["state_dict"], strict=True)
+
+
+class Writes(Callback):
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        pl_module.teacher[3].running_mean += 1e-3
+
+
+def test_a_teacher_that_was_written_to_is_reported(tmp_path):
+    with pytest.raises(UsageError, match="'teacher' was to stay as it is and has changed"):
+        toys.trainer(tmp_path, TeacherFreezing(), Writes(), max_epochs=1).fit(toys.offline(), toys.data())
+
+
+def other_teacher():
+    return OfflineDistiller(toys.network(seed=1), toys.network(16, seed=5), toys.terms())
+
+
+def test_a_run_is_resumed_with_its_own_teacher_only(tmp_path):
+    toys.trainer(tmp_path, TeacherFreezing(), ModelCheckpoint(tmp_path), max_epochs=1).fit(toys.offline(), toys.data())
+    (saved,) = tmp_path.glob("*.ckpt")
+    toys.trainer(tmp_path, TeacherFreezing(), max_epochs=2).fit(toys.offline(), toys.data(), ckpt_path=saved)
+    learner = other_teacher()
+    ours, theirs = digest(toys.offline().teacher)[:12], digest(learner.teacher)[:12]
+    with pytest.raises(UsageError, match=rf"{ours}.*resumed with \({theirs}\)"):
+        toys.trainer(tmp_path, TeacherFreezing(), max_epochs=2).fit(learner, toys.data(), ckpt_path=saved)
+    again = TeacherFreezing()  # what a fit has seen is nothing to the next
+    for learner in (toys.offline(), other_teacher()):
+        toys.trainer(tmp_path, again, max_epochs=1).fit(learner, toys.data())
+
+
+# ---- learning from an epoch on, or until one
+
+DECAY = 0.1  # pulls at every parameter that an optimizer does not pass by
+CLIP = 0.05  # far below the gradients' norm: a dropped gradient that was counted would show
+
+
+def normalised(width: int, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    linear = nn.Linear(3 * 784, width, bias=False)  # the normalisation would leave noise alone of a bias's gradient
+    return nn.Sequential(nn.Flatten(), linear, nn.BatchNorm1d(width), nn.Linear(width, 10))
+
+
+def adam(parameters):
+    return torch.optim.AdamW(parameters, lr=0.01, weight_decay=DECAY)
+
+
+def by_hand(batches, teacher_learns) -> tuple[nn.Module, nn.Module]:
+    """Three epochs in plain torch, in which the teacher learns or not."""
+    student, teacher = normalised(8, seed=1).double(), normalised(16, seed=2).double()
+    optimizer = adam([*student.parameters(), *teacher.parameters()])
+    for learns in teacher_learns:
+        teacher.train(learns)
+        for x, y, _ in batches:
+            logits, target = student(x.double()), teacher(x.double())
+            soft = (target if learns else target.detach()).div(3).softmax(1)
+            kl = (soft * (soft.log() - logits.div(3).log_softmax(1))).sum() / len(x)
+            optimizer.zero_grad()
+            (0.5 * functional.cross_entropy(logits, y) + 0.5 * 9 * kl).backward()
+            learning = [*student.parameters(), *(teacher.parameters() if learns else [])]
+            nn.utils.clip_grad_norm_(learning, CLIP)
+            optimizer.step()
+    return student, teacher
+
+
+@pytest.mark.parametrize(
+    ("epochs", "teacher_learns"),
+    [
+        ({"unfreeze_at": 1}, [False, True, True]),
+        ({"freeze_at": 2}, [True, True, False]),
+        ({"freeze_at": 1, "unfreeze_at": 2}, [True, False, True]),
+    ],
+)
+def test_the_teacher_learns_in_its_epochs_only(epochs, teacher_learns, tmp_path):
+    batches = list(toys.data(augmentation=None).train_dataloader())
+    student, teacher = by_hand(batches, teacher_learns)
+    learner = OfflineDistiller(normalised(8, seed=1), normalised(16, seed=2), toys.terms(), adam)
+    trainer = toys.trainer(tmp_path, TeacherFreezing(**epochs), gradient_clip_val=CLIP, precision="64-true")
+    trainer.fit(learner, toys.Loader(batches))
+    assert learner.teacher[2].num_batches_tracked == len(batches) * sum(teacher_learns)
+    for ours, theirs in ((learner.student, student), (learner.teacher, teacher)):
+        for name, value in theirs.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-9, atol=1e-12)
+
+
+class Teachers(Callback):
+    """The teacher at each epoch's end, and what the optimizer knows about it."""
+
+    def __init__(self) -> None:
+        self.digests: list[str] = []
+        self.optimized: list[bool] = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        (optimizer,) = trainer.optimizers
+        self.digests.append(digest(pl_module.teacher))
+        self.optimized.append(any(bool(optimizer.state.get(p)) for p in pl_module.teacher.parameters()))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_until_its_epoch_a_teacher_is_untouched_and_unknown_to_the_optimizer(precision, tmp_path):
+    learner, seen = toys.offline(), Teachers()
+    before = digest(learner.teacher)
+    callbacks = [seen, Attack("train", "on_train_batch_start", "on_validation_end"), TeacherFreezing(unfreeze_at=2)]
+    toys.trainer(tmp_path, *callbacks, precision=precision).fit(learner, toys.data(val_size=16))
+    assert seen.digests[:2] == [before, before]
+    assert seen.digests[2] != before
+    assert seen.optimized == [False, False, True]
+
+
+@pytest.mark.parametrize("epochs", [{"unfreeze_at": 1}, {"freeze_at": 1, "unfreeze_at": 2}])
+def test_resume_from_every_step_is_bit_exact(epochs, tmp_path):
+    whole = toys.offline()
+    every_step = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    every_epoch = ModelCheckpoint(tmp_path, "epoch-{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    toys.trainer(tmp_path, TeacherFreezing(**epochs), every_step, every_epoch).fit(whole, toys.data())
+    truth = toys.weights(whole)
+    assert any(name.startswith("teacher.") for name in truth)  # a teacher that learns is state
+    saved = sorted(tmp_path.glob("*.ckpt"))
+    assert len(saved) == 12 + 3
+    for checkpoint in saved:
+        again = other_teacher()  # its teacher comes from the checkpoint
+        toys.trainer(tmp_path, TeacherFreezing(**epochs)).fit(again, toys.data(), ckpt_path=checkpoint)
+        assert toys.same(toys.weights(again), truth), checkpoint.name
+
+
+# ---- two processes
+
+two_processes = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+
+class WritesOnOneRank(Callback):
+    def on_train_start(self, trainer, pl_module):
+        pl_module.teacher[2].weight.data += trainer.global_rank
+
+
+@two_processes
+def test_ranks_with_different_teachers_are_refused(tmp_path):
+    trainer = toys.trainer(tmp_path, WritesOnOneRank(), TeacherFreezing(), strategy="ddp_fork", devices=2)
+    with pytest.raises(Exception, match="'teacher' is not the same network on all ranks"):
+        trainer.fit(toys.offline(), toys.data())
+
+
+@two_processes
+def test_ranks_agree_on_a_teacher_whose_statistics_were_their_own_until_it_was_frozen(tmp_path):
+    learner = toys.offline()
+    before = digest(learner.teacher)
+    trainer = toys.trainer(tmp_path, TeacherFreezing(freeze_at=1), strategy="ddp_fork", devices=2, max_epochs=2)
+    trainer.fit(learner, toys.data())
+    assert digest(learner.teacher) != before
+
+
+# ---- what is refused, and what is left alone
+
+
+def test_a_module_without_a_teacher_is_left_alone(tmp_path):
+    toys.trainer(tmp_path, TeacherFreezing(), ModelCheckpoint(tmp_path), max_epochs=1).fit(
+        toys.classifier(), toys.data()
+    )
+
+
+@pytest.mark.parametrize(
+    ("callback", "complaint"),
+    [
+        (TeacherFreezing("techer"), "OfflineDistiller has no network 'techer'.*teacher"),
+        (TeacherFreezing("teacher.9"), "no network 'teacher.9'"),
+        (TeacherFreezing("teacher.2", unfreeze_at=1), "nothing in 'teacher.2' could learn"),
+    ],
+)
+def test_a_network_that_is_not_there_or_cannot_learn_is_refused(callback, complaint, tmp_path):
+    with pytest.raises(ValueError, match=complaint):
+        toys.trainer(tmp_path, callback).fit(toys.offline(), toys.data())
+
+
+def test_a_teacher_that_is_to_learn_must_be_there(tmp_path):
+    with pytest.raises(ValueError, match="Classifier has no network 'teacher'"):
+        toys.trainer(tmp_path, TeacherFreezing(unfreeze_at=1)).fit(toys.classifier(), toys.data())
+
+
+@pytest.mark.parametrize("epochs", [{"freeze_at": -1}, {"unfreeze_at": 0}, {"freeze_at": 3, "unfreeze_at": 3}])
+def test_epochs_that_are_not_in_order_are_refused(epochs):
+    with pytest.raises(ValueError, match="frozen before it is unfrozen"):
+        TeacherFreezing(**epochs)
+
+
+def test_a_failed_fit_lets_go_of_the_network(tmp_path):
+    module = TheirModule()
+    with pytest.raises(RuntimeError, match="stop"):
+        toys.trainer(tmp_path, TeacherFreezing("backbone"), Stops()).fit(module, toys.data(val_size=16))
+    assert all(parameter.requires_grad for parameter in module.backbone.parameters())
+    assert copy.deepcopy(module.backbone).train().training
+
+
+class Stops(Callback):
+    def on_train_batch_end(self, *_):
+        raise RuntimeError("stop")

@@ -1,0 +1,172 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.losses.relation.crd import CRDLoss, crd_loss
+from tests.losses.case import Case, classes
+
+
+def build(training: bool = False, **given) -> CRDLoss:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return CRDLoss(**{"student_channels": 4, "teacher_channels": 5, "num_samples": 8, "dim": 3} | given).train(
+            training
+        )
+
+
+WRONG = [((6, 4), (5, 5)), ((1, 4), (1, 5)), ((0, 4), (0, 5)), ((6,), (6,))]
+
+
+def begun(**given) -> CRDLoss:
+    """Past its first batch, whose Z is held constant in the gradient."""
+    loss = build(training=True, negatives=7, **given)
+    loss.log_means.fill_(1.0)
+    return loss
+
+
+CASES = {
+    "CRDLoss": Case(
+        begun,
+        (6, 4),
+        (6, 5),
+        lambda: [classes(), torch.arange(6)],
+        minimum="elsewhere",
+        wrong=WRONG,
+    )
+}
+
+
+def rows(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def unit(row: list[float]) -> list[float]:
+    return [value / math.hypot(*row) for value in row]
+
+
+def embedding(layer: nn.Linear, row: list[float]) -> list[float]:
+    weights, bias = layer.weight.tolist(), layer.bias.tolist()
+    return unit([sum(w * x for w, x in zip(ws, row, strict=True)) + b for ws, b in zip(weights, bias, strict=True)])
+
+
+def published(out: list[list[float]], z: float, n: int) -> float:
+    """Positive first, then negatives, of each sample; the published code's probabilities and 1e-7."""
+    total = 0.0
+    for row in out:
+        noise = (len(row) - 1) / n
+        positive, *negatives = (value / z for value in row)
+        total -= math.log(positive / (positive + noise + 1e-7))
+        total -= sum(math.log(noise / (value + noise + 1e-7)) for value in negatives)
+    return total / len(out)
+
+
+def test_three_steps_are_those_of_the_published_code():
+    """With two images of two classes, all K negatives of one are the other, whatever is drawn."""
+    n, k, tau, momentum = 8, 3, 0.2, 0.3
+    loss = build(training=True, negatives=k, temperature=tau, momentum=momentum).double()
+    banks, index, z = [loss.student_bank.tolist(), loss.teacher_bank.tolist()], [6, 1], [0.0, 0.0]
+    for step in range(3):
+        s, t = rows(2, 4, seed=step), rows(2, 5, seed=10 + step)
+        value = loss(s, t, [torch.tensor([1, 0]), torch.tensor(index)]).item()
+        anchors = [[embedding(loss.student_embedding, row) for row in s.tolist()]]
+        anchors.append([embedding(loss.teacher_embedding, row) for row in t.tolist()])
+        expected = 0.0
+        for side in (0, 1):
+            out = []
+            for i in (0, 1):
+                own, other = banks[1 - side][index[i]], banks[1 - side][index[1 - i]]
+                dots = [sum(a * b for a, b in zip(anchors[side][i], row, strict=True)) for row in (own, other)]
+                out.append([math.exp(dots[0] / tau)] + [math.exp(dots[1] / tau)] * k)
+            z[side] = z[side] or n * sum(map(sum, out)) / (2 * (k + 1))
+            expected += published(out, z[side], n)
+        assert value == pytest.approx(expected, rel=1e-5)
+        for side in (0, 1):
+            for i in (0, 1):
+                moved = zip(banks[side][index[i]], anchors[side][i], strict=True)
+                banks[side][index[i]] = unit([momentum * old + (1 - momentum) * new for old, new in moved])
+        torch.testing.assert_close(loss.student_bank.tolist(), banks[0])
+        torch.testing.assert_close(loss.teacher_bank.tolist(), banks[1])
+
+
+def test_negatives_are_drawn_evenly_from_the_images_seen_of_other_classes():
+    loss = build(training=True, num_samples=20, negatives=6000)
+    seen = {0: [3, 17], 1: [5], 2: [0, 4, 11]}
+    for label, index in seen.items():
+        index = torch.tensor([*index, index[0]])
+        loss(rows(len(index), 4, seed=1), rows(len(index), 5, seed=2), [torch.full_like(index, label), index])
+    known, draws, is_negative = loss._draw(loss.labels, torch.tensor([0, 1, 2]))
+    assert is_negative.all()
+    for label, drawn in enumerate(known[draws].tolist()):
+        others = [row for other, rows_of in seen.items() if other != label for row in rows_of]
+        assert sorted(set(drawn)) == sorted(others)
+        for row in others:
+            assert drawn.count(row) == pytest.approx(6000 / len(others), rel=0.1)
+
+
+def test_each_call_draws_anew_and_a_saved_loss_goes_on_as_the_one_that_was_not():
+    def step(loss: CRDLoss, seed: int) -> Tensor:
+        target = [torch.tensor([0, 1, 2, 3]), torch.tensor([6, 2, 0, 5])]
+        return loss(rows(4, 4, seed=seed), rows(4, 5, seed=seed), target)
+
+    loss = build(training=True, negatives=40)
+    draws = []
+    for seed in range(3):
+        step(loss, seed)
+        draws.append(loss._draw(loss.labels, torch.tensor([0]))[1])
+    assert not torch.equal(draws[1], draws[2])  # of the same images
+    again = build(training=True, negatives=40)
+    again.load_state_dict(loss.state_dict())
+    assert torch.equal(step(again, 3), step(loss, 3))
+    assert torch.equal(step(again, 4), step(loss, 4))
+
+
+def test_training_has_the_gradients_of_what_the_banks_held_before():
+    gradients = []
+    for training in (False, True):
+        loss = build(training, negatives=5).double()
+        s, t = rows(6, 4, seed=1).requires_grad_(), rows(6, 5, seed=2)
+        before = loss.student_bank.clone()
+        loss(s, t, [classes(), torch.arange(6)]).backward()
+        gradients.append((s.grad, loss.student_embedding.weight.grad, loss.teacher_embedding.weight.grad))
+        assert torch.equal(before, loss.student_bank) is not training
+        assert torch.equal(before[6:], loss.student_bank[6:])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_batch_of_one_class_has_no_negatives_yet():
+    loss = build(training=True, negatives=5)
+    value = loss(rows(2, 4, seed=1).float(), rows(2, 5, seed=2).float(), [torch.tensor([3, 3]), torch.tensor([0, 1])])
+    value.backward()
+    assert 0 < value < 2 * (math.log(5 + 1) + 2 / 0.07)
+    assert loss.log_means.isfinite().all()
+    assert loss.student_embedding.weight.grad.isfinite().all()
+
+
+def test_an_anchor_with_a_likely_positive_and_unlikely_negatives_costs_least():
+    assert crd_loss(torch.tensor([9.0]), torch.tensor([[-9.0, -math.inf]])) < 1e-3
+    assert crd_loss(torch.tensor([-9.0]), torch.tensor([[-9.0, -math.inf]])) > 9
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (torch.zeros(2, dtype=torch.long), r"target \[\] of 2 samples"),
+        ([torch.zeros(2, dtype=torch.long), None], r"target \[\(2,\)\] of 2 samples"),
+        ([torch.zeros(2, dtype=torch.long), torch.arange(3)], r"target \[\(2,\), \(3,\)\] of 2 samples"),
+        ([torch.zeros(2), torch.arange(2)], r"target \[\(2,\), \(2,\)\] of 2 samples"),
+        ([torch.zeros(2, dtype=torch.long), torch.tensor([1, 8])], "index 8 and num_samples=8: set num_samples"),
+        (None, r"set the term's target to \[target, index\]"),
+    ],
+)
+def test_what_are_no_class_and_image_indices_is_refused(target, message):
+    with pytest.raises(ValueError, match=message):
+        build()(rows(2, 4, seed=1), rows(2, 5, seed=2), target)
+
+
+@pytest.mark.parametrize("given", [{"num_samples": 0}, {"dim": 0}, {"negatives": 0}, {"momentum": 1.5}])
+def test_arguments_out_of_their_range_are_refused(given):
+    with pytest.raises(ValueError, match=next(iter(given))):
+        build(**given)

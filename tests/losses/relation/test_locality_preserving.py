@@ -1,0 +1,62 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from kd_lightning.losses.relation.locality_preserving import LocalityPreservingLoss, locality_preserving_loss
+from tests.losses.case import Case
+
+WRONG = [((6, 4), (5, 4)), ((1, 4), (1, 4)), ((0, 4), (0, 4)), ((6,), (6,)), ((6, 0), (6, 4))]
+CASES = {
+    "LocalityPreservingLoss": Case(
+        lambda: LocalityPreservingLoss(neighbours=3, width=4.0),
+        (6, 4),
+        (6, 7),
+        minimum="elsewhere",  # where all samples of the student are one
+        kinked=True,  # who is nearest
+        limits={torch.float16: 1e3},  # its gradient grows with the features
+        wrong=WRONG,
+    )
+}
+
+
+def rows(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def naive(student: Tensor, teacher: Tensor, neighbours: int, width: float) -> float:
+    s, t = student.flatten(1).tolist(), teacher.flatten(1).tolist()
+    total = 0.0
+    for i in range(len(s)):
+        others = sorted((j for j in range(len(s)) if j != i), key=lambda j: math.dist(t[i], t[j]))
+        for j in others[:neighbours]:
+            total += math.exp(-(math.dist(t[i], t[j]) ** 2) / width**2) * math.dist(s[i], s[j]) ** 2
+    return total / (2 * len(s))
+
+
+@pytest.mark.parametrize(("neighbours", "width"), [(5, 1.0), (1, 2.0), (3, 0.5), (99, 3.0)])
+@pytest.mark.parametrize(("student", "teacher"), [((9, 4), (9, 3)), ((3, 2, 3, 3), (3, 2)), ((2, 3), (2, 1))])
+def test_value_is_that_of_naive_loops(student, teacher, neighbours, width):
+    s, t = rows(*student, seed=1), rows(*teacher, seed=2)
+    expected = naive(s, t, neighbours, width)
+    assert LocalityPreservingLoss(neighbours, width)(s, t).item() == pytest.approx(expected, rel=1e-9)
+    assert neighbours != 5 or locality_preserving_loss(s, t).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_it_is_zero_where_the_student_makes_one_of_all_samples():
+    assert locality_preserving_loss(torch.ones(4, 3), rows(4, 2, seed=1)) == 0
+
+
+def test_samples_that_coincide_are_neighbours_and_not_themselves():
+    s, t = torch.tensor([[0.0], [1.0], [5.0]], requires_grad=True), torch.zeros(3, 2)
+    loss = locality_preserving_loss(s, t, neighbours=2)
+    assert loss.item() == pytest.approx((1 + 25 + 1 + 16 + 25 + 16) / 6)
+    (gradient,) = torch.autograd.grad(loss, s)
+    torch.testing.assert_close(gradient.flatten().tolist(), [2 * -6 / 3, 2 * -3 / 3, 2 * 9 / 3])
+
+
+@pytest.mark.parametrize(("neighbours", "width"), [(0, 1.0), (5, 0.0), (5, -1.0), (5, math.nan), (5, math.inf)])
+def test_what_is_no_neighbourhood_is_refused(neighbours, width):
+    with pytest.raises(ValueError, match=f"neighbours={neighbours} must be at least 1 and width={width} a finite"):
+        LocalityPreservingLoss(neighbours, width)

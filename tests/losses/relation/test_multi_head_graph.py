@@ -1,0 +1,120 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from kd_lightning.losses.relation.multi_head_graph import MultiHeadGraphLoss, multi_head_graph_loss
+from tests.losses import naive
+from tests.losses.case import Case
+
+STUDENT, TEACHER = [(6, 3, 4, 4), (6, 4, 2, 2), (6, 5)], [(6, 3, 3, 3), (6, 6, 2, 2), (6, 5)]
+
+
+def build(student_channels=(3, 4, 5), teacher_channels=(3, 6, 5), heads: int = 2) -> MultiHeadGraphLoss:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return MultiHeadGraphLoss([*student_channels], [*teacher_channels], heads)
+
+
+CASES = {
+    "MultiHeadGraphLoss": Case(
+        build,
+        STUDENT,
+        TEACHER,
+        tolerance=1e-2,  # features that are nearly equal over the batch are standardised, their rounding with them
+        wrong=[(STUDENT, [(6, 3, 3, 3), (6, 7, 2, 2), (6, 5)]), (STUDENT, [(5, 3), (6, 6), (6, 5)])],
+    ),
+    "MultiHeadGraphLoss of one width": Case(  # the estimator's part stays
+        lambda: build((4, 5), (4, 5)), [(6, 4), (6, 5)], [(6, 4), (6, 5)], minimum="not zero"
+    ),
+}
+
+
+def features(shapes: list[tuple[int, ...]], seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+def dot(a: list[float], b: list[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def linear(layer: torch.nn.Linear, rows: list[list[float]]) -> list[list[float]]:
+    biases = [0.0] * layer.out_features if layer.bias is None else layer.bias.tolist()
+    return [[dot(w, row) + b for w, b in zip(layer.weight.tolist(), biases, strict=True)] for row in rows]
+
+
+def unit(rows: list[list[float]]) -> list[list[float]]:
+    return [[value / math.hypot(*row) for value in row] for row in rows]
+
+
+def standardised(rows: list[list[float]], like: list[list[float]]) -> list[list[float]]:
+    means = [sum(column) / len(column) for column in zip(*like, strict=True)]
+    variances = [sum((x - m) ** 2 for x in c) / len(c) for c, m in zip(zip(*like, strict=True), means, strict=True)]
+    return [[(x - m) / math.sqrt(v + 1e-5) for x, m, v in zip(row, means, variances, strict=True)] for row in rows]
+
+
+def heads_of(rows: list[list[float]], heads: int) -> list[list[list[float]]]:
+    size = len(rows[0]) // heads
+    return [[row[h * size : (h + 1) * size] for row in rows] for h in range(heads)]
+
+
+def test_value_is_that_of_naive_loops():
+    loss, heads = build().double(), 2
+    s, t = features(STUDENT, 1), features(TEACHER, 2)
+    means = [[(x.flatten(2).mean(2) if x.dim() > 2 else x).tolist() for x in side] for side in (s, t)]
+    means[0][1] = linear(loss.connectors[1], means[0][1])  # the only layer of two widths
+    (s, t) = ([unit(rows) for rows in side] for side in means)
+    total = 0.0
+    for k, graph in enumerate(loss.graphs):
+        logits = []
+        for side in (s, t):
+            asks = heads_of(linear(graph.asks, standardised(side[k + 1], t[k + 1])), heads)
+            asked = heads_of(linear(graph.asked, standardised(side[k], t[k])), heads)
+            scale = math.sqrt(len(asks[0][0]))
+            logits.append([[[dot(a, b) / scale for b in asked[h]] for a in asks[h]] for h in range(heads)])
+        for h in range(heads):
+            for i in range(6):
+                log_q, log_p = (naive.log_softmax([math.tanh(x) for x in logits[side][h][i]]) for side in (0, 1))
+                total += sum(math.exp(q) * (q - p) for q, p in zip(log_q, log_p, strict=True)) / (heads * 6)
+        values = [[max(x, 0) for x in row] for row in linear(graph.value, standardised(t[k], t[k]))]
+        picked = [[] for _ in range(6)]
+        for h in range(heads):
+            for i in range(6):
+                attention = naive.softmax(logits[1][h][i])
+                picked[i] += [dot(attention, [*column]) for column in zip(*values, strict=True)]
+        estimates = unit(linear(graph.join, picked))
+        total += sum(1 - dot(a, b) for a, b in zip(estimates, t[k + 1], strict=True)) / 6
+    again = features(STUDENT, 1), features(TEACHER, 2)
+    assert loss(*again).item() == pytest.approx(total, rel=1e-9)
+
+
+def test_the_student_moves_none_of_the_heads_and_the_heads_learn_of_the_teacher():
+    loss = build().double()
+    gradients = []
+    for seed in (1, 3):
+        loss.zero_grad()
+        loss(features(STUDENT, seed), features(TEACHER, 2)).backward()
+        gradients.append({name: p.grad.clone() for name, p in loss.graphs.named_parameters()})
+        assert all(p.grad.any() for p in loss.connectors.parameters())
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+    assert all(g.any() for g in gradients[0].values())
+
+
+def test_graphs_that_differ_beyond_where_tanh_is_flat_are_the_same():
+    t = torch.full((1, 2, 2), 50.0)
+    t[0, 0, 1] = -50
+    assert multi_head_graph_loss(t / 2, t) == 0
+    assert multi_head_graph_loss(-t, t) > 0.5
+
+
+@pytest.mark.parametrize(("student", "teacher", "heads"), [([3], [3], 8), ([3, 4], [3, 4, 5], 8), ([3, 4], [3, 4], 0)])
+def test_what_makes_no_graph_is_refused(student, teacher, heads):
+    with pytest.raises(ValueError, match="must be of as many layers, two or more"):
+        MultiHeadGraphLoss(student, teacher, heads)
+
+
+def test_another_number_of_layers_is_refused():
+    with pytest.raises(ValueError, match="2 layers came and the loss was built for 3"):
+        build()(features(STUDENT[:2], 1), features(TEACHER[:2], 2))

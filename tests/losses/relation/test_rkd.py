@@ -1,0 +1,92 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from kd_lightning.losses.relation.rkd import RKDLoss, rkd_loss
+from tests.losses.case import Case, other_implementation
+
+WRONG = [((6, 4), (5, 4)), ((1, 4), (1, 4)), ((0, 4), (0, 4)), ((6,), (6,)), ((6, 0), (6, 4))]
+CASES = {
+    "RKDLoss": Case(wrong=WRONG),
+    "RKDLoss of maps": Case(RKDLoss, (6, 3, 4, 4), (6, 5, 2, 2), wrong=WRONG),
+    "RKDLoss of distances": Case(lambda: RKDLoss(angle=0)),
+    "RKDLoss of angles": Case(lambda: RKDLoss(distance=0)),
+}
+
+
+def rows(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def huber(x: float) -> float:
+    return x * x / 2 if abs(x) < 1 else abs(x) - 0.5
+
+
+def naive_distances(samples: list[list[float]]) -> list[float]:
+    distances = [math.dist(a, b) for a in samples for b in samples]
+    mean = sum(distances) / (len(samples) * (len(samples) - 1))
+    return [distance / mean for distance in distances]
+
+
+def naive_cosines(samples: list[list[float]]) -> list[float]:
+    cosines = []
+    for at in samples:
+        for one in samples:
+            for other in samples:
+                lengths = math.dist(at, one) * math.dist(at, other)
+                product = sum((a - o) * (b - o) for a, b, o in zip(one, other, at, strict=True))
+                cosines.append(product / lengths if lengths else 0.0)
+    return cosines
+
+
+def naive(student: Tensor, teacher: Tensor, distance: float, angle: float) -> float:
+    total = 0.0
+    for weight, relation in ((distance, naive_distances), (angle, naive_cosines)):
+        s, t = relation(student.flatten(1).tolist()), relation(teacher.flatten(1).tolist())
+        total += weight * sum(huber(a - b) for a, b in zip(s, t, strict=True)) / len(s)
+    return total
+
+
+@pytest.mark.parametrize("weights", [(25.0, 50.0), (1.0, 0.0), (0.0, 1.0)])
+@pytest.mark.parametrize(("student", "teacher"), [((7, 4), (7, 9)), ((3, 2, 3, 3), (3, 5)), ((2, 3), (2, 3))])
+def test_value_is_that_of_naive_loops(student, teacher, weights):
+    s, t = rows(*student, seed=1), rows(*teacher, seed=2)
+    s[0] *= 9  # an outlier: the Huber loss turns linear
+    assert RKDLoss(*weights)(s, t).item() == pytest.approx(naive(s, t, *weights), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(("distance", "angle"), [(25.0, 50.0), (1.0, None), (None, 2.0)])
+def test_torchdistill_agrees(distance, angle):
+    there = other_implementation("torchdistill.losses.mid_level").RKDLoss("pool", "pool", distance, angle, "mean")
+    there.dist_factor, there.angle_factor = distance or 0.0, angle or 0.0
+    s, t = (rows(8, 5, seed=seed).float().requires_grad_() for seed in (1, 2))
+    theirs = there({"pool": {"output": s}}, {"pool": {"output": t}})
+    ours = rkd_loss(s, t, distance or 0.0, angle or 0.0)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, s)[0] for loss in (ours, theirs)), rtol=1e-4, atol=1e-5)
+
+
+def test_scale_place_and_rotation_do_not_matter():
+    s, t = rows(6, 4, seed=1), rows(6, 4, seed=2)
+    rotation, _ = torch.linalg.qr(rows(4, 4, seed=3))
+    assert rkd_loss(5 * s @ rotation + 7, t).item() == pytest.approx(rkd_loss(s, t).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_that_coincide_pull_each_other_nowhere_and_the_others_as_without_them(dtype):
+    s, t = rows(5, 4, seed=1).to(dtype), rows(5, 4, seed=2).to(dtype)
+    s = s[[0, 1, 2, 3, 4, 4]].requires_grad_()
+    (gradient,) = torch.autograd.grad(rkd_loss(s, t[[0, 1, 2, 3, 4, 0]]), s)
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() < 100
+    same = torch.ones(4, 3, dtype=dtype, requires_grad=True)
+    (gradient,) = torch.autograd.grad(rkd_loss(same, t[:4]), same)
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("weights", [(0, 0), (-1, 1), (1, math.nan), (math.inf, 1)])
+def test_weights_that_are_none_are_refused(weights):
+    with pytest.raises(ValueError, match=f"distance={weights[0]} and angle={weights[1]} must be finite"):
+        RKDLoss(*weights)

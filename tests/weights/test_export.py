@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from safetensors import safe_open
+from torch import nn
+
+import kd_lightning
+from kd_lightning.core.hashing import digest
+from kd_lightning.networks import StudentConvNet, WeightsError, freeze, leave_out, load_student
+from kd_lightning.weights.export import export, export_student
+
+BUILT_FROM = {"class_path": "kd_lightning.networks.StudentConvNet", "init_args": {"num_classes": 3}}
+
+
+class Learner(LightningModule):
+    def __init__(self, student: nn.Module, built_from: object) -> None:
+        super().__init__()
+        self.save_hyperparameters({"student": built_from})
+        self.student, self.teacher = student, leave_out(freeze(StudentConvNet()))
+        self.connector = nn.Linear(2, 2)
+
+
+def checkpoint(learner: LightningModule, path: Path) -> str:
+    torch.save({"state_dict": learner.state_dict(), "hyper_parameters": dict(learner.hparams)}, path)
+    return str(path)
+
+
+def test_what_is_exported_is_the_student_and_how_to_rebuild_it(tmp_path: Path) -> None:
+    learner = Learner(StudentConvNet(num_classes=3), BUILT_FROM)
+    direct = export_student(learner, tmp_path / "direct.safetensors")
+    from_file = export(checkpoint(learner, tmp_path / "best.ckpt"), str(tmp_path / "new" / "folder" / "a.safetensors"))
+    for path in (direct, from_file):
+        with safe_open(path, framework="pt") as file:
+            assert set(file.keys()) == set(learner.student.state_dict())  # no teacher, no connector
+            about = json.loads(file.metadata()["kd_lightning"])
+        assert about == {"version": kd_lightning.__version__, "sha256": digest(learner.student), "student": BUILT_FROM}
+        student = load_student(path)
+        assert isinstance(student, StudentConvNet)
+        assert digest(student) == digest(learner.student)
+
+
+def test_a_plain_network_is_exported_and_asked_for_again(tmp_path: Path) -> None:
+    network = freeze(leave_out(nn.Linear(4, 2)))  # left out of what holds it, not of its own export
+    path = export_student(network, tmp_path / "student.safetensors")
+    with pytest.raises(WeightsError, match="does not say how its student is built: give it as `network`"):
+        load_student(path)
+    assert digest(load_student(path, nn.Linear(4, 2))) == digest(network)
+    learner = Learner(nn.Linear(4, 2), built_from=None)  # built in Python: nothing is guessed
+    export_student(learner, path)
+    assert digest(load_student(path, nn.Linear(4, 2))) == digest(learner.student)
+
+
+def test_tied_and_strided_tensors(tmp_path: Path) -> None:
+    network = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "c": nn.Conv2d(2, 4, 3), "d": nn.Linear(3, 3)})
+    network["b"].weight = network["a"].weight
+    network["c"].to(memory_format=torch.channels_last)
+    network["d"].weight = nn.Parameter(torch.randn(6, 6)[::2, ::2].t())
+    path = export_student(network, tmp_path / "student.safetensors")
+    fresh = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "c": nn.Conv2d(2, 4, 3), "d": nn.Linear(3, 3)})
+    fresh["b"].weight = fresh["a"].weight
+    loaded = load_student(path, fresh)
+    assert loaded["b"].weight is loaded["a"].weight
+    assert digest(loaded) == digest(network)
+
+
+def test_the_hash_beside_it_is_sha256sum_s(tmp_path: Path) -> None:
+    path = export_student(nn.Linear(4, 2), tmp_path / "student.safetensors")
+    beside = tmp_path / "student.safetensors.sha256"
+    assert beside.read_text() == f"{hashlib.sha256(path.read_bytes()).hexdigest()}  student.safetensors\n"
+    subprocess.run(["sha256sum", "--check", "--strict", beside.name], cwd=tmp_path, check=True, capture_output=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["student.safetensors", beside.name]
+
+
+def test_damage_is_noticed_with_and_without_the_hash_beside_it(tmp_path: Path) -> None:
+    path = export_student(nn.Linear(4, 2), tmp_path / "student.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"is not the file that student\.safetensors\.sha256 was written for"):
+        load_student(path, nn.Linear(4, 2))
+    (tmp_path / "student.safetensors.sha256").unlink()
+    with pytest.raises(WeightsError, match="its tensors are not those that were exported"):
+        load_student(path, nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_fault_leaves_the_old_file_and_nothing_else(broken: str, tmp_path: Path, monkeypatch) -> None:
+    old = nn.Linear(4, 2)
+    path = export_student(old, tmp_path / "student.safetensors")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*((os, "fsync", fail) if broken == "fsync" else (Path, "replace", fail)))
+    with pytest.raises(OSError, match="No space left"):
+        export_student(nn.Linear(4, 2), path)
+    monkeypatch.undo()
+    assert [file.name for file in tmp_path.iterdir()] == ["student.safetensors"]
+    assert digest(load_student(path, nn.Linear(4, 2))) == digest(old)
+    new = nn.Linear(4, 2)
+    assert digest(load_student(export_student(new, path), nn.Linear(4, 2))) == digest(new)
+
+
+def test_the_same_student_gives_the_same_bytes(tmp_path: Path) -> None:
+    learner = Learner(StudentConvNet(num_classes=3), BUILT_FROM)
+    paths = [export_student(learner, tmp_path / f"{i}.safetensors") for i in range(8)]
+    assert len({path.read_bytes() for path in paths}) == 1
+
+
+def test_what_cannot_be_exported(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"output '.*student\.onnx': name it \*\.safetensors"):
+        export_student(nn.Linear(4, 2), tmp_path / "student.onnx")
+    with pytest.raises(ValueError, match="LightningModule has no network named `student`"):
+        export_student(LightningModule(), tmp_path / "student.safetensors")
+    torch.save({"state_dict": {"model.weight": torch.ones(1)}}, tmp_path / "theirs.ckpt")
+    with pytest.raises(WeightsError, match=r"theirs\.ckpt: holds no student: no key starts with 'student\.'"):
+        export(str(tmp_path / "theirs.ckpt"), str(tmp_path / "student.safetensors"))
+    with pytest.raises(WeightsError, match="train the student first"):
+        export(str(tmp_path / "runs" / "best.ckpt"), str(tmp_path / "student.safetensors"))
+    assert [file.name for file in tmp_path.iterdir()] == ["theirs.ckpt"]
