@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.zoo import ROOT
 from kd_lightning import OfflineDistiller, Term, load_student, load_teacher
-from kd_lightning.callbacks import AttentionMaps
+from kd_lightning.callbacks import AttentionMapsLogger
 from kd_lightning.data import MNISTDataModule
 from kd_lightning.losses import AttentionTransferLoss
 from kd_lightning.networks import StudentConvNet, TeacherConvNet
@@ -37,7 +37,7 @@ def main() -> None:
         student = load_student(runs / "input" / name / "seed-0/last.ckpt", StudentConvNet()).eval()
         at = Term(AttentionTransferLoss(), student="conv.3", teacher="conv.3")
         learner = OfflineDistiller(student, teacher, {"at": at})
-        drawn.append(AttentionMaps(LAYERS, LAYERS).draw(learner, batch))
+        drawn.append(AttentionMapsLogger(LAYERS, LAYERS).draw(learner, batch))
     gap = torch.ones(3, 8, drawn[0].shape[2])
     write_png((torch.cat([drawn[0], gap, drawn[1]], dim=1) * 255).byte(), str(ROOT / "docs/attention.png"))
 

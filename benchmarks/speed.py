@@ -68,7 +68,7 @@ class Bench:
         """The argument that has the teacher compute in bfloat16."""
         plain = f"network: {{class_path: TeacherConvNet}}, checkpoint: {self.teacher}"
         load = f"{{class_path: kd_lightning.networks.load_teacher, init_args: {{{plain}}}}}"
-        return f"--model.teacher={{class_path: InBFloat16, init_args: {{network: {load}}}}}"
+        return f"--model.teacher={{class_path: BFloat16Autocast, init_args: {{network: {load}}}}}"
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """The next of a plain loop on resident bytes."""

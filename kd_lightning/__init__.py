@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from kd_lightning.core.activations import record_activations, tap
     from kd_lightning.core.batch import Batch
     from kd_lightning.core.errors import UsageError
-    from kd_lightning.core.freezing import freeze, leave_out
+    from kd_lightning.core.freezing import exclude_from_state_dict, freeze
     from kd_lightning.core.learner import Learner
     from kd_lightning.core.terms import Term
     from kd_lightning.schemes import Classifier, OfflineDistiller
@@ -23,8 +23,8 @@ __all__ = [
     "OfflineDistiller",
     "Term",
     "UsageError",
+    "exclude_from_state_dict",
     "freeze",
-    "leave_out",
     "load_student",
     "load_teacher",
     "record_activations",
@@ -39,7 +39,7 @@ _HOMES = {
     "Term": "core.terms",
     "UsageError": "core.errors",
     "freeze": "core.freezing",
-    "leave_out": "core.freezing",
+    "exclude_from_state_dict": "core.freezing",
     "load_student": "weights.loading",
     "load_teacher": "weights.loading",
     "record_activations": "core.activations",

@@ -13,15 +13,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kd_lightning.networks import (
-    Answerer,
     Captioner,
     ConvNet,
-    DigitsEncoder,
     GraphNetwork,
+    GRUClassifier,
+    LabelEncoder,
     LeNet5,
     Paraphrased,
     Paraphraser,
-    RowReader,
+    RelationNetwork,
 )
 from tests import toys
 
@@ -52,11 +52,11 @@ TEACHERS: dict[str, Callable[[], nn.Module]] = {
     "data_free/lenet_teacher": lambda: LeNet5(),
     "graph/teacher": lambda: GraphNetwork(64, [128], convolution="gcn"),
     "graph/teacher_mnist": lambda: GraphNetwork(784, [128], convolution="gcn"),
-    "graph/reader": lambda: RowReader(),
-    "cross_modal/words_teacher": lambda: RowReader(in_features=27),
+    "graph/reader": lambda: GRUClassifier(),
+    "cross_modal/words_teacher": lambda: GRUClassifier(in_features=27),
     "cross_modal/frames_teacher": lambda: ConvNet(128),
-    "cross_modal/answers_teacher": lambda: Answerer(DigitsEncoder(), words=17),
-    "cross_modal/captions_teacher": lambda: Captioner(DigitsEncoder()),
+    "cross_modal/answers_teacher": lambda: RelationNetwork(LabelEncoder(), words=17),
+    "cross_modal/captions_teacher": lambda: Captioner(LabelEncoder()),
     "cross_modal/edges_features": lambda: ConvNet(32),
     "feature/paraphraser": lambda: Paraphrased(ConvNet(128), "conv.5", Paraphraser(128)),
 }

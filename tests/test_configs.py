@@ -72,7 +72,7 @@ def test_trains_and_is_loaded_again(name, workplace):
     assert checkpoint["global_step"] == batches * sum(moves[: len(checkpoint["optimizer_states"])])
     assert is_plain(checkpoint["hyper_parameters"])
     named = [callback["class_path"] for callback in config["trainer"].get("callbacks", [])]
-    moves = any(issubclass(getattr(callbacks, callback), callbacks.MovingTeacher) for callback in named)
+    moves = any(issubclass(getattr(callbacks, callback), callbacks.EvolvingTeacher) for callback in named)
     learns = config["model"]["class_path"] == "KDGAN"
     assert any(key.startswith("teacher.") for key in checkpoint["state_dict"]) == (moves or learns)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from kd_lightning import schemes
 from kd_lightning.callbacks import Constant, Linear, TemperatureSchedule, TermWeightSchedule
 from kd_lightning.callbacks.schedules.base import find_terms
-from kd_lightning.networks import is_left_out, load_student
+from kd_lightning.networks import is_excluded_from_state_dict, load_student
 from kd_lightning.weights.export import export
 from kd_lightning.weights.reading import read_weights
 from tests import found, toys
@@ -111,7 +111,7 @@ def test_a_checkpoint_is_plain_and_strict_and_the_export_is_the_deployed_network
     trainer = toys.trainer(tmp_path, *case.callbacks)
     for callback in case.callbacks:  # a callback may make a network state
         callback.setup(trainer, learner, "fit")
-    kept_out = {path for path, module in learner.named_modules() if is_left_out(module)}
+    kept_out = {path for path, module in learner.named_modules() if is_excluded_from_state_dict(module)}
     assert not [key for key in content["state_dict"] if key.startswith(tuple(f"{path}." for path in kept_out))]
     learner.load_state_dict(content["state_dict"], strict=True)
 

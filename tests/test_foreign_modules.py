@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from kd_lightning import OfflineDistiller, Term, load_student, load_teacher
 from kd_lightning.callbacks import Distillation, TeacherFreezing
-from kd_lightning.core.hashing import digest
+from kd_lightning.core.hashing import weights_hash
 from kd_lightning.losses import KDLoss, LogitMSELoss, TaskLoss
 from tests import toys
 
@@ -109,11 +109,11 @@ class Seen(Callback):
 def fit(module: LightningModule, drop_in: Distillation, folder: Path, data: Any, **changes: Any) -> tuple[Seen, Any]:
     """Trains, and checks what must hold of every drop-in."""
     seen, checkpoint = Seen(drop_in.student), ModelCheckpoint(folder)
-    before, parts = digest(drop_in.teacher), [name for name, _ in module.named_modules()]
+    before, parts = weights_hash(drop_in.teacher), [name for name, _ in module.named_modules()]
     learned = toys.weights(module)
     trainer = toys.trainer(folder, drop_in, TeacherFreezing(), seen, checkpoint, **{"max_epochs": 2} | changes)
     trainer.fit(module, data)
-    assert digest(drop_in.teacher) == before
+    assert weights_hash(drop_in.teacher) == before
     assert [name for name, _ in module.named_modules()] == parts
     assert not toys.same(toys.weights(module), learned)
     assert {"train/kd", "temperature/kd"} <= set(trainer.callback_metrics)
@@ -288,10 +288,10 @@ def test_the_programs_on_the_drop_ins_page_run(number, tmp_path, monkeypatch):
 
 def distil(learner: OfflineDistiller, folder: Path, data: Any) -> dict[str, float]:
     """Trains, evaluates, and checks what must hold of every distiller; gives the metrics."""
-    before, checkpoint = digest(learner.teacher), ModelCheckpoint(folder)
+    before, checkpoint = weights_hash(learner.teacher), ModelCheckpoint(folder)
     trainer = toys.trainer(folder, TeacherFreezing(), checkpoint, max_epochs=2)
     trainer.fit(learner, data, data)
-    assert digest(learner.teacher) == before
+    assert weights_hash(learner.teacher) == before
     saved = torch.load(checkpoint.best_model_path, weights_only=True)
     assert not [name for name in saved["state_dict"] if name.startswith("teacher")]
     student = load_student(checkpoint.best_model_path, network=copy.deepcopy(learner.student))

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from kd_lightning import load_student
 from kd_lightning.callbacks import TeacherFreezing
-from kd_lightning.core.hashing import digest
+from kd_lightning.core.hashing import weights_hash
 from kd_lightning.weights.export import export
 from tests import toys
 
@@ -67,12 +67,12 @@ class Finetuning(BackboneFinetuning):
 @pytest.mark.parametrize("attack", ["train", "unfreeze", "requires_grad_", "apply", "children", "finetuning"])
 def test_the_teacher_stays_what_it_was(attack, precision, tmp_path):
     learner = toys.offline()
-    before = digest(learner.teacher)
+    before = weights_hash(learner.teacher)
     student = toys.weights(learner)
     attacker = Finetuning(unfreeze_backbone_at_epoch=1) if attack == "finetuning" else Attack(attack)
     run = toys.trainer(tmp_path, attacker, TeacherFreezing(), precision=precision, max_epochs=2)
     run.fit(learner, toys.data(val_size=100))
-    assert digest(learner.teacher) == before
+    assert weights_hash(learner.teacher) == before
     assert not toys.same(toys.weights(learner), student)
     taught = {id(parameter) for parameter in learner.teacher.parameters()}
     assert not any(id(p) in taught for group in run.optimizers[0].param_groups for p in group["params"])

@@ -18,7 +18,7 @@ from kd_lightning.core.activations import Activations, Call, record_activations,
 from kd_lightning.core.batch import split_batch
 from kd_lightning.core.compiled_calls import anything_compiled, hook_guards
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.freezing import leave_out
+from kd_lightning.core.freezing import exclude_from_state_dict
 from kd_lightning.core.lightning_internals import active_results, average_model
 from kd_lightning.core.lookup import find_network
 from kd_lightning.core.loss import loss_trait
@@ -78,7 +78,7 @@ class Distillation(Callback):
                         f"term {name!r}: {type(term.loss).__name__} needs more of a step than the drop-in has: "
                         f"learn by {scheme}"
                     )
-        leave_out(self.terms)
+        exclude_from_state_dict(self.terms)
         self._name: str | None = None  # of the terms, in their module
         self._expected: str | None = None  # the hash of the teacher of the run that is resumed
         self._has_logged = False

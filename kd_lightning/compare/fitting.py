@@ -30,7 +30,7 @@ from kd_lightning.core.activations import logits_of
 from kd_lightning.core.batch import target_of
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.flatten import flatten_positions
-from kd_lightning.core.hashing import digest
+from kd_lightning.core.hashing import weights_hash
 from kd_lightning.core.learner import Learner
 from kd_lightning.core.progress import optimizer_step
 
@@ -71,7 +71,7 @@ def fit_and_measure(task: Training, tell: Tell) -> dict[str, Any]:
         trainer, model, data = cast("Any", run.trainer), cast("Learner", run.model), run.datamodule
         recorder = Recorder(tell)
         trainer.callbacks.append(recorder)
-        start, began, cpu_began = digest(model.student), perf_counter(), process_time()
+        start, began, cpu_began = weights_hash(model.student), perf_counter(), process_time()
         run.run()
         seconds, cpu_seconds = perf_counter() - began, process_time() - cpu_began
     result: dict[str, Any] = {

@@ -13,7 +13,7 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def gather(local: Tensor) -> Tensor:
+def all_gather_with_grad(local: Tensor) -> Tensor:
     """The rows of all ranks in rank order, with gradients back to each; `local` itself in a single process.
 
     Every rank must hold the same number of rows. Each rank computes the same loss of the global batch; the backward of
@@ -35,14 +35,14 @@ def gather(local: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def add_up(local: Tensor) -> Tensor:
+def all_reduce_sum(local: Tensor) -> Tensor:
     """The sum of all ranks' tensors, without gradients; `local` itself in a single process."""
     if is_distributed():
         dist.all_reduce(local)
     return local
 
 
-def share(rows: int) -> float:
+def rank_weight(rows: int) -> float:
     """How many rows this rank has for each that a rank has on average: 1 in a single process.
 
     A mean over a rank's rows times its share, averaged over the ranks as DDP averages gradients, is the mean over all.

@@ -89,7 +89,7 @@ def is_frozen(network: nn.Module) -> bool:
     return _FROZEN in vars(network)
 
 
-def leave_out(network: nn.Module) -> nn.Module:
+def exclude_from_state_dict(network: nn.Module) -> nn.Module:
     """Keep a network out of every state dict that it is part of, while loading stays strict for everything else.
 
     It remains a registered submodule: device moves, dtypes and the first broadcast of DDP reach it. A state dict that
@@ -103,13 +103,13 @@ def leave_out(network: nn.Module) -> nn.Module:
         The same network.
 
     Example:
-        >>> pair = nn.ModuleDict({"student": nn.Linear(4, 2), "teacher": leave_out(nn.Linear(4, 2))})
+        >>> pair = nn.ModuleDict({"student": nn.Linear(4, 2), "teacher": exclude_from_state_dict(nn.Linear(4, 2))})
         >>> list(pair.state_dict()), list(pair["teacher"].state_dict())
         (['student.weight', 'student.bias'], ['weight', 'bias'])
         >>> pair.load_state_dict(pair.state_dict())
         <All keys matched successfully>
     """
-    if not is_left_out(network):
+    if not is_excluded_from_state_dict(network):
         vars(network)[_LEFT_OUT] = (
             network.register_state_dict_post_hook(_drop),
             network.register_load_state_dict_pre_hook(_fill_in),
@@ -117,8 +117,8 @@ def leave_out(network: nn.Module) -> nn.Module:
     return network
 
 
-def take_back(network: nn.Module) -> nn.Module:
-    """Undo ``leave_out``: the network is state again, as a teacher that learns must be.
+def include_in_state_dict(network: nn.Module) -> nn.Module:
+    """Undo ``exclude_from_state_dict``: the network is state again, as a teacher that learns must be.
 
     Args:
         network: A network that is left out; any other is returned as it is.
@@ -127,7 +127,7 @@ def take_back(network: nn.Module) -> nn.Module:
         The same network.
 
     Example:
-        >>> list(nn.Sequential(take_back(leave_out(nn.Linear(4, 2)))).state_dict())
+        >>> list(nn.Sequential(include_in_state_dict(exclude_from_state_dict(nn.Linear(4, 2)))).state_dict())
         ['0.weight', '0.bias']
     """
     handles: tuple[RemovableHandle, ...] = vars(network).pop(_LEFT_OUT, ())
@@ -136,12 +136,12 @@ def take_back(network: nn.Module) -> nn.Module:
     return network
 
 
-def is_left_out(network: nn.Module) -> bool:
-    """Whether ``leave_out`` holds this very network.
+def is_excluded_from_state_dict(network: nn.Module) -> bool:
+    """Whether ``exclude_from_state_dict`` holds this very network.
 
     Example:
-        >>> is_left_out(leave_out(nn.Linear(4, 2))), is_left_out(nn.Linear(4, 2))
-        (True, False)
+        >>> is_excluded_from_state_dict(exclude_from_state_dict(nn.Linear(4, 2)))
+        True
     """
     return _LEFT_OUT in vars(network)
 
@@ -174,7 +174,7 @@ def _fill_in(network: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any)
         state.update({prefix + key: value for key, value in network.state_dict(keep_vars=True).items()})
 
 
-def check_apart(student: nn.Module, teacher: nn.Module) -> None:
+def check_no_shared_parameters(student: nn.Module, teacher: nn.Module) -> None:
     """A ValueError if the two share parameters, which freezing the teacher would take from the student."""
     if set(student.parameters()) & set(teacher.parameters()):
         raise UsageError("teacher and student share parameters, and freezing one would freeze both: copy one of them")

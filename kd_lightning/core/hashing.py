@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 
-def digest(network: nn.Module) -> str:
+def weights_hash(network: nn.Module) -> str:
     """SHA-256 over the names, dtypes, shapes and bytes of a network's parameters and buffers.
 
     The device, the memory layout and the order of registration do not matter; nor does what is left out of state
@@ -21,21 +21,21 @@ def digest(network: nn.Module) -> str:
     rank hashes its own shards, and all ranks get the hash of these hashes: all of them must call it then.
 
     Example:
-        >>> before = digest(layer := nn.Linear(2, 1))
+        >>> before = weights_hash(layer := nn.Linear(2, 1))
         >>> _ = layer.weight.data.add_(1.0)
-        >>> digest(layer) == before
+        >>> weights_hash(layer) == before
         False
     """
-    return digest_tensors(
+    return hash_tensors(
         dict(chain(network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False)))
     )
 
 
-def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the names, dtypes, shapes and bytes of tensors, in the order of their names.
 
     Example:
-        >>> digest_tensors({"weight": torch.zeros(2)})[:16]
+        >>> hash_tensors({"weight": torch.zeros(2)})[:16]
         'c3baf28530c283e8'
     """
     total, sharded = hashlib.sha256(), False

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from kd_lightning.core.distributed import is_distributed
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.freezing import freeze, is_frozen, unfreeze
-from kd_lightning.core.hashing import digest
+from kd_lightning.core.hashing import weights_hash
 
 
 class TeacherHolder:
@@ -84,7 +84,7 @@ class TeacherHolder:
         Raises:
             UsageError: It is another one.
         """
-        found = digest(self.network)
+        found = weights_hash(self.network)
         if expected not in (None, found):
             raise UsageError(
                 f"this run was started with another {self.name} (sha256 {str(expected)[:12]}) than it is "
@@ -99,7 +99,7 @@ class TeacherHolder:
         Raises:
             UsageError: Something has changed them.
         """
-        if self.hash is not None and (found := digest(self.network)) != self.hash:
+        if self.hash is not None and (found := weights_hash(self.network)) != self.hash:
             raise UsageError(
                 f"the {self.name} was to stay as it is and has changed (sha256 {self.hash[:12]} before, {found[:12]} "
                 "now): look for code that writes to its parameters or buffers"

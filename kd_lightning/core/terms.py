@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import BaseFinetuning
 from torch import Tensor, nn
 
 from kd_lightning.core.activations import Activations
-from kd_lightning.core.distributed import gather, share
+from kd_lightning.core.distributed import all_gather_with_grad, rank_weight
 from kd_lightning.core.errors import UsageError, WidthError
 from kd_lightning.core.flatten import flatten_positions
 from kd_lightning.core.loss import loss_trait
@@ -124,7 +124,7 @@ class Term(nn.Module):
             cast("Tensor | None", mask),
         )
         value = call(*rows)
-        return value if compares_samples else value * share(len(rows.student))
+        return value if compares_samples else value * rank_weight(len(rows.student))
 
     def idle(self, student: Activations, value: Tensor) -> Tensor:
         """Return a value whose gradient is zero in all that the loss would have sent one to.
@@ -361,8 +361,8 @@ def _pick(recorded: Activations, address: Address | None) -> Picked:
 def _gather(value: Picked) -> Picked:
     """The rows of all ranks."""
     if isinstance(value, list):
-        return [None if part is None else gather(part) for part in value]
-    return None if value is None else gather(value)
+        return [None if part is None else all_gather_with_grad(part) for part in value]
+    return None if value is None else all_gather_with_grad(value)
 
 
 def names(address: Address | None) -> list[str]:

@@ -2,14 +2,14 @@
 
 from kd_lightning.core.exports import public_names
 from kd_lightning.core.freezing import (
+    exclude_from_state_dict as exclude_from_state_dict,
     freeze as freeze,
+    include_in_state_dict as include_in_state_dict,
+    is_excluded_from_state_dict as is_excluded_from_state_dict,
     is_frozen as is_frozen,
-    is_left_out as is_left_out,
-    leave_out as leave_out,
-    take_back as take_back,
     unfreeze as unfreeze,
 )
-from kd_lightning.core.hashing import digest as digest
+from kd_lightning.core.hashing import weights_hash as weights_hash
 from kd_lightning.networks.discriminators import ConvDiscriminator as ConvDiscriminator, Discriminator as Discriminator
 from kd_lightning.networks.generators import Generator as Generator
 from kd_lightning.networks.graphs.graph import (
@@ -24,19 +24,19 @@ from kd_lightning.networks.images.convnet import (
 )
 from kd_lightning.networks.images.lenet import LeNet5 as LeNet5
 from kd_lightning.networks.images.mlp import MLP as MLP
-from kd_lightning.networks.priors import FixedDistribution as FixedDistribution
+from kd_lightning.networks.priors import ConstantPrior as ConstantPrior
 from kd_lightning.networks.scenes.scene_reader import (
-    Answerer as Answerer,
     Captioner as Captioner,
-    DigitsEncoder as DigitsEncoder,
+    LabelEncoder as LabelEncoder,
+    RelationNetwork as RelationNetwork,
     SceneEncoder as SceneEncoder,
 )
-from kd_lightning.networks.sequences.row_reader import RowReader as RowReader
-from kd_lightning.networks.wrappers.bfloat16 import InBFloat16 as InBFloat16
+from kd_lightning.networks.sequences.row_reader import GRUClassifier as GRUClassifier
+from kd_lightning.networks.wrappers.bfloat16 import BFloat16Autocast as BFloat16Autocast
 from kd_lightning.networks.wrappers.branches import BranchedEnsemble as BranchedEnsemble, branch as branch
 from kd_lightning.networks.wrappers.early_exit import EarlyExit as EarlyExit
 from kd_lightning.networks.wrappers.ensemble import Ensemble as Ensemble
-from kd_lightning.networks.wrappers.exits import ExitHead as ExitHead, Exits as Exits
+from kd_lightning.networks.wrappers.exits import ExitHead as ExitHead, MultiExitNetwork as MultiExitNetwork
 from kd_lightning.networks.wrappers.fusion import FeatureFusion as FeatureFusion
 from kd_lightning.networks.wrappers.grafted import GraftedStudent as GraftedStudent
 from kd_lightning.networks.wrappers.margin import MarginTeacher as MarginTeacher
@@ -44,7 +44,7 @@ from kd_lightning.networks.wrappers.modality_ensemble import ModalityEnsemble as
 from kd_lightning.networks.wrappers.paraphraser import Paraphrased as Paraphrased, Paraphraser as Paraphraser
 from kd_lightning.networks.wrappers.simkd import SimKD as SimKD
 from kd_lightning.weights.averaging import update_ema as update_ema
-from kd_lightning.weights.copying import inherit as inherit
+from kd_lightning.weights.copying import copy_layers as copy_layers
 from kd_lightning.weights.loading import load_student as load_student, load_teacher as load_teacher
 from kd_lightning.weights.pruning import prune as prune
 from kd_lightning.weights.reading import WeightsError as WeightsError

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kd_lightning.core.errors import UsageError
 
 
-class FixedDistribution(nn.Module):
+class ConstantPrior(nn.Module):
     """Says the same of every input: a rule, or a prior, beside teachers.
 
     An attentive ensemble (`kd_lightning.losses.AttentiveEnsembleLoss`) learns for which samples to follow it.
@@ -26,7 +26,7 @@ class FixedDistribution(nn.Module):
         UsageError: There are fewer than two, or one is not a finite number above 0.
 
     Example:
-        >>> FixedDistribution([1, 1, 2])(torch.zeros(1, 5)).exp()
+        >>> ConstantPrior([1, 1, 2])(torch.zeros(1, 5)).exp()
         tensor([[0.2500, 0.2500, 0.5000]])
     """
 

@@ -3,17 +3,19 @@
 from kd_lightning.core.exports import public_names
 from kd_lightning.schemes.adversarial.adversarial import AdversarialDistiller as AdversarialDistiller
 from kd_lightning.schemes.adversarial.kdgan import KDGAN as KDGAN
-from kd_lightning.schemes.adversarial.online_adversarial import OnlineAdversarial as OnlineAdversarial
-from kd_lightning.schemes.adversarial.synthetic import SyntheticInputs as SyntheticInputs
+from kd_lightning.schemes.adversarial.online_adversarial import OnlineAdversarialDistiller as OnlineAdversarialDistiller
+from kd_lightning.schemes.adversarial.synthetic import SyntheticInputsDistiller as SyntheticInputsDistiller
 from kd_lightning.schemes.classifier import Classifier as Classifier
 from kd_lightning.schemes.cross_modal.cross_modal import CrossModalDistiller as CrossModalDistiller
-from kd_lightning.schemes.data_free.contrastive_inversion import ContrastiveInversion as ContrastiveInversion
+from kd_lightning.schemes.data_free.contrastive_inversion import (
+    ContrastiveInversionDistiller as ContrastiveInversionDistiller,
+)
 from kd_lightning.schemes.data_free.data_free import DataFreeDistiller as DataFreeDistiller
 from kd_lightning.schemes.data_free.dataset_distillation import DatasetDistillation as DatasetDistillation
 from kd_lightning.schemes.data_free.inversion import InversionDistiller as InversionDistiller
 from kd_lightning.schemes.few_shot.few_shot import FewShotDistiller as FewShotDistiller
 from kd_lightning.schemes.few_shot.grafting import GraftingDistiller as GraftingDistiller
-from kd_lightning.schemes.few_shot.pseudo_examples import PseudoExamples as PseudoExamples
+from kd_lightning.schemes.few_shot.pseudo_examples import PseudoExamplesDistiller as PseudoExamplesDistiller
 from kd_lightning.schemes.offline import OfflineDistiller as OfflineDistiller
 from kd_lightning.schemes.online.ffl import FFL as FFL
 from kd_lightning.schemes.online.kdcl import KDCL as KDCL

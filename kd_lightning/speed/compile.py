@@ -11,7 +11,7 @@ from kd_lightning.core.lookup import find_network
 from kd_lightning.core.torch_internals import undo_compile
 
 
-class Compiled(Callback):
+class TorchCompile(Callback):
     """Compiles networks in place with ``torch.compile`` while a fit lasts; names, weights and checkpoints stay.
 
     The first step waits for it, for seconds to minutes. What it is worth depends on the machine: on a CPU the origin's
@@ -26,7 +26,7 @@ class Compiled(Callback):
         UsageError: At the start of a fit: the module has no such network.
 
     Example:
-        >>> callback = Compiled(["student"], mode="max-autotune-no-cudagraphs")
+        >>> callback = TorchCompile(["student"], mode="max-autotune-no-cudagraphs")
     """
 
     def __init__(

@@ -39,7 +39,7 @@ def update_ema(average: nn.Module, network: nn.Module, momentum: float) -> None:
     """
     if not 0 <= momentum <= 1:
         raise UsageError(f"momentum={momentum} must lie in [0, 1]")
-    check_twins(average, network)
+    check_same_architecture(average, network)
     for averaged, current in zip(average.parameters(), network.parameters(), strict=True):
         averaged.lerp_(current.to(averaged.dtype), 1 - momentum)
     for averaged, current in zip(average.buffers(), network.buffers(), strict=True):
@@ -50,15 +50,15 @@ def update_ema(average: nn.Module, network: nn.Module, momentum: float) -> None:
             averaged.copy_(current)
 
 
-def check_twins(first: nn.Module, second: nn.Module) -> None:
+def check_same_architecture(first: nn.Module, second: nn.Module) -> None:
     """Two networks of one architecture: the same names and shapes of parameters and buffers.
 
     Raises:
         UsageError: They are not (the first difference is given).
 
     Example:
-        >>> check_twins(nn.Linear(4, 2), nn.Linear(4, 2))
-        >>> check_twins(nn.Linear(4, 2), nn.Linear(4, 3))
+        >>> check_same_architecture(nn.Linear(4, 2), nn.Linear(4, 2))
+        >>> check_same_architecture(nn.Linear(4, 2), nn.Linear(4, 3))
         Traceback (most recent call last):
         kd_lightning.core.errors.UsageError: Linear has weight (2, 4) and Linear has weight (3, 4): build both...
     """

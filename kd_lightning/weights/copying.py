@@ -9,7 +9,7 @@ from kd_lightning.core.errors import UsageError
 
 
 @torch.no_grad()
-def inherit(student: nn.Module, teacher: nn.Module, layers: dict[str, str]) -> nn.Module:
+def copy_layers(student: nn.Module, teacher: nn.Module, layers: dict[str, str]) -> nn.Module:
     """Copies chosen layers of a teacher into a student, which goes on from there.
 
     Victor Sanh, Lysandre Debut, Julien Chaumond, Thomas Wolf: DistilBERT, a distilled version of BERT: smaller, faster,
@@ -30,7 +30,7 @@ def inherit(student: nn.Module, teacher: nn.Module, layers: dict[str, str]) -> n
     Example:
         >>> student = nn.Sequential(nn.Linear(4, 2), nn.ReLU())
         >>> teacher = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 2), nn.Linear(2, 2))
-        >>> bool((inherit(student, teacher, {"0": "0"})[0].weight == teacher[0].weight).all())
+        >>> bool((copy_layers(student, teacher, {"0": "0"})[0].weight == teacher[0].weight).all())
         True
     """
     if not layers:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import kd_lightning
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.hashing import digest_tensors
-from kd_lightning.weights.loading import under
+from kd_lightning.core.hashing import hash_tensors
+from kd_lightning.weights.loading import strip_prefix
 from kd_lightning.weights.reading import WeightsError, plain_network, read_weights
 
 
@@ -73,7 +73,7 @@ def export(checkpoint: str, output: str) -> Path:
     """
     file = read_weights(checkpoint, "student")
     name = file.inference_network_name
-    tensors = under(f"{name}.", file.tensors)
+    tensors = strip_prefix(f"{name}.", file.tensors)
     if not tensors:
         first = next(iter(file.tensors))
         raise WeightsError(f"{file.path}: holds no student: no key starts with '{name}.', the first is {first!r}")
@@ -86,7 +86,7 @@ def _write(state: Mapping[str, Tensor], student: dict[str, Any] | None, path: st
         raise UsageError(f"output {str(path)!r}: name it *.safetensors, the format that is written")
     # A copy of each, for safetensors takes neither tied tensors nor other layouts than the contiguous one.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    about = {"version": kd_lightning.__version__, "sha256": digest_tensors(tensors), "student": student}
+    about = {"version": kd_lightning.__version__, "sha256": hash_tensors(tensors), "student": student}
     content = save(tensors, {"kd_lightning": json.dumps(about)})  # one entry: safetensors writes several in any order
     beside = path.with_name(path.name + ".sha256")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.freezing import freeze, leave_out
+from kd_lightning.core.freezing import exclude_from_state_dict, freeze
 from kd_lightning.core.renamed import renamed_class
-from kd_lightning.weights.copying import inherit
+from kd_lightning.weights.copying import copy_layers
 from kd_lightning.weights.pruning import prune
 from kd_lightning.weights.reading import WeightsError, WeightsFile, read_weights
 
@@ -31,7 +31,7 @@ def load_teacher(network: nn.Module, checkpoint: str | PathLike[str], prefix: st
             the file has exactly the network's keys is found, be it ``student.``, ``module.model.`` or none.
 
     Returns:
-        The same network, under ``freeze`` and ``leave_out``.
+        The same network, under ``freeze`` and ``exclude_from_state_dict``.
 
     Raises:
         WeightsError: The file cannot be read, or does not fit the network, or holds weights that are not finite.
@@ -42,7 +42,7 @@ def load_teacher(network: nn.Module, checkpoint: str | PathLike[str], prefix: st
         kd_lightning.weights.reading.WeightsError: runs/mnist/teacher/bets.ckpt: no such file...
     """
     _load(network, read_weights(checkpoint, "teacher"), prefix)
-    return leave_out(freeze(network))
+    return exclude_from_state_dict(freeze(network))
 
 
 def load_student(path: str | PathLike[str], network: nn.Module | None = None, name: str | None = None) -> nn.Module:
@@ -69,8 +69,8 @@ def load_student(path: str | PathLike[str], network: nn.Module | None = None, na
     """
     file = read_weights(path, "student")
     if name is None:
-        tensors = under(f"{file.inference_network_name}.", file.tensors) or file.tensors
-    elif not (tensors := under(f"{name}.", file.tensors)):
+        tensors = strip_prefix(f"{file.inference_network_name}.", file.tensors) or file.tensors
+    elif not (tensors := strip_prefix(f"{name}.", file.tensors)):
         networks = sorted({start.rstrip(".") for key in file.tensors for start, _ in _splits(key)} - {""}, key=len)
         raise WeightsError(f"{file.path}: has no network {name!r}; {_nearest(name, networks)}")
     elif network is None:
@@ -80,11 +80,11 @@ def load_student(path: str | PathLike[str], network: nn.Module | None = None, na
     return student.eval()
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def strip_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names start with a prefix, without it.
 
     Example:
-        >>> list(under("student.", {"student.weight": torch.zeros(1), "teacher.weight": torch.zeros(1)}))
+        >>> list(strip_prefix("student.", {"student.weight": torch.zeros(1), "teacher.weight": torch.zeros(1)}))
         ['weight']
     """
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -97,7 +97,7 @@ def _load(network: nn.Module, file: WeightsFile, prefix: str | None) -> None:
             f"{file.path}: {type(network).__name__} has no weights to load: name the network they belong to"
         )
     prefix = _find_prefix(own, file) if prefix is None else _whole_prefix(prefix, file)
-    tensors = under(prefix, file.tensors)
+    tensors = strip_prefix(prefix, file.tensors)
     _check_names(network, own, tensors, prefix, file)
     for name, tensor in tensors.items():
         _check_tensor(network, name, tensor, own[name], file.path)
@@ -112,7 +112,7 @@ def _splits(key: str) -> Iterator[tuple[str, str]]:
 
 def _find_prefix(own: Mapping[str, Tensor], file: WeightsFile) -> str:
     matches = Counter(prefix for key in file.tensors for prefix, name in _splits(key) if name in own)
-    whole = [prefix for prefix in matches if under(prefix, file.tensors).keys() == own.keys()]
+    whole = [prefix for prefix in matches if strip_prefix(prefix, file.tensors).keys() == own.keys()]
     if len(whole) > 1:
         raise WeightsError(
             f"{file.path}: holds {len(whole)} networks with these keys, under {', '.join(sorted(whole))}: "
@@ -193,7 +193,7 @@ def _build(value: Any) -> Any:
     if unknown := value.keys() - {"class_path", "init_args"}:
         raise UsageError(f"beside class_path and init_args it has {', '.join(map(repr, unknown))}")
     found, arguments = _find(value["class_path"]), value.get("init_args") or {}
-    for function, filled in ((inherit, "student"), (prune, "student"), (load_student, "network")):
+    for function, filled in ((copy_layers, "student"), (prune, "student"), (load_student, "network")):
         if found is function and filled in arguments:  # what it was filled with is in this file
             return _build(arguments[filled])
     if not (isinstance(found, type) and issubclass(found, nn.Module)):

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.hashing import digest_tensors
+from kd_lightning.core.hashing import hash_tensors
 
 _SUFFIXES = {".ckpt", ".pt", ".pth", ".safetensors"}
 
@@ -131,7 +131,7 @@ def _read_safetensors(path: Path) -> WeightsFile:
     if not tensors:
         raise WeightsError(f"{path}: holds no weights: save the network's `state_dict()`")
     about = about if isinstance(about, dict) else {}
-    if about and about.get("sha256") != digest_tensors(tensors):
+    if about and about.get("sha256") != hash_tensors(tensors):
         raise WeightsError(f"{path}: its tensors are not those that were exported: it is damaged; export it again")
     return WeightsFile(path, tensors, plain_network(about))
 

@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from kd_lightning import Term, UsageError
 from kd_lightning.callbacks import Constant, Distillation, TeacherFreezing, TemperatureSchedule, TermWeightSchedule
-from kd_lightning.core.hashing import digest
+from kd_lightning.core.hashing import weights_hash
 from kd_lightning.losses import AdversarialLoss, JacobianLoss, KDLoss, TaskLoss
 from kd_lightning.networks import Discriminator, StudentConvNet
 from tests import toys
@@ -279,9 +279,9 @@ def test_any_optimizer_trains_the_connectors_too(name, tmp_path):
             return OPTIMIZERS[name](self)
 
     drop_in = distillation()
-    before = digest(drop_in.terms)
+    before = weights_hash(drop_in.terms)
     trainer = fit(Module(), drop_in, folder=tmp_path)
-    assert digest(drop_in.terms) != before
+    assert weights_hash(drop_in.terms) != before
     (group,) = trainer.optimizers[0].param_groups
     assert len(group.get("param_names", group["params"])) == len(group["params"]) == 6
 
@@ -735,14 +735,14 @@ class Buffered(Theirs):
 def test_averages_are_of_their_weights_alone_in_either_order(decay, order, tmp_path):
     average = WeightAveraging() if decay is None else EMAWeightAveraging(decay=decay)
     module, drop_in = Buffered(), distillation()
-    before, expected = digest(drop_in.teacher), averaged(decay)
+    before, expected = weights_hash(drop_in.teacher), averaged(decay)
     trainer = fit(module, *[average, drop_in][::order], folder=tmp_path, val=toys.Loader(batches()))
     for _ in range(2):
         for name, value in module.backbone.state_dict().items():
             torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(module.mean, torch.full((3,), 7.0))
         trainer.validate(module, toys.Loader(batches()), verbose=False)  # swaps the average in and out again
-    assert digest(drop_in.teacher) == before
+    assert weights_hash(drop_in.teacher) == before
 
 
 def normalised() -> nn.Module:
@@ -759,9 +759,9 @@ def test_averaging_with_new_statistics_leaves_the_teachers_alone(tmp_path):
 
     drop_in = distillation(teacher=normalised(), hint=False)
     drop_in.teacher[1].running_mean += 1
-    before = digest(drop_in.teacher)
+    before = weights_hash(drop_in.teacher)
     fit(Module(), StochasticWeightAveraging(0.01, swa_epoch_start=1), drop_in, folder=tmp_path, max_epochs=3)
-    assert digest(drop_in.teacher) == before
+    assert weights_hash(drop_in.teacher) == before
 
 
 class Finetuning(BackboneFinetuning):
@@ -789,9 +789,9 @@ def test_finetuning_and_freezing_of_their_own_go_on(order, tmp_path):
         Module(),
         distillation("model", terms={"kd": Term(KDLoss()), "hint": Term(Hint(), 1.0, "0.1", "1")}),
     )
-    before = digest(module.backbone)
+    before = weights_hash(module.backbone)
     trainer = fit(module, *[drop_in, Finetuning(), TeacherFreezing()][::order], folder=tmp_path, max_epochs=2)
-    assert digest(module.backbone) != before
+    assert weights_hash(module.backbone) != before
     assert [len(group["params"]) for group in trainer.optimizers[0].param_groups] == [2 + 2, 4]
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from kd_lightning import Term
 from kd_lightning.callbacks.distillation import Distillation
-from kd_lightning.core.hashing import digest
+from kd_lightning.core.hashing import weights_hash
 from kd_lightning.losses import KDLoss
 from tests import toys
 from tests.ranks import run_two
@@ -81,7 +81,7 @@ def fit(folder: Path, ranks: int, ckpt_path: Path | None = None, hint_seed: int 
     trainer.fit(module, toys.data(batch_size=32 // ranks, augmentation=None), ckpt_path=ckpt_path)
     assert list(dict(module.named_children())) == ["backbone"]
     assert "training_step" not in vars(module)
-    return toys.weights(module) | toys.weights(drop_in.terms), digest(drop_in.teacher)
+    return toys.weights(module) | toys.weights(drop_in.terms), weights_hash(drop_in.teacher)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def ranks(tmp_path_factory):
 
 def test_two_ranks_learn_what_one_process_learns_and_from_the_first_ranks_teacher(ranks, tmp_path):
     weights, shown = fit(tmp_path, 1)
-    assert shown == digest(teacher(seed=5))
+    assert shown == weights_hash(teacher(seed=5))
     begun = toys.weights(Theirs()) | toys.weights(distillation().terms)
     for rank in ranks:
         learned, seen = rank["whole"]

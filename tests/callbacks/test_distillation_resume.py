@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from kd_lightning import Term, UsageError
 from kd_lightning.callbacks import Distillation, Linear, TemperatureSchedule
-from kd_lightning.core.hashing import digest
+from kd_lightning.core.hashing import weights_hash
 from kd_lightning.losses import KDLoss
 from tests import toys
 from tests.callbacks.test_distillation import LR, Theirs, batches, distillation, fit
@@ -37,10 +37,10 @@ class Saves(Theirs):
 
 def test_their_class_loads_their_checkpoint_without_us(tmp_path):
     module, drop_in = Saves(width=8), distillation()
-    before = digest(drop_in.teacher)
+    before = weights_hash(drop_in.teacher)
     checkpoint = ModelCheckpoint(tmp_path)
     fit(module, drop_in, checkpoint, folder=tmp_path)
-    assert digest(drop_in.teacher) == before
+    assert weights_hash(drop_in.teacher) == before
     saved = torch.load(checkpoint.best_model_path, weights_only=True)
     assert saved["state_dict"].keys() == Theirs().state_dict().keys()
     state = saved["callbacks"]["Distillation{'student': 'backbone'}"]
@@ -157,7 +157,7 @@ def test_fitting_twice_goes_on(tmp_path):
     for _ in range(2):
         fit(pieces, drop_ins[1], folder=tmp_path, max_epochs=1)
     assert toys.same(toys.weights(whole), toys.weights(pieces))
-    assert digest(drop_ins[0].terms) == digest(drop_ins[1].terms)
+    assert weights_hash(drop_ins[0].terms) == weights_hash(drop_ins[1].terms)
 
 
 def test_evaluating_does_nothing(tmp_path):
@@ -270,7 +270,7 @@ def test_a_run_is_resumed_with_its_own_teacher_only(tmp_path):
     run(tmp_path, drop_in, ModelCheckpoint(tmp_path), max_epochs=1)
     (saved,) = tmp_path.glob("*.ckpt")
     other = randomly(seed=3)
-    ours, theirs = digest(drop_in.teacher)[:12], digest(other.teacher)[:12]
+    ours, theirs = weights_hash(drop_in.teacher)[:12], weights_hash(other.teacher)[:12]
     with pytest.raises(UsageError, match=rf"another teacher of 'backbone' .*{ours}.*resumed with \({theirs}\)"):
         run(tmp_path, other, ckpt_path=saved)
     run(tmp_path, other, max_epochs=1)  # what one fit expects is nothing to the next

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from kd_lightning.__main__ import main
 from kd_lightning.cli.engine import build
 from kd_lightning.compare.plan_file import read_plan
-from kd_lightning.core.hashing import digest
+from kd_lightning.core.hashing import weights_hash
 
 # Lightning's command line uses what jsonargparse has renamed
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
@@ -101,7 +101,7 @@ def test_a_student_starts_the_same_with_and_without_its_teacher(comparison: Comp
         build(["--config", str(comparison.root / f"digits/{variant}/seed-3/compare.yaml")])
         for variant in ("alone", "both")
     ]
-    assert len({digest(cli.model.student) for cli in students}) == 1
+    assert len({weights_hash(cli.model.student) for cli in students}) == 1
     alone, both = (list(cli.datamodule.train_dataloader()) for cli in students)
     assert all(torch.equal(first[2], second[2]) for first, second in zip(alone, both, strict=True))
 

@@ -12,8 +12,16 @@ from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from kd_lightning.core.hashing import digest
-from kd_lightning.networks import TeacherConvNet, freeze, is_frozen, is_left_out, leave_out, take_back, unfreeze
+from kd_lightning.core.hashing import weights_hash
+from kd_lightning.networks import (
+    TeacherConvNet,
+    exclude_from_state_dict,
+    freeze,
+    include_in_state_dict,
+    is_excluded_from_state_dict,
+    is_frozen,
+    unfreeze,
+)
 
 
 def network() -> nn.Sequential:
@@ -56,18 +64,18 @@ CALLS: dict[str, Callable[[nn.Module], object]] = {
 @pytest.mark.parametrize("kind", ["itself", "deep copy", "pickled", "copy of a holder"])
 def test_calls_pass_a_frozen_network_by(call: Callable[[nn.Module], object], kind: str) -> None:
     teacher = copies(freeze(network()))[kind]
-    before = digest(teacher)
+    before = weights_hash(teacher)
     pair = nn.ModuleDict({"teacher": teacher, "student": network()})
     call(pair)
     assert holds(teacher)
-    assert digest(teacher) == before
+    assert weights_hash(teacher) == before
     assert pair["student"].training
 
 
 @pytest.mark.parametrize("kind", ["itself", "deep copy", "pickled", "copy of a holder"])
 def test_attributes_set_one_by_one_are_undone_by_the_next_call(kind: str) -> None:
     teacher = copies(freeze(network()))[kind]
-    before, inputs = digest(teacher), torch.randn(5, 4)
+    before, inputs = weights_hash(teacher), torch.randn(5, 4)
     expected = teacher(inputs)
     set_everything(teacher)
     assert not holds(teacher)
@@ -75,7 +83,7 @@ def test_attributes_set_one_by_one_are_undone_by_the_next_call(kind: str) -> Non
     assert holds(teacher)
     assert output.grad_fn is None
     assert torch.equal(output, expected)
-    assert digest(teacher) == before
+    assert weights_hash(teacher) == before
 
 
 def test_a_copy_is_frozen_on_its_own() -> None:
@@ -102,9 +110,9 @@ def test_a_gradient_left_on_a_parameter_is_gone_so_that_no_optimizer_steps_on_it
     optimizer = torch.optim.SGD(teacher.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     teacher(torch.randn(5, 4)).sum().backward()
     optimizer.step()
-    before = digest(freeze(teacher))
+    before = weights_hash(freeze(teacher))
     optimizer.step()
-    assert digest(teacher) == before
+    assert weights_hash(teacher) == before
 
 
 def test_a_gradient_reaches_the_inputs_through_a_frozen_network() -> None:
@@ -136,7 +144,7 @@ def test_a_member_frozen_in_its_own_right_stays_frozen_when_its_ensemble_is_give
 
 
 def test_a_compiled_teacher_holds() -> None:
-    teacher = leave_out(freeze(network()))
+    teacher = exclude_from_state_dict(freeze(network()))
     inputs = torch.randn(5, 4)
     expected = teacher(inputs)
     teacher.compile(backend="eager")
@@ -229,9 +237,9 @@ def test_a_training_run_under_attack(frozen: bool, attack: Callable[[], Callback
     torch.manual_seed(0)
     teacher = network()
     # What is usual, the negative control: every attack gets through it.
-    teacher = leave_out(freeze(teacher)) if frozen else teacher.eval().requires_grad_(False)
+    teacher = exclude_from_state_dict(freeze(teacher)) if frozen else teacher.eval().requires_grad_(False)
     before, tensors = (
-        digest(teacher),
+        weights_hash(teacher),
         {name: value.clone() for name, value in copy.deepcopy(teacher).state_dict().items()},
     )
     rows = DataLoader(TensorDataset(torch.randn(12, 4)), batch_size=4)
@@ -249,7 +257,7 @@ def test_a_training_run_under_attack(frozen: bool, attack: Callable[[], Callback
     if attack is Finetuning:
         model.automatic_parameters = list(model.student.parameters())  # it brings the backbone's itself
     trainer.fit(model, rows, rows)
-    assert (digest(teacher) == before) is frozen
+    assert (weights_hash(teacher) == before) is frozen
     assert all(torch.equal(value, tensors[name]) for name, value in teacher.state_dict().items()) is frozen
 
 
@@ -259,7 +267,7 @@ def test_a_training_run_under_attack(frozen: bool, attack: Callable[[], Callback
 def test_a_network_left_out_is_in_no_state_dict_but_its_own() -> None:
     teacher = network()
     names = list(teacher.state_dict())
-    for twin in copies(leave_out(teacher)).values():
+    for twin in copies(exclude_from_state_dict(teacher)).values():
         deep = nn.ModuleDict({"a": nn.ModuleList([nn.Linear(2, 2), twin])})
         assert list(deep.state_dict()) == ["a.0.weight", "a.0.bias"]
         assert list(deep.state_dict(prefix="module.")) == ["module.a.0.weight", "module.a.0.bias"]
@@ -268,19 +276,19 @@ def test_a_network_left_out_is_in_no_state_dict_but_its_own() -> None:
 
 
 def test_a_state_dict_without_it_leaves_it_as_it_is() -> None:
-    for twin in copies(leave_out(network())).values():
+    for twin in copies(exclude_from_state_dict(network())).values():
         pair = nn.ModuleDict({"student": nn.Linear(2, 2), "teacher": twin})
-        before = digest(twin)
+        before = weights_hash(twin)
         state = {name: torch.ones_like(value) for name, value in pair.state_dict().items()}
         assert str(pair.load_state_dict(state)) == "<All keys matched successfully>"
-        assert digest(twin) == before
+        assert weights_hash(twin) == before
         assert torch.equal(pair["student"].bias, torch.ones(2))
         pair.load_state_dict(state, assign=True)
-        assert digest(twin) == before
+        assert weights_hash(twin) == before
 
 
 def test_loading_stays_strict_for_everything_else() -> None:
-    pair = nn.ModuleDict({"student": nn.Linear(2, 2), "teacher": leave_out(network())})
+    pair = nn.ModuleDict({"student": nn.Linear(2, 2), "teacher": exclude_from_state_dict(network())})
     good = pair.state_dict()
     with pytest.raises(RuntimeError, match=r"Missing key.*student\.bias"):
         pair.load_state_dict({"student.weight": good["student.weight"]})
@@ -295,23 +303,23 @@ def test_loading_stays_strict_for_everything_else() -> None:
 
 
 def test_a_state_dict_that_has_it_loads_it() -> None:
-    pair = nn.ModuleDict({"student": nn.Linear(2, 2), "teacher": leave_out(network())})
+    pair = nn.ModuleDict({"student": nn.Linear(2, 2), "teacher": exclude_from_state_dict(network())})
     other = nn.ModuleDict({"student": nn.Linear(2, 2), "teacher": network()})
     pair.load_state_dict(other.state_dict())
-    assert digest(pair["teacher"]) == digest(other["teacher"])
+    assert weights_hash(pair["teacher"]) == weights_hash(other["teacher"])
 
 
 def test_taken_back_it_is_state_again() -> None:
-    for twin in copies(leave_out(leave_out(network()))).values():
-        pair = nn.ModuleDict({"teacher": take_back(twin)})
+    for twin in copies(exclude_from_state_dict(exclude_from_state_dict(network()))).values():
+        pair = nn.ModuleDict({"teacher": include_in_state_dict(twin)})
         assert len(pair.state_dict()) == 9
-        assert not is_left_out(twin)
+        assert not is_excluded_from_state_dict(twin)
         with pytest.raises(RuntimeError, match="Missing key"):
             pair.load_state_dict({})
 
 
 def test_moves_and_dtypes_reach_it() -> None:
-    pair = nn.ModuleDict({"teacher": leave_out(freeze(network()))})
+    pair = nn.ModuleDict({"teacher": exclude_from_state_dict(freeze(network()))})
     pair.to(torch.float64)
     assert pair["teacher"][0].weight.dtype == torch.float64
     pair.to("meta")
@@ -321,9 +329,9 @@ def test_moves_and_dtypes_reach_it() -> None:
 def _rank(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.manual_seed(rank)  # each rank has another teacher, until the first broadcast
-    pair = nn.ModuleDict({"student": nn.Linear(4, 3), "teacher": leave_out(freeze(network()))})
+    pair = nn.ModuleDict({"student": nn.Linear(4, 3), "teacher": exclude_from_state_dict(freeze(network()))})
     nn.parallel.DistributedDataParallel(pair)
-    torch.save(digest(pair["teacher"]), f"{folder}/{rank}")
+    torch.save(weights_hash(pair["teacher"]), f"{folder}/{rank}")
     torch.distributed.destroy_process_group()
 
 

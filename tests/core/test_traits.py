@@ -10,8 +10,8 @@ from torch import nn
 from kd_lightning import Classifier, OfflineDistiller
 from kd_lightning.callbacks import (
     Distillation,
+    EMATeacher,
     FastLoop,
-    MomentumTeacher,
     SnapshotTeacher,
     TeacherCache,
     TeacherFreezing,
@@ -61,8 +61,8 @@ def fit(folder, *callbacks, learner=None, **changes):
         (ChangesTeacher, TeacherFreezing, "ChangesTeacher changes the teacher .* TeacherFreezing needs it"),
         (ChangesTeacher, TeacherCache, "ChangesTeacher changes the teacher .* TeacherCache needs it"),
         (lambda: ChangesTheTeacherNamed("teacher"), TeacherFreezing, "changes 'teacher' .* TeacherFreezing needs it"),
-        (NeedsFixedTeacher, MomentumTeacher, "MomentumTeacher changes 'teacher' .* NeedsFixedTeacher needs it"),
-        (lambda: NeedsFixed("teacher"), MomentumTeacher, "MomentumTeacher changes 'teacher' .* NeedsFixed needs it"),
+        (NeedsFixedTeacher, EMATeacher, "EMATeacher changes 'teacher' .* NeedsFixedTeacher needs it"),
+        (lambda: NeedsFixed("teacher"), EMATeacher, "EMATeacher changes 'teacher' .* NeedsFixed needs it"),
     ],
 )
 @pytest.mark.parametrize("turned", [False, True])
@@ -78,11 +78,11 @@ def test_a_foreign_callback_and_one_of_ours_that_exclude_each_other_are_refused(
     ("one", "other"),
     [
         (lambda: ChangesTheTeacherNamed("student.2"), TeacherFreezing),
-        (lambda: NeedsFixed("student.2"), MomentumTeacher),
-        (lambda: NeedsFixed("no.such.network"), MomentumTeacher),
+        (lambda: NeedsFixed("student.2"), EMATeacher),
+        (lambda: NeedsFixed("no.such.network"), EMATeacher),
         (NeedsFixedTeacher, TeacherFreezing),
         (NeedsFixedTeacher, TeacherCache),
-        (Callback, MomentumTeacher),
+        (Callback, EMATeacher),
     ],
 )
 def test_callbacks_that_are_about_other_networks_get_along(one, other, tmp_path):
@@ -221,8 +221,8 @@ def test_steps_are_alike_unless_a_module_says_otherwise(given, expected):
 NOT_ALIKE = {
     "GraftingDistiller",  # what learns depends on the batch's number
     "InversionDistiller",  # images are made at some batches, and drawn by the batch's number
-    "ContrastiveInversion",
-    "PseudoExamples",
+    "ContrastiveInversionDistiller",
+    "PseudoExamplesDistiller",
 }
 CASES = found.cases()
 
@@ -242,7 +242,7 @@ def test_each_scheme_says_if_its_steps_are_alike(name):
 
 def test_schedules_change_a_step_and_moving_teachers_a_teacher():
     assert has_trait(TermWeightSchedule("kd", Constant(1.0)), "changes_step")
-    assert has_trait(MomentumTeacher(), "changes_teacher")
+    assert has_trait(EMATeacher(), "changes_teacher")
     assert has_trait(TeacherCache(), "needs_fixed_teacher")
     assert not any(has_trait(Callback(), trait) for trait in ("changes_teacher", "needs_fixed_teacher"))
     assert not any(has_trait(object(), trait) for trait in ("changes_step", "idle_when_frozen"))

@@ -18,8 +18,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim.swa_utils import update_bn
 
 from kd_lightning import Classifier, OfflineDistiller, Term, UsageError
-from kd_lightning.callbacks import BornAgain, ChannelsLast, Compiled, MomentumTeacher, SnapshotTeacher, TeacherFreezing
-from kd_lightning.core.hashing import digest
+from kd_lightning.callbacks import BornAgain, ChannelsLast, EMATeacher, SnapshotTeacher, TeacherFreezing, TorchCompile
+from kd_lightning.core.hashing import weights_hash
 from kd_lightning.losses import FeatureMSELoss, KDLoss
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 from tests import found, ranks, toys
@@ -46,12 +46,12 @@ def test_nothing_that_walks_a_scheme_reaches_its_teacher(name, tmp_path):
     learner = case.learner
     if not learner.teacher_is_held:
         pytest.fail("a case of a frozen teacher holds it from the start")
-    before = digest(learner.teacher)
+    before = weights_hash(learner.teacher)
     run = toys.trainer(tmp_path, *case.callbacks, Attack(), max_epochs=1)
     run.fit(learner, (case.data or toys.data)())
     if not learner.teacher_is_held:  # a callback of the case changes it
         return
-    assert digest(learner.teacher) == before
+    assert weights_hash(learner.teacher) == before
     assert not any(layer.training for layer in learner.teacher.modules())
     guests = {id(tensor) for tensor in (*learner.teacher.parameters(), *learner.teacher.buffers())}
     assert not guests & {id(tensor) for tensor in (*learner.parameters(), *learner.buffers())}
@@ -74,21 +74,21 @@ WALKERS = {
 @pytest.mark.parametrize("walker", WALKERS.values(), ids=WALKERS)
 def test_callbacks_of_lightning_leave_the_teacher_whole(walker, tmp_path):
     learner = distiller()
-    before = digest(learner.teacher)
+    before = weights_hash(learner.teacher)
     toys.trainer(tmp_path, walker(), max_epochs=3).fit(learner, toys.data())
-    assert digest(learner.teacher) == before
+    assert weights_hash(learner.teacher) == before
 
 
 def test_loops_over_the_module_leave_the_teacher_whole():
     learner = distiller()
-    before = digest(learner.teacher)
+    before = weights_hash(learner.teacher)
     update_bn([torch.rand(4, 3, 28, 28)], learner)
     for module in learner.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
     learner.unfreeze()
     learner.requires_grad_(True).train()
-    assert digest(learner.teacher) == before
+    assert weights_hash(learner.teacher) == before
     assert not any(parameter.requires_grad for parameter in learner.teacher.parameters())
 
 
@@ -156,7 +156,7 @@ def test_memory_formats_reach_the_teacher(tmp_path):
 def test_a_copy_of_the_module_has_a_teacher_of_its_own(duplicate):
     learner = OfflineDistiller(toys.network(seed=1), toys.network(16, seed=2), toys.terms())
     twin = duplicate(learner)
-    assert digest(twin.teacher) == digest(learner.teacher)
+    assert weights_hash(twin.teacher) == weights_hash(learner.teacher)
     assert twin.teacher is not learner.teacher
     assert twin.held_teacher.network is twin.teacher
     twin.to(torch.float64)
@@ -174,7 +174,7 @@ def test_another_teacher_can_be_assigned():
 
 def test_callbacks_find_it_by_its_name(tmp_path):
     learner = distiller()
-    callbacks = [TeacherFreezing(), TeacherFreezing("teacher.2"), Compiled(["teacher"], backend="eager")]
+    callbacks = [TeacherFreezing(), TeacherFreezing("teacher.2"), TorchCompile(["teacher"], backend="eager")]
     toys.trainer(tmp_path, *callbacks, max_epochs=1).fit(learner, toys.data())
     with pytest.raises(UsageError, match="no network 'techer' to freeze; the nearest names are teacher"):
         toys.trainer(tmp_path, TeacherFreezing("techer"), max_epochs=1).fit(learner, toys.data())
@@ -189,7 +189,7 @@ def test_the_summary_has_a_line_about_it(tmp_path, capfd, caplog):
 # ---- a teacher that changes is a member
 
 CHANGES = {
-    "momentum": lambda: [MomentumTeacher(momentum=0.5)],
+    "momentum": lambda: [EMATeacher(momentum=0.5)],
     "snapshot": lambda: [SnapshotTeacher(every=1)],
     "born again": lambda: [BornAgain(epochs=1, seed=0)],
     "learns first": lambda: [TeacherFreezing(freeze_at=1)],
@@ -215,8 +215,8 @@ def test_it_is_saved_and_comes_back_in_every_stage(callbacks, tmp_path):
         fresh = alike()
         tester = toys.trainer(tmp_path, *(callbacks() if with_callback else ()))
         tester.test(fresh, toys.data(), ckpt_path=tmp_path / "last.ckpt", verbose=False)
-        assert digest(fresh.teacher) == digest(learner.teacher)
-        assert digest(fresh.student) == digest(learner.student)
+        assert weights_hash(fresh.teacher) == weights_hash(learner.teacher)
+        assert weights_hash(fresh.student) == weights_hash(learner.student)
 
     fresh = alike()
     del state["teacher.2.weight"]
@@ -233,7 +233,7 @@ class Seen(Callback):
     """The teacher's hash where training starts, and the student's weights where it ends."""
 
     def on_train_start(self, trainer, pl_module):
-        self.teacher = digest(pl_module.teacher)
+        self.teacher = weights_hash(pl_module.teacher)
 
     def on_train_end(self, trainer, pl_module):
         self.student = toys.weights(pl_module)
@@ -279,7 +279,7 @@ def of_ranks(tmp_path_factory):
 
 
 def test_all_ranks_have_the_teacher_of_rank_0(of_ranks):
-    assert {found["other"] for found in of_ranks} == {digest(toys.network(16, seed=5))}
+    assert {found["other"] for found in of_ranks} == {weights_hash(toys.network(16, seed=5))}
 
 
 def test_a_teacher_whose_parameters_are_sharded_teaches_as_a_whole_one_and_is_proved_unchanged(of_ranks):

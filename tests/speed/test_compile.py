@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kd_lightning import OfflineDistiller, Term, freeze
-from kd_lightning.callbacks import Compiled
+from kd_lightning.callbacks import TorchCompile
 from kd_lightning.losses import HintLoss
 from kd_lightning.networks import ConvNet
 from tests import toys
@@ -42,7 +42,7 @@ def test_a_compiled_student_learns_the_same_and_is_given_back(tmp_path, monkeypa
     plain = fit(tmp_path, learner())
     assert not GRAPHS
     module = learner()
-    compiled = fit(tmp_path, module, Compiled(backend=counting))
+    compiled = fit(tmp_path, module, TorchCompile(backend=counting))
     assert GRAPHS
     assert compiled.keys() == plain.keys()
     assert all(torch.equal(compiled[name], plain[name]) for name in plain)
@@ -54,4 +54,4 @@ def test_a_compiled_student_learns_the_same_and_is_given_back(tmp_path, monkeypa
 
 def test_a_network_that_is_not_there_is_named_with_its_neighbours(tmp_path):
     with pytest.raises(ValueError, match="has no network 'studnet' to compile; the nearest names are student"):
-        fit(tmp_path, learner(), Compiled(["studnet"]))
+        fit(tmp_path, learner(), TorchCompile(["studnet"]))

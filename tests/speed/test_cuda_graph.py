@@ -9,8 +9,8 @@ from lightning.pytorch import Callback
 from kd_lightning import OfflineDistiller
 from kd_lightning.callbacks import (
     Constant,
+    EMATeacher,
     FastLoop,
-    MomentumTeacher,
     TeacherCache,
     TeacherFreezing,
     TemperatureSchedule,
@@ -63,7 +63,7 @@ class Hooked(Callback):
         ([], {"optimizer": falling}, "a scheduler changes the learning rate at each step"),
         ([], {"accumulate_grad_batches": 2}, "gradients are accumulated"),
         ([TemperatureSchedule(Constant(2.0))], {}, "TemperatureSchedule changes the training step"),
-        ([MomentumTeacher()], {}, "MomentumTeacher changes the training step"),
+        ([EMATeacher()], {}, "EMATeacher changes the training step"),
         ([Looks()], {}, "Looks.on_after_backward is called in the midst of a step"),
         ([Hooked()], {}, "the optimizer has hooks"),
         ([], {"fast_dev_run": True}, "fast_dev_run logs every step"),

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from kd_lightning import load_student
-from kd_lightning.networks import ConvNet, freeze, leave_out
-from kd_lightning.weights.copying import inherit
+from kd_lightning.networks import ConvNet, exclude_from_state_dict, freeze
+from kd_lightning.weights.copying import copy_layers
 from tests import toys
 
 
@@ -19,7 +19,11 @@ def test_chosen_layers_are_the_teachers_buffers_included_and_the_others_the_stud
     student, untouched, teacher = network(8, 0), network(8, 0), network(8, 1)
     teacher(torch.randn(4, 3, 28, 28))  # moves BatchNorm's statistics
     assert (
-        inherit(student, leave_out(freeze(teacher)), {"conv.0": "conv.0", "classifier.bias": "classifier.bias"})
+        copy_layers(
+            student,
+            exclude_from_state_dict(freeze(teacher)),
+            {"conv.0": "conv.0", "classifier.bias": "classifier.bias"},
+        )
         is student
     )
     for name, value in nn.Module.state_dict(student).items():
@@ -32,7 +36,7 @@ def test_chosen_layers_are_the_teachers_buffers_included_and_the_others_the_stud
 def test_it_is_a_copy_so_that_learning_leaves_the_teacher_as_it_is():
     student, teacher = network(8, 0), network(8, 1)
     before = teacher.conv[0][0].weight.clone()
-    inherit(student, teacher, {"conv.0": "conv.0"})
+    copy_layers(student, teacher, {"conv.0": "conv.0"})
     with torch.no_grad():
         student.conv[0][0].weight.add_(1)
     assert torch.equal(teacher.conv[0][0].weight, before)
@@ -40,7 +44,7 @@ def test_it_is_a_copy_so_that_learning_leaves_the_teacher_as_it_is():
 
 def test_every_second_layer_as_in_distilbert():
     teacher = nn.Sequential(*(nn.Linear(4, 4) for _ in range(6)))
-    student = inherit(nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), teacher, {"0": "0", "1": "2", "2": "4"})
+    student = copy_layers(nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), teacher, {"0": "0", "1": "2", "2": "4"})
     assert [torch.equal(student[i].weight, teacher[2 * i].weight) for i in range(3)] == [True] * 3
 
 
@@ -57,15 +61,15 @@ def test_every_second_layer_as_in_distilbert():
 )
 def test_what_cannot_be_inherited_is_refused_with_what_there_is(layers, says):
     with pytest.raises(ValueError, match=says) as refusal:
-        inherit(network(8, 0), network(16, 1), layers)
+        copy_layers(network(8, 0), network(16, 1), layers)
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("function", ["inherit", "load_student"])
+@pytest.mark.parametrize("function", ["copy_layers", "load_student"])
 def test_a_student_that_began_with_someone_elses_weights_is_loaded_without_them(function, tmp_path):
     """What a checkpoint of the command line says of its student: the function, and the network that it filled."""
     arguments = {
-        "inherit": {"student": convnet(), "teacher": {"class_path": "gone.Teacher"}, "layers": {"0": "0"}},
+        "copy_layers": {"student": convnet(), "teacher": {"class_path": "gone.Teacher"}, "layers": {"0": "0"}},
         "load_student": {"path": "gone.ckpt", "network": convnet()},
     }
     described = {"class_path": f"kd_lightning.networks.{function}", "init_args": arguments[function]}

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from torch import nn
 
 import kd_lightning
-from kd_lightning.core.hashing import digest
-from kd_lightning.networks import StudentConvNet, WeightsError, freeze, leave_out, load_student
+from kd_lightning.core.hashing import weights_hash
+from kd_lightning.networks import StudentConvNet, WeightsError, exclude_from_state_dict, freeze, load_student
 from kd_lightning.weights.export import export, export_student
 
 BUILT_FROM = {"class_path": "kd_lightning.networks.StudentConvNet", "init_args": {"num_classes": 3}}
@@ -24,7 +24,7 @@ class Learner(LightningModule):
     def __init__(self, student: nn.Module, built_from: object) -> None:
         super().__init__()
         self.save_hyperparameters({"student": built_from})
-        self.student, self.teacher = student, leave_out(freeze(StudentConvNet()))
+        self.student, self.teacher = student, exclude_from_state_dict(freeze(StudentConvNet()))
         self.connector = nn.Linear(2, 2)
 
 
@@ -41,21 +41,25 @@ def test_what_is_exported_is_the_student_and_how_to_rebuild_it(tmp_path: Path) -
         with safe_open(path, framework="pt") as file:
             assert set(file.keys()) == set(learner.student.state_dict())  # no teacher, no connector
             about = json.loads(file.metadata()["kd_lightning"])
-        assert about == {"version": kd_lightning.__version__, "sha256": digest(learner.student), "student": BUILT_FROM}
+        assert about == {
+            "version": kd_lightning.__version__,
+            "sha256": weights_hash(learner.student),
+            "student": BUILT_FROM,
+        }
         student = load_student(path)
         assert isinstance(student, StudentConvNet)
-        assert digest(student) == digest(learner.student)
+        assert weights_hash(student) == weights_hash(learner.student)
 
 
 def test_a_plain_network_is_exported_and_asked_for_again(tmp_path: Path) -> None:
-    network = freeze(leave_out(nn.Linear(4, 2)))  # left out of what holds it, not of its own export
+    network = freeze(exclude_from_state_dict(nn.Linear(4, 2)))  # left out of what holds it, not of its own export
     path = export_student(network, tmp_path / "student.safetensors")
     with pytest.raises(WeightsError, match="does not say how its student is built: give it as `network`"):
         load_student(path)
-    assert digest(load_student(path, nn.Linear(4, 2))) == digest(network)
+    assert weights_hash(load_student(path, nn.Linear(4, 2))) == weights_hash(network)
     learner = Learner(nn.Linear(4, 2), built_from=None)  # built in Python: nothing is guessed
     export_student(learner, path)
-    assert digest(load_student(path, nn.Linear(4, 2))) == digest(learner.student)
+    assert weights_hash(load_student(path, nn.Linear(4, 2))) == weights_hash(learner.student)
 
 
 def test_tied_and_strided_tensors(tmp_path: Path) -> None:
@@ -68,7 +72,7 @@ def test_tied_and_strided_tensors(tmp_path: Path) -> None:
     fresh["b"].weight = fresh["a"].weight
     loaded = load_student(path, fresh)
     assert loaded["b"].weight is loaded["a"].weight
-    assert digest(loaded) == digest(network)
+    assert weights_hash(loaded) == weights_hash(network)
 
 
 def test_the_hash_beside_it_is_sha256sum_s(tmp_path: Path) -> None:
@@ -104,9 +108,9 @@ def test_a_fault_leaves_the_old_file_and_nothing_else(broken: str, tmp_path: Pat
         export_student(nn.Linear(4, 2), path)
     monkeypatch.undo()
     assert [file.name for file in tmp_path.iterdir()] == ["student.safetensors"]
-    assert digest(load_student(path, nn.Linear(4, 2))) == digest(old)
+    assert weights_hash(load_student(path, nn.Linear(4, 2))) == weights_hash(old)
     new = nn.Linear(4, 2)
-    assert digest(load_student(export_student(new, path), nn.Linear(4, 2))) == digest(new)
+    assert weights_hash(load_student(export_student(new, path), nn.Linear(4, 2))) == weights_hash(new)
 
 
 def test_the_same_student_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from kd_lightning.networks import (
     StudentConvNet,
     TeacherConvNet,
     WeightsError,
-    digest,
+    is_excluded_from_state_dict,
     is_frozen,
-    is_left_out,
     load_student,
     load_teacher,
+    weights_hash,
 )
 
 
@@ -52,17 +52,17 @@ def test_a_teacher_is_found_under_its_prefix(prefix: str, suffix: str, tmp_path:
     fresh = network()
     teacher = load_teacher(fresh, path)
     assert teacher is fresh
-    assert digest(teacher) == digest(trained)
+    assert weights_hash(teacher) == weights_hash(trained)
     assert is_frozen(teacher)
-    assert is_left_out(teacher)
-    assert digest(load_teacher(network(), str(path), prefix)) == digest(trained)
-    assert digest(load_teacher(network(), path, prefix.removesuffix("."))) == digest(trained)
+    assert is_excluded_from_state_dict(teacher)
+    assert weights_hash(load_teacher(network(), str(path), prefix)) == weights_hash(trained)
+    assert weights_hash(load_teacher(network(), path, prefix.removesuffix("."))) == weights_hash(trained)
 
 
 def test_what_lies_beside_the_prefix_does_not_matter(tmp_path: Path) -> None:
     trained = network()
     state = prefixed("student.", trained.state_dict()) | {"terms.hint.connector.weight": torch.ones(2)}
-    assert digest(load_teacher(network(), write(state, tmp_path / "a.ckpt"))) == digest(trained)
+    assert weights_hash(load_teacher(network(), write(state, tmp_path / "a.ckpt"))) == weights_hash(trained)
 
 
 def test_two_networks_in_one_file_must_be_told_apart(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_two_networks_in_one_file_must_be_told_apart(tmp_path: Path) -> None:
         WeightsError, match=r"holds 2 networks with these keys, under peers\.0\., peers\.1\.: .*`prefix`"
     ):
         load_teacher(network(), path)
-    assert digest(load_teacher(network(), path, prefix="peers.1")) == digest(second)
+    assert weights_hash(load_teacher(network(), path, prefix="peers.1")) == weights_hash(second)
     with pytest.raises(WeightsError, match=r"no key under the prefix 'peer\.0\.'; the nearest in the file: peers\.0\."):
         load_teacher(network(), path, prefix="peer.0")
 
@@ -132,13 +132,13 @@ BAD_STATES = {
 @pytest.mark.parametrize(("spoil", "message"), BAD_STATES.values(), ids=BAD_STATES.keys())
 def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(spoil, message: str, tmp_path: Path) -> None:
     fresh = network()
-    before = digest(fresh)
+    before = weights_hash(fresh)
     path = write(spoil(network().state_dict()), tmp_path / "teacher.pt")
     with pytest.raises(WeightsError, match=message) as refusal:
         load_teacher(fresh, path)
     assert str(refusal.value).startswith(f"{path}: ")
     assert "\n" not in str(refusal.value)
-    assert digest(fresh) == before
+    assert weights_hash(fresh) == before
     assert fresh.training
     assert not is_frozen(fresh)
 
@@ -185,7 +185,7 @@ def test_the_command_line_calls_load_teacher_by_its_dotted_name(tmp_path: Path) 
         },
     }
     config = parser.parse_object({"model": {"teacher": called}})
-    assert digest(parser.instantiate(config).model.teacher) == digest(trained)
+    assert weights_hash(parser.instantiate(config).model.teacher) == weights_hash(trained)
 
 
 # ---- students
@@ -230,7 +230,7 @@ LINEAR = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 2, "out_
 def test_a_student_is_built_from_the_file_s_own_hyper_parameters(student, built_from, tmp_path: Path) -> None:
     loaded = load_student(checkpoint(student, built_from, tmp_path / "best.ckpt"))
     assert type(loaded) is type(student)
-    assert digest(loaded) == digest(student)
+    assert weights_hash(loaded) == weights_hash(student)
     assert not any(layer.training for layer in loaded.modules())
     assert all(parameter.requires_grad for parameter in loaded.parameters())
     assert not is_frozen(loaded)
@@ -243,11 +243,11 @@ def test_a_student_is_loaded_in_a_fresh_process_with_no_teacher_and_no_lightning
     student = StudentConvNet()
     path = checkpoint(student, {"class_path": "kd_lightning.networks.StudentConvNet"}, tmp_path / "best.ckpt")
     code = (
-        "import sys; from kd_lightning import load_student; from kd_lightning.networks import digest; "
-        f"print(digest(load_student({str(path)!r}))); assert 'lightning' not in sys.modules"
+        "import sys; from kd_lightning import load_student; from kd_lightning.networks import weights_hash; "
+        f"print(weights_hash(load_student({str(path)!r}))); assert 'lightning' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == digest(student)
+    assert done.stdout.strip() == weights_hash(student)
 
 
 def test_a_given_network_is_filled_whatever_the_file_says(tmp_path: Path) -> None:
@@ -255,9 +255,9 @@ def test_a_given_network_is_filled_whatever_the_file_says(tmp_path: Path) -> Non
     path = checkpoint(student, {"class_path": "nowhere.Student"}, tmp_path / "best.ckpt")
     fresh = network()
     assert load_student(path, fresh) is fresh
-    assert digest(fresh) == digest(student)
+    assert weights_hash(fresh) == weights_hash(student)
     plain = write(student.state_dict(), tmp_path / "student.safetensors")
-    assert digest(load_student(plain, network())) == digest(student)
+    assert weights_hash(load_student(plain, network())) == weights_hash(student)
     with pytest.raises(WeightsError, match=r"has shape \(3, 16\) in the file and \(5, 16\)"):
         load_student(path, network(num_classes=5))
 

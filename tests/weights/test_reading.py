@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save, save_file
 from torch import nn
 
-from kd_lightning.core.hashing import digest_tensors
+from kd_lightning.core.hashing import hash_tensors
 from kd_lightning.networks import WeightsError, load_student, load_teacher
 from kd_lightning.weights.reading import read_weights
 
@@ -217,7 +217,7 @@ def test_hyper_parameters_import_and_call_nothing(student: dict, kind: str, trap
         about = {"student": student, "_instantiator": "trap.instantiate", "_class_path": "trap.Learner"}
         torch.save({"state_dict": {f"student.{k}": v for k, v in STATE.items()}, "hyper_parameters": about}, path)
     else:
-        about = {"version": "0", "sha256": digest_tensors(STATE), "student": student}
+        about = {"version": "0", "sha256": hash_tensors(STATE), "student": student}
         save_file(STATE, path, metadata={"kd_lightning": json.dumps(about)})
     with pytest.raises(WeightsError, match=r"its student cannot be built \(.*\): give it as `network`") as refusal:
         load_student(path)

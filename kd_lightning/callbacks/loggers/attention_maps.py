@@ -15,7 +15,7 @@ from kd_lightning.core.errors import UsageError
 from kd_lightning.schemes import OfflineDistiller
 
 
-class AttentionMaps(Callback):
+class AttentionMapsLogger(Callback):
     """Writes the teacher's and the student's attention maps side by side to TensorBoard, as the image ``attention``.
 
     A map is the mean over a layer's channels of its squares, (H, W), as `AttentionTransferLoss` compares them. Each row
@@ -34,7 +34,7 @@ class AttentionMaps(Callback):
             TensorBoard logger or no validation; when it draws: an input is no image, or a layer gives no map.
 
     Example:
-        >>> AttentionMaps(student=["conv.3"], teacher=["conv.3"], every_n_epochs=5).every_n_epochs
+        >>> AttentionMapsLogger(student=["conv.3"], teacher=["conv.3"], every_n_epochs=5).every_n_epochs
         5
     """
 
@@ -52,13 +52,13 @@ class AttentionMaps(Callback):
         """Refuses what it could not draw, before anything is trained."""
         if not isinstance(pl_module, OfflineDistiller):
             raise UsageError(
-                f"{type(pl_module).__name__} is no OfflineDistiller, whose maps AttentionMaps draws: drop it"
+                f"{type(pl_module).__name__} is no OfflineDistiller, whose maps AttentionMapsLogger draws: drop it"
             )
         if not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             found = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none"
-            raise UsageError(f"AttentionMaps writes images and the logger is {found}: add a TensorBoardLogger")
+            raise UsageError(f"AttentionMapsLogger writes images and the logger is {found}: add a TensorBoardLogger")
         if not trainer.enable_validation:
-            raise UsageError("AttentionMaps draws validation images and there are none: give the data a val_size")
+            raise UsageError("AttentionMapsLogger draws validation images and there are none: give the data a val_size")
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -91,7 +91,7 @@ class AttentionMaps(Callback):
     def _first(self, inputs: Any) -> Tensor:
         if not isinstance(inputs, Tensor) or inputs.dim() != 4 or inputs.shape[1] not in (1, 3):
             what = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
-            raise UsageError(f"AttentionMaps draws images (N, 1 or 3, H, W), and the input is {what}: drop it")
+            raise UsageError(f"AttentionMapsLogger draws images (N, 1 or 3, H, W), and the input is {what}: drop it")
         return inputs[: self.images]
 
 
@@ -116,8 +116,8 @@ def side_by_side(images: Tensor, maps: list[Tensor], enlarge: int = 3) -> Tensor
 def _map(side: str, layer: str, features: Tensor) -> Tensor:
     if features.dim() != 4:
         raise UsageError(
-            f"the {side}'s layer {layer!r} gives {tuple(features.shape)}, and AttentionMaps draws maps (N, C, H, W): "
-            "name a convolutional layer"
+            f"the {side}'s layer {layer!r} gives {tuple(features.shape)}, and AttentionMapsLogger draws maps "
+            "(N, C, H, W): name a convolutional layer"
         )
     return features.float().square().mean(dim=1)
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from kd_lightning.core.errors import UsageError
 
 
-class SyntheticImages(Callback):
+class SyntheticImagesLogger(Callback):
     """Writes images that a scheme drew for its student to TensorBoard, side by side, as ``synthetic_images``.
 
     The scheme has a method ``synthetic_images(count)``, as `kd_lightning.schemes.DataFreeDistiller`. It is asked at the
@@ -28,7 +28,7 @@ class SyntheticImages(Callback):
             TensorBoard logger.
 
     Example:
-        >>> SyntheticImages(images=16, every_n_epochs=5).every_n_epochs
+        >>> SyntheticImagesLogger(images=16, every_n_epochs=5).every_n_epochs
         5
     """
 
@@ -41,10 +41,12 @@ class SyntheticImages(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses what it could not draw, before anything is trained."""
         if not hasattr(pl_module, "synthetic_images"):
-            raise UsageError(f"{type(pl_module).__name__} makes no images up for SyntheticImages to show: drop it")
+            raise UsageError(
+                f"{type(pl_module).__name__} makes no images up for SyntheticImagesLogger to show: drop it"
+            )
         if not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             found = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none"
-            raise UsageError(f"SyntheticImages writes images and the logger is {found}: add a TensorBoardLogger")
+            raise UsageError(f"SyntheticImagesLogger writes images and the logger is {found}: add a TensorBoardLogger")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws, where a picture is due."""

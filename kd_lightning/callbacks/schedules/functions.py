@@ -153,7 +153,7 @@ class Exponential(Schedule):
 
 
 @dataclass(frozen=True)
-class Steps(Schedule):
+class PiecewiseConstant(Schedule):
     """A value from each boundary on, until the next.
 
     Args:
@@ -163,7 +163,7 @@ class Steps(Schedule):
         UsageError: There is no boundary 0, or one below it, or as for `Schedule`.
 
     Example:
-        >>> [Steps({0: 1.0, 2: 0.5, 3: 0.0})(t) for t in range(5)]
+        >>> [PiecewiseConstant({0: 1.0, 2: 0.5, 3: 0.0})(t) for t in range(5)]
         [1.0, 1.0, 0.5, 0.0, 0.0]
     """
 
@@ -184,7 +184,7 @@ class Steps(Schedule):
 
 
 @dataclass(frozen=True)
-class Ramp(Schedule):
+class SigmoidRampUp(Schedule):
     """A slow start up to `value`, where it stays.
 
     value exp(-5 (1 - min(t, duration) / duration)^2)
@@ -197,7 +197,7 @@ class Ramp(Schedule):
         duration: How long it takes.
 
     Example:
-        >>> [round(Ramp(1.0, duration=2)(t), 4) for t in range(4)]
+        >>> [round(SigmoidRampUp(1.0, duration=2)(t), 4) for t in range(4)]
         [0.0067, 0.2865, 1.0, 1.0]
     """
 

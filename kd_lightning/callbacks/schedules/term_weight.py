@@ -12,7 +12,7 @@ from kd_lightning.core.terms import Term
 
 
 class TermWeightSchedule(Scheduled):
-    """Moves the weight of one term: ``Linear`` warms it up or anneals it, ``Ramp`` ramps it, ``Steps`` stops it.
+    """Set the weight of one loss term by a schedule, such as ``Linear`` or ``PiecewiseConstant``.
 
     The schedule's value *is* the weight, whatever the term was built with. When the fit ends the last one stays.
 
@@ -25,9 +25,9 @@ class TermWeightSchedule(Scheduled):
         UsageError: At the start of the fit: there is no such term.
 
     Example:
-        >>> from kd_lightning.callbacks import Linear, Steps
+        >>> from kd_lightning.callbacks import Linear, PiecewiseConstant
         >>> warm_up = TermWeightSchedule("kd", Linear(0.0, 0.9, duration=20), unit="epoch")
-        >>> stop = TermWeightSchedule("hint", Steps({0: 100.0, 30: 0.0}), unit="epoch")
+        >>> stop = TermWeightSchedule("hint", PiecewiseConstant({0: 100.0, 30: 0.0}), unit="epoch")
     """
 
     def __init__(self, term: str, schedule: Schedule, unit: Literal["step", "epoch"] = "step") -> None:

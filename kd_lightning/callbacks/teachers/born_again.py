@@ -11,13 +11,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from kd_lightning.callbacks.teachers.evolving import MovingTeacher
+from kd_lightning.callbacks.teachers.evolving import EvolvingTeacher
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.progress import epoch
 from kd_lightning.core.torch_internals import reset_of
 
 
-class BornAgain(MovingTeacher):
+class BornAgain(EvolvingTeacher):
     """At the first batch of each generation the teacher becomes the student, and the student is born again.
 
     theta_k = argmin L(f(x, theta_k-1), f(x, theta_k)), from a new random start
@@ -40,15 +40,15 @@ class BornAgain(MovingTeacher):
         student: The dotted name of the network that it copies.
 
     Raises:
-        UsageError: `epochs` is below 1; at the start of the fit, as for `MovingTeacher`, or the last generation would
+        UsageError: `epochs` is below 1; at the start of the fit, as for `EvolvingTeacher`, or the last generation would
             be cut short, or something that learns has no ``reset_parameters()``.
 
     Example:
-        >>> from kd_lightning.callbacks import Steps, TermWeightSchedule
+        >>> from kd_lightning.callbacks import PiecewiseConstant, TermWeightSchedule
         >>> generations = BornAgain(epochs=5)
         >>> teacher_after_labels = [
-        ...     TermWeightSchedule("task", Steps({0: 1.0, 5: 0.0}), unit="epoch"),
-        ...     TermWeightSchedule("kd", Steps({0: 0.0, 5: 1.0}), unit="epoch"),
+        ...     TermWeightSchedule("task", PiecewiseConstant({0: 1.0, 5: 0.0}), unit="epoch"),
+        ...     TermWeightSchedule("kd", PiecewiseConstant({0: 0.0, 5: 1.0}), unit="epoch"),
         ... ]
     """
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from kd_lightning.callbacks.teachers.evolving import MovingTeacher
+from kd_lightning.callbacks.teachers.evolving import EvolvingTeacher
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.progress import optimizer_step
 from kd_lightning.weights.averaging import update_ema
 
 
-class MomentumTeacher(MovingTeacher):
+class EMATeacher(EvolvingTeacher):
     """After each optimizer step the teacher moves a little towards the student.
 
     theta' <- m_t theta' + (1 - m_t) theta,    m_t = min(1 - 1/(t + 1), momentum) after step t = 1, 2, ...
@@ -33,11 +33,11 @@ class MomentumTeacher(MovingTeacher):
         student: The dotted name of the network that it averages.
 
     Raises:
-        UsageError: `momentum` is not in [0, 1); at the start of the fit, as for `MovingTeacher`, or the teacher is in
+        UsageError: `momentum` is not in [0, 1); at the start of the fit, as for `EvolvingTeacher`, or the teacher is in
             half precision, which such small steps do not change.
 
     Example:
-        >>> teacher = MomentumTeacher(momentum=0.7)
+        >>> teacher = EMATeacher(momentum=0.7)
         >>> [round(teacher.momentum_after(step), 3) for step in (1, 2, 3, 4)]
         [0.5, 0.667, 0.7, 0.7]
     """

@@ -11,14 +11,14 @@ from torch import nn
 
 from kd_lightning.core.distributed import is_distributed
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.freezing import freeze, take_back
+from kd_lightning.core.freezing import freeze, include_in_state_dict
 from kd_lightning.core.lookup import find_network
 from kd_lightning.core.teacher_holder import register_teacher
 from kd_lightning.core.traits import check_teacher_use, teacher_for
-from kd_lightning.weights.averaging import check_twins
+from kd_lightning.weights.averaging import check_same_architecture
 
 
-class MovingTeacher(Callback, ABC):
+class EvolvingTeacher(Callback, ABC):
     """A teacher that is made of its student, again and again: another network of the same architecture.
 
     It stays frozen, in eval and out of the optimizer; as it changes, it is in the checkpoints. A subclass divides the
@@ -92,7 +92,7 @@ class MovingTeacher(Callback, ABC):
         check_teacher_use(self, callbacks, pl_module)
         if not self._is_apart:
             register_teacher(pl_module, self._teacher)
-        take_back(freeze(self._teacher))
+        include_in_state_dict(freeze(self._teacher))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gives a teacher that the module does not save the weights that it had: after others have prepared it."""
@@ -131,6 +131,6 @@ class MovingTeacher(Callback, ABC):
                 "build the teacher as a network of its own"
             )
         try:
-            check_twins(self._teacher, self._student)
+            check_same_architecture(self._teacher, self._student)
         except ValueError as error:
             raise UsageError(f"{self.teacher!r} cannot be made of {self.student!r}: {error}") from None

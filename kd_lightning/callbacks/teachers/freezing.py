@@ -8,10 +8,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from kd_lightning.core.distributed import gather
+from kd_lightning.core.distributed import all_gather_with_grad
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.freezing import freeze, is_frozen, take_back, unfreeze
-from kd_lightning.core.hashing import digest
+from kd_lightning.core.freezing import freeze, include_in_state_dict, is_frozen, unfreeze
+from kd_lightning.core.hashing import weights_hash
 from kd_lightning.core.lookup import find_network
 from kd_lightning.core.progress import epoch
 from kd_lightning.core.teacher_holder import register_teacher
@@ -109,7 +109,7 @@ class TeacherFreezing(Callback):
             freeze(self._held)
         else:
             register_teacher(pl_module, self._held)
-            take_back(unfreeze(self._held)).train()
+            include_in_state_dict(unfreeze(self._held)).train()
             if not any(parameter.requires_grad for parameter in self._held.parameters()):
                 raise UsageError(
                     f"nothing in {self.network!r} could learn when it is not frozen: "
@@ -120,7 +120,7 @@ class TeacherFreezing(Callback):
         """Compares the network with the checkpoint's, and remembers what it is."""
         if self._held is None:
             return
-        if self._digest is not None and self._digest != (found := digest(self._held)):
+        if self._digest is not None and self._digest != (found := weights_hash(self._held)):
             raise UsageError(
                 f"this run was started with another network {self.network!r} (sha256 {self._digest[:12]}) than it is "
                 f"resumed with ({found[:12]}): build or load the one of then, or start a new run"
@@ -179,15 +179,15 @@ class TeacherFreezing(Callback):
 
     def _remember(self, pl_module: LightningModule) -> None:
         assert self._held is not None
-        self._digest = digest(self._held)
+        self._digest = weights_hash(self._held)
         own = torch.tensor(list(bytes.fromhex(self._digest)), device=pl_module.device)
-        if not (gather(own).view(-1, len(own)) == own).all():
+        if not (all_gather_with_grad(own).view(-1, len(own)) == own).all():
             raise UsageError(f"{self.network!r} is not the same network on all ranks: load it from one file on each")
 
     def _prove(self) -> None:
         assert self._held is not None
         assert self._digest is not None
-        if (found := digest(self._held)) != self._digest:
+        if (found := weights_hash(self._held)) != self._digest:
             raise UsageError(
                 f"{self.network!r} was to stay as it is and has changed (sha256 {self._digest[:12]} before, "
                 f"{found[:12]} now): look for code that writes to its parameters or buffers"

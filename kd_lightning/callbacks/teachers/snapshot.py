@@ -6,12 +6,12 @@ from typing import Literal
 
 from lightning.pytorch import LightningModule, Trainer
 
-from kd_lightning.callbacks.teachers.evolving import MovingTeacher
+from kd_lightning.callbacks.teachers.evolving import EvolvingTeacher
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.progress import epoch, optimizer_step
 
 
-class SnapshotTeacher(MovingTeacher):
+class SnapshotTeacher(EvolvingTeacher):
     """At the first batch of each cycle the teacher becomes what the student is then.
 
     theta'_k = theta at the end of cycle k - 1
@@ -31,12 +31,12 @@ class SnapshotTeacher(MovingTeacher):
         student: The dotted name of the network that it copies.
 
     Raises:
-        UsageError: `every` is below 1 or there is no such unit; at the start of the fit, as for `MovingTeacher`.
+        UsageError: `every` is below 1 or there is no such unit; at the start of the fit, as for `EvolvingTeacher`.
 
     Example:
-        >>> from kd_lightning.callbacks import Steps, TermWeightSchedule
+        >>> from kd_lightning.callbacks import PiecewiseConstant, TermWeightSchedule
         >>> past_cycle = SnapshotTeacher(every=40, unit="epoch")
-        >>> waits = TermWeightSchedule("kd", Steps({0: 0.0, 40: 1.0}), unit="epoch")
+        >>> waits = TermWeightSchedule("kd", PiecewiseConstant({0: 0.0, 40: 1.0}), unit="epoch")
     """
 
     def __init__(

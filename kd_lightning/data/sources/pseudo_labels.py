@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kd_lightning.core.activations import logits_of, run
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.hashing import digest
+from kd_lightning.core.hashing import weights_hash
 from kd_lightning.data.affine import Affine
 from kd_lightning.data.sources.base import LabeledImages, Source
 from kd_lightning.data.split import TrainingRequest, TrainingSplit, split_rows
@@ -106,7 +106,7 @@ class PseudoLabels(Source):
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file({"index": index, "probabilities": probabilities}, unfinished, {"labeler": digest(self.labeler)})
+        save_file({"index": index, "probabilities": probabilities}, unfinished, {"labeler": weights_hash(self.labeler)})
         unfinished.replace(path)
 
     def split(self, request: TrainingRequest) -> TrainingSplit:
@@ -139,7 +139,7 @@ class PseudoLabels(Source):
                 f"file={str(path)!r} has the labels of other images than those that num_labeled, train_size, val_size "
                 "and seed leave without one: name another file, and it will be written"
             )
-        if self.labeler is not None and labeler != digest(self.labeler):
+        if self.labeler is not None and labeler != weights_hash(self.labeler):
             raise UsageError(f"file={str(path)!r} is another labeler's: name another file, and it will be written")
         return found["probabilities"]
 

@@ -59,7 +59,7 @@ class AttentiveEnsembleLoss(DistillationLoss):
     """The attentive ensemble (Song et al. 2018, arXiv:1805.00313): see `attentive_ensemble_loss`.
 
     a(x) = softmax_k(w^T tanh(W [F(x), e_k])), with the sample's features F and an embedding e_k of each teacher that is
-    learned. Rules are teachers like any other: `kd_lightning.networks.FixedDistribution`.
+    learned. Rules are teachers like any other: `kd_lightning.networks.ConstantPrior`.
 
     Its term addresses ``student: [logits, <layer>]``, whose layer gives F, flattened, and an `Ensemble`'s logits.
 

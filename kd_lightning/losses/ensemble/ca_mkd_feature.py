@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.freezing import freeze, leave_out
+from kd_lightning.core.freezing import exclude_from_state_dict, freeze
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.checks import upcast
 from kd_lightning.losses.common.connectors import connect, convolution
@@ -91,7 +91,9 @@ class CAMKDFeatureLoss(DistillationLoss):
             widths.append(classifier.in_features // pool_size**2)
         self.student_channels = student_channels
         self.pool_size = pool_size
-        self.classifiers = nn.ModuleList(leave_out(freeze(deepcopy(classifier))) for classifier in classifiers)
+        self.classifiers = nn.ModuleList(
+            exclude_from_state_dict(freeze(deepcopy(classifier))) for classifier in classifiers
+        )
         self.connectors = nn.ModuleList(convolution(student_channels, width) for width in widths)
 
     def forward(self, student: Tensor, teacher: Tensor | list[Tensor], target: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class SceneEncoder(nn.Module):
         return functional.unfold(self.convolutions(scene), self.side, stride=self.side).transpose(1, 2)
 
 
-class DigitsEncoder(nn.Module):
+class LabelEncoder(nn.Module):
     """The labels of a scene's digits, one-hot: what a teacher is told. Each digit is an object.
 
     Args:
@@ -64,7 +64,7 @@ class DigitsEncoder(nn.Module):
         return functional.one_hot(digits, 10).float()
 
 
-class Answerer(nn.Module):
+class RelationNetwork(nn.Module):
     """Answers a question about the objects that an encoder sees, by how every two of them relate.
 
     ``f(sum_ij g(o_i, o_j, q))``, a relation network: Adam Santoro et al.: A simple neural network module for relational
@@ -84,7 +84,7 @@ class Answerer(nn.Module):
         UsageError: The encoder does not say how many objects and features it gives.
 
     Example:
-        >>> network = Answerer(DigitsEncoder(), words=20)
+        >>> network = RelationNetwork(LabelEncoder(), words=20)
         >>> network(digits=torch.zeros(2, 4, dtype=torch.int64), question=torch.zeros(2, 7, dtype=torch.int64)).shape
         torch.Size([2, 10])
     """

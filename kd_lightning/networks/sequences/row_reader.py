@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
-class RowReader(nn.Module):
+class GRUClassifier(nn.Module):
     """A gated recurrent unit (Cho et al. 2014, arXiv:1406.1078) over a sequence, and a classifier of its last state.
 
     Args:
@@ -18,7 +18,7 @@ class RowReader(nn.Module):
 
     Example:
         >>> import torch
-        >>> RowReader()(torch.zeros(2, 28, 28)).shape
+        >>> GRUClassifier()(torch.zeros(2, 28, 28)).shape
         torch.Size([2, 10])
     """
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-class InBFloat16(nn.Module):
+class BFloat16Autocast(nn.Module):
     """Computes in bfloat16, whatever the rest of a run computes in: a live teacher at half the price.
 
     Its convolutions and matrix products are autocast, its weights stay what they are, and what it returns is float32
@@ -19,7 +19,7 @@ class InBFloat16(nn.Module):
         network: Does the work.
 
     Example:
-        >>> teacher = InBFloat16(nn.Sequential(nn.Linear(4, 10)))
+        >>> teacher = BFloat16Autocast(nn.Sequential(nn.Linear(4, 10)))
         >>> teacher(torch.zeros(2, 4)).dtype, teacher.network[0].weight.dtype
         (torch.float32, torch.float32)
     """

@@ -50,7 +50,7 @@ class ExitHead(nn.Module):
         return self.classifier(self.features(features).flatten(1))
 
 
-class Exits(nn.Module):
+class MultiExitNetwork(nn.Module):
     """A network with classifiers on some of its shallow layers, all of which run in each forward pass.
 
     Linfeng Zhang et al.: Be Your Own Teacher: Improve the Performance of Convolutional Neural Networks via Self
@@ -75,7 +75,7 @@ class Exits(nn.Module):
         >>> from kd_lightning import tap
         >>> from kd_lightning.networks import StudentConvNet
         >>> heads = [ExitHead(32, 32, pool=2), ExitHead(32, 32, pool=2)]
-        >>> network = Exits(StudentConvNet(), ["conv.1", "conv.3"], heads)
+        >>> network = MultiExitNetwork(StudentConvNet(), ["conv.1", "conv.3"], heads)
         >>> seen = tap(network, torch.zeros(2, 3, 28, 28), ["exits.1", "exits.1.features", "network.pool"])
         >>> {layer: tuple(activation.shape) for layer, activation in seen.items()}
         {'exits.1': (2, 10), 'exits.1.features': (2, 32, 2, 2), 'network.pool': (2, 32, 2, 2)}

@@ -25,8 +25,8 @@ class ModalityEnsemble(nn.Module):
 
     Example:
         >>> import torch
-        >>> from kd_lightning.networks import RowReader, StudentConvNet
-        >>> teachers = ModalityEnsemble({"image": StudentConvNet(), "rows": RowReader()})
+        >>> from kd_lightning.networks import GRUClassifier, StudentConvNet
+        >>> teachers = ModalityEnsemble({"image": StudentConvNet(), "rows": GRUClassifier()})
         >>> teachers(image=torch.zeros(2, 3, 28, 28), rows=torch.zeros(2, 28, 28)).shape
         torch.Size([2, 2, 10])
     """

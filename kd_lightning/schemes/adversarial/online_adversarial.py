@@ -25,7 +25,7 @@ class Peers(NamedTuple):
     labels: dict[str, Tensor]
 
 
-class OnlineAdversarial(TwoPlayerLearner[Peers]):
+class OnlineAdversarialDistiller(TwoPlayerLearner[Peers]):
     """Networks learn together: each from the labels, from what the next one says, and by misleading a discriminator.
 
     L_k = CE(z_k, y) + T^2 KL(softmax(z_{k+1} / T) || softmax(z_k / T)) + (1 - D_k(F_k))^2
@@ -56,7 +56,7 @@ class OnlineAdversarial(TwoPlayerLearner[Peers]):
     Example:
         >>> from kd_lightning.losses import LeastSquaresAdversarialLoss, TaskLoss
         >>> from kd_lightning.networks import ConvDiscriminator, StudentConvNet
-        >>> learner = OnlineAdversarial(
+        >>> learner = OnlineAdversarialDistiller(
         ...     StudentConvNet(),
         ...     [StudentConvNet()],
         ...     terms={"task": Term(TaskLoss(), teacher=None)},

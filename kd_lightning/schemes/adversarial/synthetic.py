@@ -31,7 +31,7 @@ class Mixed(NamedTuple):
     labels: dict[str, Tensor]
 
 
-class Realism(nn.Module):
+class GeneratorAdversarialLoss(nn.Module):
     """The generator's term: `kd_lightning.losses.adversarial_loss` of what the discriminator says of its images."""
 
     def forward(self, student: Tensor, teacher: None = None, target: Tensor | None = None) -> Tensor:
@@ -39,7 +39,7 @@ class Realism(nn.Module):
         return adversarial_loss(student, target)
 
 
-class SyntheticInputs(FrozenTeacher, TwoPlayerLearner[Mixed]):
+class SyntheticInputsDistiller(FrozenTeacher, TwoPlayerLearner[Mixed]):
     """A generator learns to draw inputs like the real ones, and the student learns from its teacher on both.
 
     Terms with a teacher are of N real inputs and N generated ones, those without (the task) of the real ones alone; the
@@ -68,7 +68,7 @@ class SyntheticInputs(FrozenTeacher, TwoPlayerLearner[Mixed]):
         >>> from kd_lightning.networks import ConvDiscriminator, StudentConvNet, TeacherConvNet
         >>> terms = {"task": Term(TaskLoss(), teacher=None), "kd": Term(KDLoss())}
         >>> players = Generator(classes=10), ConvDiscriminator(3, classes=10)
-        >>> learner = SyntheticInputs(StudentConvNet(), TeacherConvNet(), *players, terms)
+        >>> learner = SyntheticInputsDistiller(StudentConvNet(), TeacherConvNet(), *players, terms)
         >>> sorted(learner.compute_losses((torch.zeros(2, 3, 28, 28), torch.tensor([3, 7]))))
         ['generator', 'kd', 'task']
     """
@@ -90,7 +90,7 @@ class SyntheticInputs(FrozenTeacher, TwoPlayerLearner[Mixed]):
     ) -> None:
         if not any(term.teacher is not None for term in terms.values()):
             raise UsageError("no term has a teacher, and generated inputs have no labels: add one, e.g. KDLoss")
-        terms = terms | {"generator": Term(Realism(), teacher=None)}
+        terms = terms | {"generator": Term(GeneratorAdversarialLoss(), teacher=None)}
         super().__init__(student, terms, optimizer, discriminator_optimizer, lr_scheduler, lr_interval, metrics)
         self.teacher = teacher
         self.generator = generator

@@ -29,7 +29,7 @@ class AlternatingLearner(Learner, ABC):
         student: The network that learns and that is deployed.
         terms: The losses by name, each with its addresses and weight.
         optimizer: Builds the optimizer of everything but the opponents.
-        opponent_optimizer: Builds that of the opponents.
+        adversary_optimizer: Builds that of the opponents.
         lr_scheduler: Builds a learning-rate scheduler for each of the two.
         lr_interval: Whether the schedulers move at each batch or at each epoch.
         metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
@@ -40,17 +40,17 @@ class AlternatingLearner(Learner, ABC):
         student: nn.Module,
         terms: dict[str, Term],
         optimizer: OptimizerCallable,
-        opponent_optimizer: OptimizerCallable,
+        adversary_optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None,
         lr_interval: Literal["step", "epoch"],
         metrics: MetricCollection | None,
     ) -> None:
         super().__init__(student, terms, optimizer, lr_scheduler, lr_interval, metrics)
         self.automatic_optimization = False
-        self.build_opponent_optimizer = opponent_optimizer
+        self.build_adversary_optimizer = adversary_optimizer
 
     @abstractmethod
-    def opponents(self) -> list[nn.Module]:
+    def adversary_modules(self) -> list[nn.Module]:
         """The networks that play against the others."""
 
     def setup(self, stage: str) -> None:
@@ -64,10 +64,10 @@ class AlternatingLearner(Learner, ABC):
 
     def configure_optimizers(self) -> Any:
         """An optimizer, and a scheduler, for each player: the opponents' second."""
-        theirs = [parameter for network in self.opponents() for parameter in network.parameters()]
+        theirs = [parameter for network in self.adversary_modules() for parameter in network.parameters()]
         known = set(theirs)
         ours = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter not in known]
-        optimizers = [self.build_optimizer(ours), self.build_opponent_optimizer(theirs)]
+        optimizers = [self.build_optimizer(ours), self.build_adversary_optimizer(theirs)]
         build = self.build_lr_scheduler
         return optimizers, [] if build is None else [build(optimizer) for optimizer in optimizers]
 
@@ -135,7 +135,7 @@ class TwoPlayerLearner(AlternatingLearner, ABC, Generic[Seen]):
         """The unweighted losses of the networks' move."""
         return self.losses(self.watch(batch))
 
-    def opponents(self) -> list[nn.Module]:
+    def adversary_modules(self) -> list[nn.Module]:
         """The discriminators."""
         return self.discriminators()
 

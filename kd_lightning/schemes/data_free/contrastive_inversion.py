@@ -12,7 +12,7 @@ from torch.nn import functional
 from torchmetrics import MetricCollection
 
 from kd_lightning.core.activations import Activations, tap
-from kd_lightning.core.distributed import gather
+from kd_lightning.core.distributed import all_gather_with_grad
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.core.terms import Term
@@ -22,7 +22,7 @@ from kd_lightning.schemes.data_free.inversion import InversionDistiller
 from kd_lightning.schemes.data_free.inversion_targets import Targets
 
 
-class ContrastiveInversion(InversionDistiller):
+class ContrastiveInversionDistiller(InversionDistiller):
     """Rounds of images by a generator that starts anew in each, told from all earlier ones by contrast.
 
     In a round a fresh generator and its noise learn to draw images that minimise the image terms and, by `contrast`,
@@ -60,7 +60,7 @@ class ContrastiveInversion(InversionDistiller):
         >>> terms, image_terms = {"kd": Term(KDLoss())}, {"class": Term(TaskLoss(), student=None)}
         >>> players = StudentConvNet(), TeacherConvNet(), terms, image_terms, Generator()
         >>> small = {"bank_size": 8, "round_size": 8, "image_steps": 2}
-        >>> learner = ContrastiveInversion(*players, features=["conv.5"], **small)
+        >>> learner = ContrastiveInversionDistiller(*players, features=["conv.5"], **small)
         >>> sorted(learner.compute_losses({"index": torch.arange(4)}))
         ['kd']
     """
@@ -169,13 +169,13 @@ class ContrastiveInversion(InversionDistiller):
         self.student.train(training)
         with torch.no_grad():  # the same on every process
             for kept, value in zip(self.head.parameters(), head.parameters(), strict=True):
-                kept.copy_(gather(value.detach().unsqueeze(0)).mean(dim=0))
+                kept.copy_(all_gather_with_grad(value.detach().unsqueeze(0)).mean(dim=0))
         self._new = features
         return images, self.targets.kept(targets)
 
     def _join(self, start: int, images: Tensor, targets: Tensor) -> None:
         super()._join(start, images, targets)
-        features = gather(self._new)
+        features = all_gather_with_grad(self._new)
         end = min(start + len(features), len(self.memory))
         self.memory[start:end] = features[: end - start]
 

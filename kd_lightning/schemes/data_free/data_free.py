@@ -91,7 +91,7 @@ class DataFreeDistiller(FrozenTeacher, AlternatingLearner):
         self.student_steps = student_steps
         self.same_noise = same_noise
 
-    def opponents(self) -> list[nn.Module]:
+    def adversary_modules(self) -> list[nn.Module]:
         """The generator, and whatever its terms learn with."""
         return [self.generator, self.generator_terms]
 

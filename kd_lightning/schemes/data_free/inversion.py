@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from kd_lightning.core.activations import tap
-from kd_lightning.core.distributed import gather
+from kd_lightning.core.distributed import all_gather_with_grad
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.core.lightning_internals import attached_trainer
@@ -173,7 +173,7 @@ class InversionDistiller(FrozenTeacher):
         self._join(start, *self.synthesise(min(self.round_size, size)))
 
     def _join(self, start: int, images: Tensor, targets: Tensor) -> None:
-        images, targets = gather(images), gather(targets)
+        images, targets = all_gather_with_grad(images), all_gather_with_grad(targets)
         end = min(start + len(images), len(self.bank))
         self.bank[start:end] = images[: end - start]
         self.bank_targets[start:end] = targets[: end - start]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from kd_lightning.core.activations import tap
-from kd_lightning.core.distributed import add_up
-from kd_lightning.core.freezing import check_apart
+from kd_lightning.core.distributed import all_reduce_sum
+from kd_lightning.core.freezing import check_no_shared_parameters
 from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.core.terms import Term
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
@@ -65,7 +65,7 @@ class FewShotDistiller(FrozenTeacher):
         lr_interval: Literal["step", "epoch"] = "epoch",
         metrics: MetricCollection | None = None,
     ) -> None:
-        check_apart(student, teacher)
+        check_no_shared_parameters(student, teacher)
         kept = kept_channels(student, teacher, layers)
         student.requires_grad_(False)
         terms: dict[str, Term] = {}
@@ -99,7 +99,7 @@ class FewShotDistiller(FrozenTeacher):
     def _mixing(ours: Tensor, theirs: Tensor) -> Tensor:
         """Q (C, C) of all processes' outputs (N, C, ...), the least of those that fit equally well."""
         f, g = (side.movedim(1, -1).flatten(0, -2).double() for side in (ours, theirs))
-        squares, products = add_up(f.mT @ f), add_up(f.mT @ g)
+        squares, products = all_reduce_sum(f.mT @ f), all_reduce_sum(f.mT @ g)
         return (torch.linalg.pinv(squares, rtol=1e-10, hermitian=True) @ products).mT
 
 

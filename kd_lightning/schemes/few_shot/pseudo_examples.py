@@ -18,7 +18,7 @@ from kd_lightning.schemes.data_free.inversion import InversionDistiller
 from kd_lightning.schemes.data_free.inversion_targets import Targets
 
 
-class PseudoExamples(InversionDistiller):
+class PseudoExamplesDistiller(InversionDistiller):
     """The student imitates its teacher on pseudo examples, which move to where the two differ, and learns few labels.
 
     min over the student of lambda_1 mean_n D_1(y_n, f(x_n)) + lambda_2 mean_m D_2(g(x'_m), f(x'_m))
@@ -53,7 +53,7 @@ class PseudoExamples(InversionDistiller):
         >>> from kd_lightning.networks import StudentConvNet, TeacherConvNet
         >>> terms = {"task": Term(TaskLoss(), teacher=None), "kd": Term(KDLoss(temperature=1.0))}
         >>> players, small = (StudentConvNet(), TeacherConvNet()), {"bank_size": 8, "round_size": 8, "image_steps": 2}
-        >>> learner = PseudoExamples(*players, terms, **small)
+        >>> learner = PseudoExamplesDistiller(*players, terms, **small)
         >>> batch = torch.rand(4, 3, 28, 28), torch.tensor([3, 7, 1, 0]), torch.arange(4)
         >>> sorted(learner.compute_losses(batch))
         ['kd', 'task']

@@ -23,7 +23,8 @@ class FFL(Learner):
 
     Jangho Kim, Minsung Hyun, Inseop Chung, Nojun Kwak: Feature Fusion for Online Mutual Knowledge Distillation. ICPR,
     2020 (arXiv:1904.09058). Theirs are 2 members, T = 3, and a w(t) that rises from 0.7 % to 1 in 80 of 300 epochs
-    (`Ramp`). In their code the fusion has an optimizer of its own, with weight decay 1e-5 where the members have 1e-4.
+    (`SigmoidRampUp`). In their code the fusion has an optimizer of its own, with weight decay 1e-5; the members
+    have 1e-4.
 
     Every term is summed over the members and the fused classifier. All of them are evaluated, as ``val/acc/student``
     (fused) and ``val/acc/student.members.0`` and so on, and any can be deployed.

@@ -13,7 +13,7 @@ from torchmetrics import MetricCollection
 
 from kd_lightning.core.activations import Activations, tap
 from kd_lightning.core.batch import Batch, target_of
-from kd_lightning.core.distributed import gather
+from kd_lightning.core.distributed import all_gather_with_grad
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.core.terms import Term
@@ -234,7 +234,7 @@ class GeneralEnsemble(nn.Module):
 
     def update(self) -> None:
         """Makes the weights from the errors that all ranks counted since the last time."""
-        correlation = gather(self.correlation.unsqueeze(0)).sum(dim=0).cpu().double()
+        correlation = all_gather_with_grad(self.correlation.unsqueeze(0)).sum(dim=0).cpu().double()
         correlation.diagonal().add_(1e-6 * correlation.diagonal().mean() + 1e-30)
         shares = torch.linalg.solve(correlation, torch.ones_like(correlation[0]))
         self.weights.copy_(shares / shares.sum())

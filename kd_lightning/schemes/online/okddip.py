@@ -29,8 +29,8 @@ class OKDDip(PeerLearner):
 
     Defang Chen, Jian-Ping Mei, Can Wang, Yan Feng, Chun Chen: Online Knowledge Distillation with Diverse Peers. AAAI
     2020 (arXiv:1912.00350), the network-based variant: T = 3, three peers, L and E to an eighth of the features, and w
-    raised to 1 over 80 of 300 epochs by a `Ramp`. The targets are combined from logits, as by the authors' code. That
-    code also lets gradients through the targets into the peers. Here z_b and h are held fixed in them, so that
+    raised to 1 over 80 of 300 epochs by a `SigmoidRampUp`. The targets are combined from logits, as by the authors'
+    code, which also lets gradients through the targets into the peers. Here z_b and h are held fixed in them, so that
     d L_i / d theta_j = 0, and only L and E learn from the targets.
 
     A term with a teacher compares each network with its target, at its logits; every term is summed over the networks.

@@ -25,7 +25,7 @@ class ONE(Learner):
 
     Xu Lan, Xiatian Zhu, Shaogang Gong: Knowledge Distillation by On-the-Fly Native Ensemble. NeurIPS, 2018
     (arXiv:1806.04606). Theirs are 3 branches and T = 3; their code raises w(t) from 0.7 % to 1 in 80 of 300 epochs
-    (`Ramp`), to stabilise the training.
+    (`SigmoidRampUp`), to stabilise the training.
 
     A term without a teacher is summed over the branches and the ensemble, one with a teacher over the branches. The
     student, the first branch, is a plain network, and it is deployed (ONE). ``val/acc/ensemble`` says what all of them

@@ -14,7 +14,7 @@ from torchmetrics import MetricCollection
 from kd_lightning.core.activations import Activations, logits, tap
 from kd_lightning.core.batch import Batch
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.freezing import is_left_out
+from kd_lightning.core.freezing import is_excluded_from_state_dict
 from kd_lightning.core.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.core.lightning_internals import validate_at_train_start
 from kd_lightning.core.progress import completed_batches
@@ -106,7 +106,7 @@ class PeerLearner(Learner, ABC):
             metric = self.monitor.partition("/")[2]
             values = torch.stack([self.evaluation.value("val", name, metric) for name in self.networks()]).float()
             values = values if self.mode == "max" else -values
-            left_out = [is_left_out(network) for network in self.networks().values()]
+            left_out = [is_excluded_from_state_dict(network) for network in self.networks().values()]
             values[torch.tensor(left_out, device=values.device)] = -torch.inf
             cast("Tensor", self.best).fill_(values.argmax())
             cast("Tensor", self.validated_at).fill_(completed_batches(self.trainer))

@@ -137,7 +137,7 @@ class KnowledgeTransferGraph(PeerLearner):
 
     Args:
         peers: The other nodes. A network that `freeze` holds is left as it is, and left out of checkpoints if
-            `leave_out` holds it, too, as `load_teacher` gives it.
+            `exclude_from_state_dict` holds it, too, as `load_teacher` gives it.
         edges: By name.
 
     Raises:

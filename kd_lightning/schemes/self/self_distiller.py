@@ -12,7 +12,7 @@ from kd_lightning.core.activations import tap
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.core.terms import Term
-from kd_lightning.networks import Exits
+from kd_lightning.networks import MultiExitNetwork
 from kd_lightning.schemes.online.peers import detached
 
 
@@ -22,7 +22,8 @@ class SelfDistiller(Learner):
     The teacher's side is held fixed, so that a layer is pulled to what a deeper one gives and the deeper one is not
     pulled back. Which layer teaches which is a matter of the terms' addresses.
 
-    Every classifier of `kd_lightning.networks.Exits` must have a term, and is evaluated (``val/acc/exits.0``, ...).
+    Every classifier of a `kd_lightning.networks.MultiExitNetwork` must have a term, and is evaluated
+    (``val/acc/exits.0``, ...).
 
     Args:
         student: The network that learns from itself.
@@ -62,13 +63,13 @@ class SelfDistiller(Learner):
     ) -> None:
         super().__init__(student, terms, optimizer, lr_scheduler, lr_interval, metrics)
         parts = [f"student.{name}".rstrip(".") for name, _ in student.named_modules()]
-        if deploy not in parts or (isinstance(student, Exits) and deploy.startswith("student.exits")):
+        if deploy not in parts or (isinstance(student, MultiExitNetwork) and deploy.startswith("student.exits")):
             raise UsageError(
                 f"deploy={deploy!r} is no network that could be used alone: give 'student' or a part of it"
             )
         self.deploy = deploy
         self._answers = {deploy: deploy.partition(".")[2] or "logits"}  # the layer that gives a candidate's logits
-        if isinstance(student, Exits):
+        if isinstance(student, MultiExitNetwork):
             self._add_exits(student)
         self.evaluated_networks = list(self._answers)
 
@@ -89,7 +90,7 @@ class SelfDistiller(Learner):
         seen = tap(self.student, batch.student, layers)
         return self.term_losses(seen, detached(seen), batch.labels)
 
-    def _add_exits(self, student: Exits) -> None:
+    def _add_exits(self, student: MultiExitNetwork) -> None:
         answering = self.deploy.partition(".")[2] or student.answering
         taught = {student.answering if layer == "logits" else layer for layer in self.terms.layers("student")}
         for layer in student.classifiers:

@@ -17,9 +17,9 @@ from kd_lightning.core.learner import Batch
 from kd_lightning.core.progress import epoch, should_log
 from kd_lightning.core.traits import check_teacher_use
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
-from kd_lightning.speed.teacher_cache.directory import CacheFolder
-from kd_lightning.speed.teacher_cache.lookup_table import ChangedError, Tables, empty
-from kd_lightning.speed.teacher_cache.teacher_pass import Asking, servable
+from kd_lightning.speed.teacher_cache.directory import CacheDirectory
+from kd_lightning.speed.teacher_cache.lookup_table import CacheMismatchError, Tables, empty
+from kd_lightning.speed.teacher_cache.teacher_pass import Asking, require_cacheable
 from kd_lightning.speed.teacher_cache.training_rows import Walk, index_of
 
 MIB = 2**20
@@ -104,7 +104,7 @@ class TeacherCache(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Asks the teacher about every row, or finds the file that says what it would answer, and takes its place."""
-        learner = servable(pl_module)
+        learner = require_cacheable(pl_module)
         if self.precision == "bf16" and trainer.precision == "64-true":
             raise UsageError("precision='bf16' does not reach a teacher in 64-true: leave TeacherCache's at 'trainer'")
         asking = Asking(Walk(trainer, learner), learner, halves=self.precision == "bf16")
@@ -162,17 +162,17 @@ class TeacherCache(Callback):
         view = 0 if walk.views is None else walk.data.view_of_batch()
         try:
             return tables.look_up(index, None if known else fingerprints(batch.teacher), view)
-        except ChangedError as change:
+        except CacheMismatchError as change:
             raise self._says(change, walk.trainer) from None
 
     def _settle(self, trainer: Trainer) -> None:
         try:
             if self._tables is not None:
                 self._tables.settle()
-        except ChangedError as change:
+        except CacheMismatchError as change:
             raise self._says(change, trainer) from None
 
-    def _says(self, change: ChangedError, trainer: Trainer) -> UsageError:
+    def _says(self, change: CacheMismatchError, trainer: Trainer) -> UsageError:
         # one that was found late may be of the epoch before
         where = "" if change.others is None else f" in epoch {epoch(trainer)}"
         if not change.known:
@@ -209,7 +209,7 @@ class TeacherCache(Callback):
     def _kept(self, asking: Asking, folder: Path) -> Tables:
         """What a file says; written first, if it is not there."""
         walk, device = asking.walk, asking.learner.device
-        files = CacheFolder(folder, walk.trainer, asking.depends_on(), self.memory_limit_mib * MIB)
+        files = CacheDirectory(folder, walk.trainer, asking.depends_on(), self.memory_limit_mib * MIB)
         if files.has_some():
             self._path = files.path(key := files.key(walk.look()))
             if (tables := files.find(key, device)) is not None:

@@ -14,14 +14,14 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from kd_lightning.speed.teacher_cache.file import DamagedError, Kind, Writer, read
-from kd_lightning.speed.teacher_cache.lookup_table import Tables, of_no_row
+from kd_lightning.speed.teacher_cache.file import CorruptFileError, Kind, Writer, read
+from kd_lightning.speed.teacher_cache.lookup_table import Tables, sentinel_row
 from kd_lightning.speed.teacher_cache.training_rows import Inputs
 
 SHOWN = "shown."
 
 
-class CacheFolder:
+class CacheDirectory:
     """Finds a file by what it depends on: the teacher and how it is asked, and every row's input.
 
     Args:
@@ -60,7 +60,7 @@ class CacheFolder:
         if self.path(key).exists():
             try:
                 tables = self._read(key, device)
-            except DamagedError as error:
+            except CorruptFileError as error:
                 rank_zero_warn(f"{error}: the teacher is asked anew")
         return tables if self.trainer.strategy.reduce_boolean_decision(tables is not None) else None
 
@@ -86,7 +86,7 @@ class CacheFolder:
 class Writing:
     """A file that one process writes; what keeps it from that is an error for all."""
 
-    def __init__(self, folder: CacheFolder) -> None:
+    def __init__(self, folder: CacheDirectory) -> None:
         self.folder = folder
         self.strategy = folder.trainer.strategy
         self.writes = folder.trainer.is_global_zero
@@ -102,7 +102,7 @@ class Writing:
                 tables = {SHOWN + layer: kind for layer, kind in kinds.items()}
                 self.writer = Writer(self.folder.folder, self.folder.name, tables | numbers)
                 for name, kind in tables.items():
-                    self.writer.put(name, kind.shape[0] - 1, of_no_row(kind))
+                    self.writer.put(name, kind.shape[0] - 1, sentinel_row(kind))
         self._agree()
 
     def put(self, layer: str, row: int, values: Tensor) -> None:

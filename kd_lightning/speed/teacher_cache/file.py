@@ -35,7 +35,7 @@ _NAMES = {
 }
 
 
-class DamagedError(ValueError):
+class CorruptFileError(ValueError):
     """A file that is not what was written."""
 
 
@@ -150,7 +150,7 @@ def read(path: Path, key: str) -> dict[str, Tensor]:
         key: What it was written under.
 
     Raises:
-        DamagedError: The file is missing, cut off, changed, or was written under another key.
+        CorruptFileError: The file is missing, cut off, changed, or was written under another key.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -158,9 +158,9 @@ def read(path: Path, key: str) -> dict[str, Tensor]:
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         found = _digest(path, about.get("sha256", ""))
     except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedError(f"{path} is no whole file ({' '.join(str(error).split())[:80]})") from None
+        raise CorruptFileError(f"{path} is no whole file ({' '.join(str(error).split())[:80]})") from None
     if about.get("key") != key or found != about.get("sha256"):
-        raise DamagedError(f"{path} is not what was written there")
+        raise CorruptFileError(f"{path} is not what was written there")
     return tensors
 
 

@@ -13,7 +13,7 @@ from kd_lightning.speed.teacher_cache.file import Kind
 from kd_lightning.speed.teacher_cache.training_rows import Inputs
 
 
-class ChangedError(RuntimeError):
+class CacheMismatchError(RuntimeError):
     """A row's input is not the one that the teacher was asked about.
 
     Attributes:
@@ -60,7 +60,7 @@ class Tables:
             view: The view of the batch.
 
         Raises:
-            ChangedError: An input is not the one that the teacher was asked about, or there is no such row.
+            CacheMismatchError: An input is not the one that the teacher was asked about, or there is no such row.
             UsageError: There are not as many indices as inputs.
         """
         if self.waits:
@@ -86,10 +86,10 @@ class Tables:
         """Waits for the device, and looks whether a row has changed in the batches so far.
 
         Raises:
-            ChangedError: One has.
+            CacheMismatchError: One has.
         """
         if self.waits and (row := int(self.changed)) >= 0:
-            raise ChangedError(row, None, True)
+            raise CacheMismatchError(row, None, True)
 
     def _take(self, at: Tensor) -> Activations:
         return {layer: table.index_select(0, at.to(table.device)).to(at.device) for layer, table in self.shown.items()}
@@ -104,18 +104,18 @@ class Tables:
             torch.maximum(self.changed, changed, out=self.changed)  # in place, for a step may be replayed
         return at
 
-    def _error(self, index: Tensor, wrong: Tensor, known: bool) -> ChangedError:
+    def _error(self, index: Tensor, wrong: Tensor, known: bool) -> CacheMismatchError:
         rows = index[wrong]
-        return ChangedError(int(rows[0]), len(rows) - 1, known)
+        return CacheMismatchError(int(rows[0]), len(rows) - 1, known)
 
 
 def empty(kind: Kind, device: torch.device) -> Tensor:
     """A table to be filled: what stands last is of no row."""
     table = torch.empty(kind.shape, dtype=kind.dtype, device=device)
-    table[-1:] = of_no_row(kind)
+    table[-1:] = sentinel_row(kind)
     return table
 
 
-def of_no_row(kind: Kind) -> Tensor:
+def sentinel_row(kind: Kind) -> Tensor:
     """What a teacher shows of no row, (1, ...): NaN, where the numbers can be."""
     return torch.full((1, *kind.shape[1:]), math.nan if kind.dtype.is_floating_point else 0, dtype=kind.dtype)

@@ -15,7 +15,7 @@ from torch import Tensor
 from kd_lightning.core.activations import Activations
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.freezing import is_frozen
-from kd_lightning.core.hashing import digest
+from kd_lightning.core.hashing import weights_hash
 from kd_lightning.core.learner import Batch
 from kd_lightning.core.torch_internals import BatchNorm
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
@@ -31,7 +31,7 @@ class Asking:
 
     Args:
         walk: Over the rows.
-        learner: The scheme, `servable`.
+        learner: The scheme, `require_cacheable`.
         halves: Computes in bfloat16, and rounds to it what is then kept as float32.
     """
 
@@ -77,7 +77,7 @@ class Asking:
         """What the answers depend on besides what the teacher is shown: plain values."""
         learner = self.learner
         return {
-            "teacher": digest(learner.teacher),
+            "teacher": weights_hash(learner.teacher),
             "network": sha256(repr(learner.teacher).encode()).hexdigest(),  # a stride is no weight
             "run by": type(learner).run_teacher.__qualname__,
             "layers": sorted(learner.terms.layers("teacher")),
@@ -99,7 +99,7 @@ class Asking:
             yield start, {layer: merged(values) for layer, values in answers.items()}
 
 
-def servable(module: LightningModule) -> FrozenTeacher:
+def require_cacheable(module: LightningModule) -> FrozenTeacher:
     """A scheme whose teacher's answers are fixed by its input.
 
     Raises:

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from kd_lightning.core.batch import Batch
-from kd_lightning.core.distributed import gather, is_distributed
+from kd_lightning.core.distributed import all_gather_with_grad, is_distributed
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.fingerprints import fingerprints
 from kd_lightning.core.learner import Learner
@@ -71,7 +71,7 @@ class Walk:
         own = getattr(share, "num_rows", None)
         if own is None:
             own = sum(len(index_of(self.learner.split_batch(batch))) for batch in share)
-        return int(gather(torch.tensor([own], device=self.learner.device)).sum())
+        return int(all_gather_with_grad(torch.tensor([own], device=self.learner.device)).sum())
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
         """Batches for a network: of this process's rows, and at which place of the walk those of all begin."""
@@ -130,8 +130,8 @@ def merged(local: Tensor) -> Tensor:
     """The rows of all processes, in their order, of which each may have another number."""
     if not is_distributed():
         return local
-    counts: list[int] = gather(torch.tensor([len(local)], device=local.device)).tolist()
+    counts: list[int] = all_gather_with_grad(torch.tensor([len(local)], device=local.device)).tolist()
     most = max(counts)
     padded = torch.cat([local, local.new_zeros(most - len(local), *local.shape[1:])])
-    parts = gather(padded).split(most)
+    parts = all_gather_with_grad(padded).split(most)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

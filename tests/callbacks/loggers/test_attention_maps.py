@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from kd_lightning import OfflineDistiller
-from kd_lightning.callbacks import AttentionMaps
+from kd_lightning.callbacks import AttentionMapsLogger
 from kd_lightning.callbacks.loggers.attention_maps import side_by_side
 from tests import toys
 
@@ -28,7 +28,7 @@ def learner() -> OfflineDistiller:
     return OfflineDistiller(network(2, 1), network(3, 2), toys.terms())
 
 
-def fit(folder, *callbacks, ckpt_path=None, maps: AttentionMaps | None = None, **changes):
+def fit(folder, *callbacks, ckpt_path=None, maps: AttentionMapsLogger | None = None, **changes):
     distiller = learner()
     both = [*callbacks, *([maps] if maps else [])]
     logger = TensorBoardLogger(folder, name="", version="log")
@@ -45,8 +45,8 @@ def pictures(folder) -> dict[int, bytes]:
     return {event.step: event.encoded_image_string for event in events.Images("attention")}
 
 
-def maps(**changes) -> AttentionMaps:
-    return AttentionMaps(**{"student": ["1"], "teacher": ["0"], "images": 2, "every_n_epochs": 2} | changes)
+def maps(**changes) -> AttentionMapsLogger:
+    return AttentionMapsLogger(**{"student": ["1"], "teacher": ["0"], "images": 2, "every_n_epochs": 2} | changes)
 
 
 def test_it_draws_every_second_epoch_changes_nothing_and_draws_the_same_after_a_resume(tmp_path):
@@ -81,7 +81,7 @@ def test_flat_images_and_maps_are_finite():
 
 def test_what_cannot_be_drawn_is_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match="as many on each side"):
-        AttentionMaps(["1"], [])
+        AttentionMapsLogger(["1"], [])
     with pytest.raises(ValueError, match="images=0"):
         maps(images=0)
     for logger, found in ((False, "none"), (CSVLogger(tmp_path), "CSVLogger")):

@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from kd_lightning.callbacks import SyntheticImages
+from kd_lightning.callbacks import SyntheticImagesLogger
 from kd_lightning.callbacks.loggers.synthetic_images import in_a_grid
 from tests import toys
 from tests.schemes.data_free.test_data_free import learner, numbers, of_the_teacher
@@ -22,7 +22,7 @@ def test_a_grid_has_every_image_in_the_order_of_reading():
 
 def test_it_draws_every_second_epoch_and_changes_nothing(tmp_path):
     weights = []
-    for callbacks, logger in (([], False), ([SyntheticImages(9, every_n_epochs=2)], TensorBoardLogger(tmp_path))):
+    for callbacks, logger in (([], False), ([SyntheticImagesLogger(9, every_n_epochs=2)], TensorBoardLogger(tmp_path))):
         ours = learner(of_the_teacher())
         toys.trainer(tmp_path, *callbacks, logger=logger, max_epochs=4).fit(ours, numbers())
         weights.append(toys.weights(ours))
@@ -32,9 +32,9 @@ def test_it_draws_every_second_epoch_and_changes_nothing(tmp_path):
 
 
 def test_what_it_cannot_draw_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="Classifier makes no images up for SyntheticImages to show: drop it"):
-        toys.trainer(tmp_path, SyntheticImages()).fit(toys.classifier(), toys.data())
+    with pytest.raises(ValueError, match="Classifier makes no images up for SyntheticImagesLogger to show: drop it"):
+        toys.trainer(tmp_path, SyntheticImagesLogger()).fit(toys.classifier(), toys.data())
     with pytest.raises(ValueError, match="the logger is none: add a TensorBoardLogger"):
-        toys.trainer(tmp_path, SyntheticImages()).fit(learner(of_the_teacher()), numbers())
+        toys.trainer(tmp_path, SyntheticImagesLogger()).fit(learner(of_the_teacher()), numbers())
     with pytest.raises(ValueError, match="images=0 and every_n_epochs=1 must be at least 1"):
-        SyntheticImages(0)
+        SyntheticImagesLogger(0)

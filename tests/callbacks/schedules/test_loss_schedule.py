@@ -7,7 +7,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from kd_lightning import OfflineDistiller, Term
-from kd_lightning.callbacks import Constant, Cosine, LossSchedule, Steps
+from kd_lightning.callbacks import Constant, Cosine, LossSchedule, PiecewiseConstant
 from kd_lightning.losses import CTKDLoss, EnsembleLoss, LogitMSELoss
 from tests import toys
 
@@ -20,7 +20,7 @@ def learner() -> OfflineDistiller:
 def schedules() -> list[Callback]:
     return [
         LossSchedule("kd", "reversal", Cosine(0.0, 1.0, duration=2), unit="epoch"),
-        LossSchedule("logits", "teacher_scale", Steps({0: 0.1, 3: 0.2, 7: 1.0})),
+        LossSchedule("logits", "teacher_scale", PiecewiseConstant({0: 0.1, 3: 0.2, 7: 1.0})),
     ]
 
 
@@ -86,4 +86,6 @@ def test_what_is_no_number_of_that_loss_is_refused_before_the_first_step(term, n
 
 def test_a_value_that_the_loss_refuses_is_refused_at_its_step(tmp_path):
     with pytest.raises(ValueError, match=r"reversal=1.5 must lie in \[0, 1\]"):
-        toys.trainer(tmp_path, LossSchedule("kd", "reversal", Steps({0: 0.5, 2: 1.5}))).fit(learner(), toys.data())
+        toys.trainer(tmp_path, LossSchedule("kd", "reversal", PiecewiseConstant({0: 0.5, 2: 1.5}))).fit(
+            learner(), toys.data()
+        )

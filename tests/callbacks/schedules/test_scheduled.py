@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from kd_lightning import OfflineDistiller, Term
-from kd_lightning.callbacks import Constant, Linear, Steps, TemperatureSchedule, TermWeightSchedule
+from kd_lightning.callbacks import Constant, Linear, PiecewiseConstant, TemperatureSchedule, TermWeightSchedule
 from kd_lightning.losses import KDLoss, TaskLoss
 from tests import toys
 
@@ -42,7 +42,7 @@ class Fails(Callback):
 def schedules(unit):
     return [
         TemperatureSchedule(Linear(9.0, 1.0, duration=8), unit),
-        TermWeightSchedule("kd", Steps({0: 0.25, 1: 0.5, 2: 0.75}), unit),
+        TermWeightSchedule("kd", PiecewiseConstant({0: 0.25, 1: 0.5, 2: 0.75}), unit),
     ]
 
 

@@ -9,8 +9,8 @@ from kd_lightning.callbacks import (
     Cosine,
     Exponential,
     Linear,
-    Ramp,
-    Steps,
+    PiecewiseConstant,
+    SigmoidRampUp,
     TemperatureSchedule,
     TermWeightSchedule,
 )
@@ -24,8 +24,8 @@ from kd_lightning.callbacks import (
         (Linear(8.0, 2.0, 3), [8, 6, 4, 2, 2, 2]),
         (Cosine(0.0, 2.0, 4), [0, 1 - math.sqrt(0.5), 1, 1 + math.sqrt(0.5), 2, 2]),
         (Exponential(1.0, 81.0, 4), [1, 3, 9, 27, 81, 81]),
-        (Steps({0: 4.0, 3: 1.0, 5: 7.0}), [4, 4, 4, 1, 1, 7]),
-        (Ramp(3.0, 5), [3 * math.exp(-5 * (1 - t / 5) ** 2) for t in range(6)]),
+        (PiecewiseConstant({0: 4.0, 3: 1.0, 5: 7.0}), [4, 4, 4, 1, 1, 7]),
+        (SigmoidRampUp(3.0, 5), [3 * math.exp(-5 * (1 - t / 5) ** 2) for t in range(6)]),
     ],
 )
 def test_the_values_are_those_of_the_formula(schedule, expected):
@@ -39,8 +39,8 @@ def test_the_values_are_those_of_the_formula(schedule, expected):
         Linear(0.1, 0.3, 7),
         Cosine(0.3, 0.1, 7),
         Exponential(1e-300, 1e300, 7),
-        Steps({5: 2.0, 0: -3.0}),
-        Ramp(-2.0, 7),
+        PiecewiseConstant({5: 2.0, 0: -3.0}),
+        SigmoidRampUp(-2.0, 7),
     ],
 )
 def test_all_values_lie_between_the_extremes_and_the_ends_are_exact(schedule):
@@ -58,20 +58,20 @@ def test_all_values_lie_between_the_extremes_and_the_ends_are_exact(schedule):
         (lambda: Constant(math.nan), r"Constant\(value=nan\).*not finite"),
         (lambda: Linear(1.0, math.inf, 3), "not finite"),
         (lambda: Cosine(-math.inf, 1.0, 3), "not finite"),
-        (lambda: Steps({0: 1.0, 4: math.nan}), "not finite"),
-        (lambda: Ramp(math.inf, 3), "not finite"),
+        (lambda: PiecewiseConstant({0: 1.0, 4: math.nan}), "not finite"),
+        (lambda: SigmoidRampUp(math.inf, 3), "not finite"),
         (lambda: Linear(1.0, 2.0, 0), "duration=0 of Linear"),
-        (lambda: Ramp(1.0, -3), "duration=-3 of Ramp"),
+        (lambda: SigmoidRampUp(1.0, -3), "duration=-3 of SigmoidRampUp"),
         (lambda: Exponential(0.0, 1.0, 3), "not above 0"),
         (lambda: Exponential(1.0, -1.0, 3), "not above 0"),
-        (lambda: Steps({}), "boundary must be 0"),
-        (lambda: Steps({1: 1.0}), "boundary must be 0"),
-        (lambda: Steps({-1: 1.0, 0: 2.0}), "boundary must be 0"),
+        (lambda: PiecewiseConstant({}), "boundary must be 0"),
+        (lambda: PiecewiseConstant({1: 1.0}), "boundary must be 0"),
+        (lambda: PiecewiseConstant({-1: 1.0, 0: 2.0}), "boundary must be 0"),
         (
             lambda: TemperatureSchedule(Linear(4.0, 0.0, 3)),
             r"Linear\(.*temperature=0.0 must be a finite number above 0",
         ),
-        (lambda: TemperatureSchedule(Steps({0: 4.0, 9: -1.0})), "temperature=-1.0"),
+        (lambda: TemperatureSchedule(PiecewiseConstant({0: 4.0, 9: -1.0})), "temperature=-1.0"),
         (lambda: TemperatureSchedule(Constant(-4.0)), "temperature=-4.0"),
         (lambda: TermWeightSchedule("kd", Constant(1.0), unit="steps"), "unit='steps'"),  # pyright: ignore
     ],
@@ -85,6 +85,6 @@ def test_a_configuration_names_a_schedule_by_its_class():
     jsonargparse = pytest.importorskip("jsonargparse")
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TemperatureSchedule, "callback")
-    schedule = {"class_path": "Steps", "init_args": {"values": {0: 8, 100: 4.0}}}
+    schedule = {"class_path": "PiecewiseConstant", "init_args": {"values": {0: 8, 100: 4.0}}}
     built = parser.instantiate(parser.parse_object({"callback": {"schedule": schedule, "unit": "epoch"}}))
-    assert built.callback.schedule == Steps({0: 8.0, 100: 4.0})
+    assert built.callback.schedule == PiecewiseConstant({0: 8.0, 100: 4.0})

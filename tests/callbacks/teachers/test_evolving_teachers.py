@@ -17,17 +17,17 @@ from torch.nn import functional
 from kd_lightning import OfflineDistiller, Term
 from kd_lightning.callbacks import (
     BornAgain,
-    MomentumTeacher,
+    EMATeacher,
+    PiecewiseConstant,
     SnapshotTeacher,
-    Steps,
     TeacherCache,
     TeacherFreezing,
     TermWeightSchedule,
 )
 from kd_lightning.callbacks.distillation import Distillation
 from kd_lightning.cli.configs import SHIPPED
-from kd_lightning.core.distributed import gather
-from kd_lightning.core.hashing import digest
+from kd_lightning.core.distributed import all_gather_with_grad
+from kd_lightning.core.hashing import weights_hash
 from kd_lightning.losses import KDLoss, SoftCrossEntropyLoss, TaskLoss
 from kd_lightning.networks import freeze, is_frozen, load_student, load_teacher
 from tests import toys
@@ -62,7 +62,7 @@ def twins(**terms: Term) -> OfflineDistiller:
 
 
 def momentum() -> toys.Case:
-    return toys.Case(twins(), [MomentumTeacher(0.7)])
+    return toys.Case(twins(), [EMATeacher(0.7)])
 
 
 def snapshot() -> toys.Case:
@@ -77,7 +77,7 @@ def ps_kd() -> toys.Case:
     terms = {"task": Term(TaskLoss(), teacher=None), "past": Term(SoftCrossEntropyLoss(temperature=1.0))}
     share = {0: 0.0, 1: 0.8 * 2 / 3, 2: 0.8}
     weights = {"task": {epoch: 1 - a for epoch, a in share.items()}, "past": share}
-    schedules = [TermWeightSchedule(term, Steps(values), unit="epoch") for term, values in weights.items()]
+    schedules = [TermWeightSchedule(term, PiecewiseConstant(values), unit="epoch") for term, values in weights.items()]
     return toys.Case(twins(**terms), [SnapshotTeacher(1), *schedules])
 
 
@@ -163,7 +163,7 @@ def averaged(teacher: nn.Module, student: nn.Module, share: float) -> None:
 
 @pytest.mark.parametrize("warm_up", [True, False])
 def test_momentum_written_out(warm_up, tmp_path):
-    learner, kept = run(toys.Case(twins(), [MomentumTeacher(0.7, warm_up)]), tmp_path)
+    learner, kept = run(toys.Case(twins(), [EMATeacher(0.7, warm_up)]), tmp_path)
     share = {1: 1 / 2, 2: 2 / 3} if warm_up else {}
     student, teacher = toys.network(seed=1), toys.network(seed=1)  # it begins as the student
     for n in steps(enumerate(kept.batches), student, teacher, half_each):
@@ -445,7 +445,7 @@ def drop_in(kind, folder, *callbacks, ckpt_path=None, **changes) -> tuple[Theirs
 
 
 KINDS = [
-    MomentumTeacher,
+    EMATeacher,
     lambda **names: SnapshotTeacher(3, "step", **names),
     lambda **names: BornAgain(1, seed=5, **names),
 ]
@@ -468,8 +468,8 @@ class SameTeacher(Callback):
 
     def on_before_backward(self, trainer, pl_module, loss):
         (distillation,) = (callback for callback in trainer.callbacks if isinstance(callback, Distillation))
-        own = torch.tensor(list(bytes.fromhex(digest(distillation.teacher))))
-        assert (gather(own).view(2, -1) == own).all()
+        own = torch.tensor(list(bytes.fromhex(weights_hash(distillation.teacher))))
+        assert (all_gather_with_grad(own).view(2, -1) == own).all()
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -523,7 +523,7 @@ def shared() -> OfflineDistiller:
     return OfflineDistiller(network, network, toys.terms())
 
 
-@pytest.mark.parametrize("kind", [MomentumTeacher, lambda: SnapshotTeacher(1), lambda: BornAgain(1)])
+@pytest.mark.parametrize("kind", [EMATeacher, lambda: SnapshotTeacher(1), lambda: BornAgain(1)])
 @pytest.mark.parametrize(
     ("learner", "complaint"),
     [
@@ -545,7 +545,7 @@ def test_networks_that_are_no_pair_are_refused(kind, learner, complaint, tmp_pat
     [
         (TeacherFreezing(), "SnapshotTeacher changes 'teacher' during the fit, and TeacherFreezing needs it"),
         (TeacherCache(), "SnapshotTeacher changes 'teacher' during the fit, and TeacherCache needs it"),
-        (MomentumTeacher(), "changes 'teacher' during the fit, and (MomentumTeacher|SnapshotTeacher) needs it"),
+        (EMATeacher(), "changes 'teacher' during the fit, and (EMATeacher|SnapshotTeacher) needs it"),
     ],
 )
 def test_callbacks_that_rely_on_the_teacher_are_refused(other, complaint, tmp_path):
@@ -585,8 +585,8 @@ def test_what_cannot_be_born_again_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("build", "complaint"),
     [
-        (lambda: MomentumTeacher(1.0), r"momentum=1.0 must lie in \[0, 1\)"),
-        (lambda: MomentumTeacher(-0.1), r"momentum=-0.1 must lie"),
+        (lambda: EMATeacher(1.0), r"momentum=1.0 must lie in \[0, 1\)"),
+        (lambda: EMATeacher(-0.1), r"momentum=-0.1 must lie"),
         (lambda: SnapshotTeacher(0), "every=0 and unit='epoch'"),
         (lambda: SnapshotTeacher(1, "batch"), "every=1 and unit='batch'"),
         (lambda: BornAgain(0), "epochs=0 of a generation must be at least 1"),

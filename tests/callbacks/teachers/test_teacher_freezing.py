@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from kd_lightning import OfflineDistiller, UsageError
 from kd_lightning.callbacks import TeacherFreezing
-from kd_lightning.core.hashing import digest
+from kd_lightning.core.hashing import weights_hash
 from tests import toys
 
 # a resumed run needs no callback that saves
@@ -73,21 +73,21 @@ ATTACKERS = {name: lambda name=name: Attack(name, "setup", "on_train_batch_start
 @pytest.mark.parametrize("attack", ATTACKERS)
 def test_a_backbone_in_anyones_module_stays_what_it_was(attack, precision, tmp_path):
     module = TheirModule()
-    before, head = digest(module.backbone), digest(module.head)
+    before, head = weights_hash(module.backbone), weights_hash(module.head)
     callbacks = [TeacherFreezing("backbone"), ATTACKERS[attack]()]
     trainer = toys.trainer(tmp_path, *callbacks, precision=precision, max_epochs=2)
     trainer.fit(module, toys.data(val_size=16))
-    assert digest(module.backbone) == before
-    assert digest(module.head) != head
+    assert weights_hash(module.backbone) == before
+    assert weights_hash(module.head) != head
 
 
 def test_without_it_the_backbone_would_have_learned_and_after_the_fit_it_can_again(tmp_path):
     module = TheirModule()
-    before = digest(module.backbone)
+    before = weights_hash(module.backbone)
     toys.trainer(tmp_path, TeacherFreezing("backbone"), max_epochs=1).fit(module, toys.data(val_size=16))
-    assert digest(module.backbone) == before
+    assert weights_hash(module.backbone) == before
     toys.trainer(tmp_path, max_epochs=1).fit(module, toys.data(val_size=16))
-    assert digest(module.backbone) != before
+    assert weights_hash(module.backbone) != before
 
 
 def test_their_checkpoint_keeps_the_backbone(tmp_path):
@@ -117,7 +117,7 @@ def test_a_run_is_resumed_with_its_own_teacher_only(tmp_path):
     (saved,) = tmp_path.glob("*.ckpt")
     toys.trainer(tmp_path, TeacherFreezing(), max_epochs=2).fit(toys.offline(), toys.data(), ckpt_path=saved)
     learner = other_teacher()
-    ours, theirs = digest(toys.offline().teacher)[:12], digest(learner.teacher)[:12]
+    ours, theirs = weights_hash(toys.offline().teacher)[:12], weights_hash(learner.teacher)[:12]
     with pytest.raises(UsageError, match=rf"{ours}.*resumed with \({theirs}\)"):
         toys.trainer(tmp_path, TeacherFreezing(), max_epochs=2).fit(learner, toys.data(), ckpt_path=saved)
     again = TeacherFreezing()  # what a fit has seen is nothing to the next
@@ -188,14 +188,14 @@ class Teachers(Callback):
 
     def on_train_epoch_end(self, trainer, pl_module):
         (optimizer,) = trainer.optimizers
-        self.digests.append(digest(pl_module.teacher))
+        self.digests.append(weights_hash(pl_module.teacher))
         self.optimized.append(any(bool(optimizer.state.get(p)) for p in pl_module.teacher.parameters()))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_until_its_epoch_a_teacher_is_untouched_and_unknown_to_the_optimizer(precision, tmp_path):
     learner, seen = toys.offline(), Teachers()
-    before = digest(learner.teacher)
+    before = weights_hash(learner.teacher)
     callbacks = [seen, Attack("train", "on_train_batch_start", "on_validation_end"), TeacherFreezing(unfreeze_at=2)]
     toys.trainer(tmp_path, *callbacks, precision=precision).fit(learner, toys.data(val_size=16))
     assert seen.digests[:2] == [before, before]
@@ -239,10 +239,10 @@ def test_ranks_with_different_teachers_are_refused(tmp_path):
 @two_processes
 def test_ranks_agree_on_a_teacher_whose_statistics_were_their_own_until_it_was_frozen(tmp_path):
     learner = toys.offline()
-    before = digest(learner.teacher)
+    before = weights_hash(learner.teacher)
     trainer = toys.trainer(tmp_path, TeacherFreezing(freeze_at=1), strategy="ddp_fork", devices=2, max_epochs=2)
     trainer.fit(learner, toys.data())
-    assert digest(learner.teacher) != before
+    assert weights_hash(learner.teacher) != before
 
 
 # ---- what is refused, and what is left alone

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.losses import AttentiveEnsembleLoss, attentive_ensemble_loss
-from kd_lightning.networks import Ensemble, FixedDistribution
+from kd_lightning.networks import ConstantPrior, Ensemble
 from tests.losses.case import Case
 
 
@@ -88,7 +88,7 @@ def test_it_learns_whom_to_trust_for_which_sample():
     generator = torch.Generator().manual_seed(2)
     loss = build()
     optimizer = torch.optim.Adam(loss.parameters(), lr=0.02)
-    rule = FixedDistribution([1.0] * 10)
+    rule = ConstantPrior([1.0] * 10)
     for _ in range(300):
         target = torch.randint(10, (64,), generator=generator)
         positive = torch.rand(64, generator=generator) < 0.5
@@ -108,12 +108,12 @@ def test_it_learns_whom_to_trust_for_which_sample():
 
 
 def test_rules_stand_beside_teachers():
-    both = Ensemble([FixedDistribution([1, 3]), torch.nn.Linear(4, 2)])
+    both = Ensemble([ConstantPrior([1, 3]), torch.nn.Linear(4, 2)])
     logits = both(torch.zeros(3, 4))
     torch.testing.assert_close(logits[:, 0].softmax(1), torch.tensor([0.25, 0.75]).expand(3, 2))
     for wrong in ([1.0], [1.0, 0.0], [1.0, math.nan]):
         with pytest.raises(ValueError, match="must be at least two finite numbers above 0"):
-            FixedDistribution(wrong)
+            ConstantPrior(wrong)
 
 
 def test_what_does_not_fit_is_refused():

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from kd_lightning.networks import Answerer, Captioner, DigitsEncoder, SceneEncoder
+from kd_lightning.networks import Captioner, LabelEncoder, RelationNetwork, SceneEncoder
 
 
 def test_an_answer_is_of_the_scene_and_of_the_question():
     torch.manual_seed(0)
-    network = Answerer(SceneEncoder(4), words=5, width=6, answers=3)
+    network = RelationNetwork(SceneEncoder(4), words=5, width=6, answers=3)
     scene, question = torch.rand(2, 1, 56, 56), torch.tensor([[1, 2], [3, 4]])
     logits = network(scene=scene, question=question)
     assert logits.shape == (2, 3)
@@ -26,7 +26,7 @@ def test_an_answer_is_of_the_scene_and_of_the_question():
 
 def test_a_caption_has_its_words_one_after_the_other():
     torch.manual_seed(0)
-    network = Captioner(DigitsEncoder(), words=7, length=3, width=6)
+    network = Captioner(LabelEncoder(), words=7, length=3, width=6)
     digits = torch.tensor([[0, 1, 2, 3], [9, 9, 9, 9]])
     logits = network(digits=digits)
     assert logits.shape == (2, 3, 7)
@@ -42,4 +42,4 @@ def test_an_encoder_says_what_it_gives():
         Captioner(nn.Flatten())
     with pytest.raises(ValueError, match="across=3 does not divide the 8 places"):
         SceneEncoder(across=3)
-    assert DigitsEncoder()(torch.tensor([[1, 0, 0, 0]]))[0, 0, 1] == 1
+    assert LabelEncoder()(torch.tensor([[1, 0, 0, 0]]))[0, 0, 1] == 1

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import torch
 
-from kd_lightning.networks import RowReader
+from kd_lightning.networks import GRUClassifier
 
 
 def test_it_is_the_gated_recurrent_unit_written_out():
     torch.manual_seed(0)
-    network = RowReader(in_features=3, width=4, num_classes=2).double()
+    network = GRUClassifier(in_features=3, width=4, num_classes=2).double()
     rows = torch.randn(5, 6, 3, dtype=torch.float64)
     gates = network.recurrent
     state = torch.zeros(5, 4, dtype=torch.float64)

@@ -4,14 +4,14 @@ import torch
 from torch import nn
 
 from kd_lightning import OfflineDistiller, freeze, tap
-from kd_lightning.networks import ConvNet, InBFloat16
+from kd_lightning.networks import BFloat16Autocast, ConvNet
 from tests import toys
 
 
-def networks() -> tuple[ConvNet, InBFloat16]:
+def networks() -> tuple[ConvNet, BFloat16Autocast]:
     torch.manual_seed(0)
     network = ConvNet(16)
-    return network, InBFloat16(network)
+    return network, BFloat16Autocast(network)
 
 
 def test_logits_are_those_of_float32_but_for_bfloat16s_rounding():
@@ -39,7 +39,7 @@ def test_other_outputs_and_named_inputs_pass_through():
         def forward(self, image):
             return {"logits": image.flatten(1)}
 
-    assert InBFloat16(Answers())(image=torch.zeros(2, 3))["logits"].shape == (2, 3)
+    assert BFloat16Autocast(Answers())(image=torch.zeros(2, 3))["logits"].shape == (2, 3)
 
 
 def test_it_teaches(tmp_path):

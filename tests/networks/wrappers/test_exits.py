@@ -8,20 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning import Classifier, tap
-from kd_lightning.networks import ConvNet, EarlyExit, ExitHead, Exits, StudentConvNet, freeze, load_student
+from kd_lightning.networks import ConvNet, EarlyExit, ExitHead, MultiExitNetwork, StudentConvNet, freeze, load_student
 from kd_lightning.weights.export import export_student
 
 LAYERS = ["conv.1", "conv.3"]
 IMAGES = torch.rand(4, 3, 28, 28, generator=torch.Generator().manual_seed(0))
 
 
-def exits(answer: int | None = None) -> Exits:
+def exits(answer: int | None = None) -> MultiExitNetwork:
     torch.manual_seed(0)
     heads = [ExitHead(8, 8, stride=2, pool=2), ExitHead(8, 8, pool=2)]
-    return Exits(ConvNet(8, batch_norm=True), LAYERS, heads, answer)
+    return MultiExitNetwork(ConvNet(8, batch_norm=True), LAYERS, heads, answer)
 
 
-def by_hand(network: Exits, images: Tensor) -> dict[str, Tensor]:
+def by_hand(network: MultiExitNetwork, images: Tensor) -> dict[str, Tensor]:
     """Every classifier's logits, the layers called one by one."""
     seen, x = {}, images
     for i, layer in enumerate(network.network.conv):
@@ -156,7 +156,7 @@ def copies(network: nn.Module) -> dict[str, nn.Module]:
 
 
 @pytest.mark.parametrize("kind", ["copied", "pickled"])
-@pytest.mark.parametrize("build", [exits, lambda: exits().upto(1)], ids=["Exits", "EarlyExit"])
+@pytest.mark.parametrize("build", [exits, lambda: exits().upto(1)], ids=["MultiExitNetwork", "EarlyExit"])
 def test_a_copy_is_a_network_of_its_own(kind, build):
     network = build().eval()
     truth = network(IMAGES)
@@ -221,7 +221,7 @@ def test_inputs_by_name_and_outputs_that_have_logits():
         def forward(self, *, x: Tensor) -> Output:
             return Output(self.classifier(self.hidden(x)))
 
-    network = Exits(Named(), ["hidden"], [nn.Linear(4, 2)])
+    network = MultiExitNetwork(Named(), ["hidden"], [nn.Linear(4, 2)])
     assert torch.equal(network(x=torch.ones(5, 3)), network.network(x=torch.ones(5, 3)).logits)
 
 
@@ -231,7 +231,7 @@ def test_inputs_by_name_and_outputs_that_have_logits():
 def test_an_unknown_layer_is_refused_with_the_nearest_names():
     remedy = "StudentConvNet has no layer 'conv1' for an exit to stand on; the nearest names are conv.1, "
     with pytest.raises(ValueError, match=remedy):
-        Exits(StudentConvNet(), ["conv1"], [nn.Identity()])
+        MultiExitNetwork(StudentConvNet(), ["conv1"], [nn.Identity()])
     with pytest.raises(ValueError, match=remedy):
         EarlyExit(StudentConvNet(), "conv1", nn.Identity())
 
@@ -239,7 +239,7 @@ def test_an_unknown_layer_is_refused_with_the_nearest_names():
 @pytest.mark.parametrize(("layers", "heads"), [([], 0), (["conv.1"], 2), (["conv.1", "conv.3"], 1)])
 def test_layers_without_heads_are_refused(layers, heads):
     with pytest.raises(ValueError, match=f"{len(layers)} layers and {heads} heads: give each layer a head"):
-        Exits(StudentConvNet(), layers, [nn.Identity() for _ in range(heads)])
+        MultiExitNetwork(StudentConvNet(), layers, [nn.Identity() for _ in range(heads)])
 
 
 @pytest.mark.parametrize("answer", [-1, 2])

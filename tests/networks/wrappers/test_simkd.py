@@ -9,7 +9,7 @@ from kd_lightning import load_student, tap
 from kd_lightning.losses import FeatureMSELoss
 from kd_lightning.networks import ConvNet, is_frozen
 from kd_lightning.networks.wrappers.simkd import SimKD
-from kd_lightning.weights.copying import inherit
+from kd_lightning.weights.copying import copy_layers
 from kd_lightning.weights.export import export_student
 
 IMAGES = torch.rand(6, 3, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -47,7 +47,7 @@ def by_hand(simkd: SimKD, features: Tensor, weight: Tensor, bias: Tensor) -> tup
 
 def test_it_is_the_student_the_bottleneck_and_the_teachers_classifier():
     student, source = ConvNet(8), teacher()
-    simkd = inherit(network(student), source, {"classifier": "classifier"}).double()
+    simkd = copy_layers(network(student), source, {"classifier": "classifier"}).double()
     for norm in (layer for layer in simkd.features.head if isinstance(layer, nn.BatchNorm2d)):
         nn.init.normal_(norm.weight)
         nn.init.normal_(norm.bias)
@@ -77,7 +77,7 @@ def test_a_larger_map_is_averaged_down_to_the_teachers():
 
 def test_the_classifier_is_state_that_never_learns_and_the_students_own_is_gone():
     source = teacher()
-    simkd = inherit(network(), source, {"classifier": "classifier"}).train()
+    simkd = copy_layers(network(), source, {"classifier": "classifier"}).train()
     assert is_frozen(simkd.classifier)
     assert torch.equal(simkd.state_dict()["classifier.weight"], source.classifier.weight)
     assert not any(name.startswith("features.trunk.classifier") for name in simkd.state_dict())
@@ -87,7 +87,7 @@ def test_the_classifier_is_state_that_never_learns_and_the_students_own_is_gone(
 
 
 def test_what_is_exported_needs_no_teacher(tmp_path):
-    simkd = inherit(network(), teacher(), {"classifier": "classifier"}).eval()
+    simkd = copy_layers(network(), teacher(), {"classifier": "classifier"}).eval()
     path = export_student(simkd, tmp_path / "simkd.safetensors")
     again = load_student(path, network=network())
     assert torch.equal(again.eval()(IMAGES), simkd(IMAGES))

@@ -10,7 +10,7 @@ from torch.nn import functional
 from kd_lightning import Term
 from kd_lightning.losses import KDLoss, LeastSquaresAdversarialLoss, TaskLoss
 from kd_lightning.networks import Discriminator
-from kd_lightning.schemes import OnlineAdversarial
+from kd_lightning.schemes import OnlineAdversarialDistiller
 from tests import toys
 from tests.schemes.online.test_mutual import kl, without_dropout
 from tests.schemes.two_player_steps import follows, sgd
@@ -36,9 +36,9 @@ def common() -> dict[str, Term]:
     return {"task": Term(TaskLoss(), weight=0.5, teacher=None), "kd": kd}
 
 
-def learner() -> OnlineAdversarial:
+def learner() -> OnlineAdversarialDistiller:
     student, *peers = networks()
-    return OnlineAdversarial(student, peers, common(), ring(WIDTHS))
+    return OnlineAdversarialDistiller(student, peers, common(), ring(WIDTHS))
 
 
 CASES = {"online_adversarial": lambda: toys.Case(learner())}
@@ -50,7 +50,7 @@ def test_three_steps_are_those_of_a_plain_loop(count, tmp_path):
     adversaries = ring(WIDTHS[:count])
     copies = [copy.deepcopy(term.loss) for term in adversaries]
     student, *peers = copy.deepcopy(built)
-    ours = OnlineAdversarial(student, peers, common(), adversaries, optimizer=sgd, discriminator_optimizer=sgd)
+    ours = OnlineAdversarialDistiller(student, peers, common(), adversaries, optimizer=sgd, discriminator_optimizer=sgd)
 
     def moves(x, y):
         hidden = [network[:5](x) for network in built]
@@ -106,10 +106,10 @@ def test_the_next_network_is_held_fixed():
 def test_what_does_not_fit_is_refused():
     student, *peers = networks()
     with pytest.raises(ValueError, match="peers is empty"):
-        OnlineAdversarial(student, [], common(), ring(WIDTHS)[:1])
+        OnlineAdversarialDistiller(student, [], common(), ring(WIDTHS)[:1])
     with pytest.raises(ValueError, match="2 adversaries for 3 networks: give one for each"):
-        OnlineAdversarial(student, peers, common(), ring(WIDTHS)[:2])
+        OnlineAdversarialDistiller(student, peers, common(), ring(WIDTHS)[:2])
     with pytest.raises(ValueError, match="adversarial_0 is a KDLoss, which has no discriminator"):
-        OnlineAdversarial(student, peers, common(), [Term(KDLoss())] * 3)
+        OnlineAdversarialDistiller(student, peers, common(), [Term(KDLoss())] * 3)
     with pytest.raises(ValueError, match="share parameters"):
-        OnlineAdversarial(student, [student, peers[0]], common(), ring(WIDTHS))
+        OnlineAdversarialDistiller(student, [student, peers[0]], common(), ring(WIDTHS))

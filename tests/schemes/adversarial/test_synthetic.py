@@ -10,7 +10,7 @@ from torch.nn import functional
 from kd_lightning import Term
 from kd_lightning.losses import KDLoss, TaskLoss
 from kd_lightning.networks import ConvDiscriminator, Generator
-from kd_lightning.schemes import SyntheticInputs
+from kd_lightning.schemes import SyntheticInputsDistiller
 from tests import toys
 from tests.schemes.adversarial.test_adversarial_distiller import bce
 from tests.schemes.online.test_mutual import kl, without_dropout
@@ -23,11 +23,11 @@ def networks(classes: int = 10) -> list[nn.Module]:
     return [*pair, Generator(latent=6, width=4, classes=classes), ConvDiscriminator(3, width=4, classes=classes)]
 
 
-def learner(classes: int = 10) -> SyntheticInputs:
-    return SyntheticInputs(*networks(classes), toys.terms())
+def learner(classes: int = 10) -> SyntheticInputsDistiller:
+    return SyntheticInputsDistiller(*networks(classes), toys.terms())
 
 
-def settle(ours: SyntheticInputs) -> None:
+def settle(ours: SyntheticInputsDistiller) -> None:
     def same_for_all(n: int, device: torch.device) -> tuple[torch.Tensor, ...]:
         noise = torch.linspace(-1, 1, ours.generator.latent).expand(n, -1)
         return (noise, torch.full((n,), 3)) if ours.generator.classes else (noise,)
@@ -45,7 +45,7 @@ CASES = {
 def test_three_steps_are_those_of_a_plain_loop(classes, tmp_path):
     built = without_dropout(networks(classes))
     changes = {"optimizer": sgd, "discriminator_optimizer": sgd}
-    ours = SyntheticInputs(*copy.deepcopy(built), toys.terms(), **changes)
+    ours = SyntheticInputsDistiller(*copy.deepcopy(built), toys.terms(), **changes)
     student, teacher, generator, d = built
     teacher.eval().requires_grad_(False)
     numbers = torch.Generator().manual_seed(9)
@@ -100,11 +100,11 @@ def test_a_generator_draws_each_class_and_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="latent=0 must be at least 1"):
         Generator(latent=0)
     with pytest.raises(ValueError, match="no term has a teacher"):
-        SyntheticInputs(*networks(), {"task": Term(TaskLoss(), teacher=None)})
+        SyntheticInputsDistiller(*networks(), {"task": Term(TaskLoss(), teacher=None)})
     network = toys.network()
     with pytest.raises(ValueError, match="share parameters"):
-        SyntheticInputs(network, network, *networks()[2:], {"kd": Term(KDLoss())})
-    small = SyntheticInputs(*networks()[:2], Generator(size=8), ConvDiscriminator(3), toys.terms())
+        SyntheticInputsDistiller(network, network, *networks()[2:], {"kd": Term(KDLoss())})
+    small = SyntheticInputsDistiller(*networks()[:2], Generator(size=8), ConvDiscriminator(3), toys.terms())
     with pytest.raises(ValueError, match=r"\(4, 3, 8, 8\) and real ones \(4, 3, 28, 28\) differ"):
         small.compute_losses((torch.rand(4, 3, 28, 28), torch.arange(4)))
     ours = learner()

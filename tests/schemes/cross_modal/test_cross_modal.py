@@ -21,12 +21,12 @@ from kd_lightning.data import (
 from kd_lightning.losses import FeatureMSELoss, KDLoss, LSPLoss, ModalityGraphLoss, TaskLoss
 from kd_lightning.networks import (
     MLP,
-    Answerer,
     Captioner,
-    DigitsEncoder,
     GraphNetwork,
+    GRUClassifier,
+    LabelEncoder,
     ModalityEnsemble,
-    RowReader,
+    RelationNetwork,
     SceneEncoder,
 )
 from kd_lightning.schemes import Classifier, CrossModalDistiller
@@ -52,7 +52,7 @@ def of_rows() -> CrossModalDistiller:
     torch.manual_seed(1)
     terms = {"kd": Term(KDLoss(temperature=3.0)), "task": Term(TaskLoss(), teacher=None)}
     views = {"teacher": "image", "student": "rows"}
-    return CrossModalDistiller(RowReader(width=6), toys.network(16, seed=2), terms, views)
+    return CrossModalDistiller(GRUClassifier(width=6), toys.network(16, seed=2), terms, views)
 
 
 def graph_data(augmentation: Any = None, train_size: int = 64, **changes: Any) -> KNNGraphDataModule:
@@ -76,7 +76,7 @@ def of_features() -> CrossModalDistiller:
 
 def of_several() -> CrossModalDistiller:
     torch.manual_seed(1)
-    teacher = ModalityEnsemble({"image": toys.network(16, seed=2), "rows": RowReader(width=6)})
+    teacher = ModalityEnsemble({"image": toys.network(16, seed=2), "rows": GRUClassifier(width=6)})
     terms = {"task": Term(TaskLoss(), teacher=None), "graph": Term(ModalityGraphLoss(teachers=2))}
     return CrossModalDistiller(
         toys.network(8, seed=1), teacher, terms, {"teacher": ["image", "rows"], "student": "edges"}
@@ -92,9 +92,9 @@ def questions(**changes: Any) -> ResidentDataModule:
     return scenes(task="vqa", **changes)
 
 
-def of_scenes(network: type[Captioner] | type[Answerer]) -> CrossModalDistiller:
+def of_scenes(network: type[Captioner] | type[RelationNetwork]) -> CrossModalDistiller:
     torch.manual_seed(1)
-    networks = network(SceneEncoder(4), width=6), network(DigitsEncoder(), width=6)
+    networks = network(SceneEncoder(4), width=6), network(LabelEncoder(), width=6)
     return CrossModalDistiller(*networks, {"kd": Term(KDLoss(2.0))}, {"teacher": "told", "student": "seen"})
 
 
@@ -110,7 +110,7 @@ CASES = {
     "cross_modal_features": lambda: toys.Case(of_features(), data=graph_data),
     "cross_modal_several": lambda: toys.Case(of_several(), data=data),
     "cross_modal_captions": lambda: toys.Case(of_scenes(Captioner), data=scenes),
-    "cross_modal_answers": lambda: toys.Case(of_scenes(Answerer), data=questions),
+    "cross_modal_answers": lambda: toys.Case(of_scenes(RelationNetwork), data=questions),
     "classifier_of_a_view": lambda: toys.Case(with_labels(), data=graph_data),
 }
 

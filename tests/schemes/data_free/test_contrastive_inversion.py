@@ -11,7 +11,7 @@ from torch.nn import functional
 from kd_lightning import Term
 from kd_lightning.losses import KDLoss, TaskLoss
 from kd_lightning.networks import Generator
-from kd_lightning.schemes import ContrastiveInversion
+from kd_lightning.schemes import ContrastiveInversionDistiller
 from kd_lightning.schemes.data_free.contrastive_inversion import _cropped, _draw_anew, _moved
 from tests import toys
 from tests.schemes.data_free import test_inversion
@@ -20,16 +20,16 @@ from tests.schemes.data_free.test_data_free import numbers
 FEATURES = ["conv.1", "conv.5"]
 
 
-def learner(**changes: Any) -> ContrastiveInversion:
+def learner(**changes: Any) -> ContrastiveInversionDistiller:
     given = {"bank_size": 24, "round_size": 8, "every": 2, "image_steps": 2, "width": 5} | changes
     terms = {"kd": Term(KDLoss(temperature=3.0)), "task": Term(TaskLoss(), teacher=None, weight=0.1)}
     torch.manual_seed(3)
     generator = given.pop("generator", None) or Generator(latent=6, width=4)
     built = *test_inversion.networks(), terms, {"class": Term(TaskLoss(), student=None, weight=0.5)}, generator
-    return ContrastiveInversion(*built, **{"features": FEATURES} | given)
+    return ContrastiveInversionDistiller(*built, **{"features": FEATURES} | given)
 
 
-def settle(ours: ContrastiveInversion) -> None:
+def settle(ours: ContrastiveInversionDistiller) -> None:
     test_inversion.settle(ours)
     made = ours.synthesise
 

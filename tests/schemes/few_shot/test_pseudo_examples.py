@@ -10,7 +10,7 @@ from torch.nn import functional
 from kd_lightning import Term
 from kd_lightning.losses import KDLoss, TaskLoss
 from kd_lightning.networks import ConvNet
-from kd_lightning.schemes import PseudoExamples
+from kd_lightning.schemes import PseudoExamplesDistiller
 from tests import toys
 from tests.schemes.data_free.test_inversion import networks
 from tests.schemes.online.test_mutual import kl
@@ -21,12 +21,12 @@ def terms() -> dict[str, Term]:
     return {"task": Term(TaskLoss(), teacher=None, weight=0.7), "kd": Term(KDLoss(temperature=2.0), weight=0.4)}
 
 
-def learner(**changes: Any) -> PseudoExamples:
+def learner(**changes: Any) -> PseudoExamplesDistiller:
     given = {"bank_size": 24, "round_size": 8, "every": 2, "image_steps": 2} | changes
-    return PseudoExamples(*networks(), terms(), **given)
+    return PseudoExamplesDistiller(*networks(), terms(), **given)
 
 
-def settle(ours: PseudoExamples) -> None:
+def settle(ours: PseudoExamplesDistiller) -> None:
     """Every process mixes, and moves, images of its own."""
     start = torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(4))
     ours.begin = lambda count: start.expand(count, -1, -1, -1).clone()  # type: ignore
@@ -103,8 +103,8 @@ def test_the_student_finds_the_new_ones_harder(tmp_path):
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="terms must have one of the labels"):
-        PseudoExamples(ConvNet(4), ConvNet(6), {"kd": Term(KDLoss())})
+        PseudoExamplesDistiller(ConvNet(4), ConvNet(6), {"kd": Term(KDLoss())})
     with pytest.raises(ValueError, match="terms must have one of the labels"):
-        PseudoExamples(ConvNet(4), ConvNet(6), {"task": Term(TaskLoss(), teacher=None)})
+        PseudoExamplesDistiller(ConvNet(4), ConvNet(6), {"task": Term(TaskLoss(), teacher=None)})
     with pytest.raises(ValueError, match="every=0 must be at least 1"):
         learner(every=0)

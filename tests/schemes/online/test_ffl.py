@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from kd_lightning import Term, load_student
 from kd_lightning.__main__ import main
-from kd_lightning.callbacks import Ramp, TermWeightSchedule
+from kd_lightning.callbacks import SigmoidRampUp, TermWeightSchedule
 from kd_lightning.losses import KDLoss, TaskLoss
 from kd_lightning.networks.wrappers.fusion import FeatureFusion
 from kd_lightning.schemes.online.ffl import FFL
@@ -37,7 +37,7 @@ def ffl(deploy: str = "student", members: int = 2, kd: float = 1.0) -> FFL:
 
 
 def case(deploy: str = "student") -> toys.Case:
-    return toys.Case(ffl(deploy), [TermWeightSchedule("kd", Ramp(1.0, duration=10))])
+    return toys.Case(ffl(deploy), [TermWeightSchedule("kd", SigmoidRampUp(1.0, duration=10))])
 
 
 CASES = {"ffl": case, "ffl_member": lambda: case("student.members.1")}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning import Term, load_student
-from kd_lightning.callbacks import Ramp, TermWeightSchedule
+from kd_lightning.callbacks import SigmoidRampUp, TermWeightSchedule
 from kd_lightning.losses import KDLoss, TaskLoss
 from kd_lightning.networks import StudentConvNet
 from kd_lightning.schemes.online.one import ONE
@@ -22,7 +22,7 @@ def one(branches: int = 3, kd: float = 1.0) -> ONE:
 
 
 def case() -> toys.Case:
-    return toys.Case(one(), [TermWeightSchedule("kd", Ramp(1.0, duration=10))])
+    return toys.Case(one(), [TermWeightSchedule("kd", SigmoidRampUp(1.0, duration=10))])
 
 
 CASES = {"one": case}

@@ -13,7 +13,7 @@ from torch.nn import functional
 from kd_lightning import OfflineDistiller, Term
 from kd_lightning.callbacks import TeacherFreezing
 from kd_lightning.losses import KDLoss, LogitMSELoss, TaskLoss
-from kd_lightning.networks import freeze, leave_out
+from kd_lightning.networks import exclude_from_state_dict, freeze
 from kd_lightning.schemes import KnowledgeTransferGraph, MutualLearning
 from kd_lightning.schemes.online.transfer_graph import CorrectGate, CutOffGate, Edge, LinearGate, ThroughGate
 from tests import toys
@@ -43,7 +43,7 @@ def every_gate() -> KnowledgeTransferGraph:
         "cut": kd("peers.1", "peers.0", gate=CutOffGate()),
         "through": kd("student", "peers.0", gate=ThroughGate()),
     }
-    return graph([student, peer, leave_out(freeze(teacher))], edges, deploy="best")
+    return graph([student, peer, exclude_from_state_dict(freeze(teacher))], edges, deploy="best")
 
 
 def joint(**changes) -> KnowledgeTransferGraph:
@@ -113,7 +113,7 @@ def test_offline_distillation_is_the_graph_of_one_edge_from_a_frozen_node(tmp_pa
     offline = OfflineDistiller(student, teacher, toys.terms(), optimizer=sgd)
     student, teacher = pair()
     edges = {"task": task("student"), "kd": kd("peers.0", "student", weight=0.5, temperature=3.0)}
-    one_edge = graph([student, leave_out(freeze(teacher))], edges, optimizer=sgd)
+    one_edge = graph([student, exclude_from_state_dict(freeze(teacher))], edges, optimizer=sgd)
     batch = batches().batches[0]
     losses = []
     for learner in (offline, one_edge):
@@ -262,7 +262,7 @@ def test_the_student_learns_while_the_teacher_stays(tmp_path):
 
 def test_the_best_is_one_that_the_checkpoint_holds(tmp_path):
     edges = {"task": task("student"), "peer_task": task("peers.0"), "kd": kd("peers.1", "student")}
-    nodes = [says(3), says(4), leave_out(freeze(says(7)))]
+    nodes = [says(3), says(4), exclude_from_state_dict(freeze(says(7)))]
     learner = graph(nodes, edges, deploy="best", optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
     batch = (torch.rand(8, 3, 28, 28), torch.tensor([7, 7, 7, 7, 7, 4, 4, 3]))
     trainer = toys.trainer(tmp_path, max_epochs=1)

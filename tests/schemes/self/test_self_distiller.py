@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning import Term
-from kd_lightning.callbacks import Steps, TermWeightSchedule
+from kd_lightning.callbacks import PiecewiseConstant, TermWeightSchedule
 from kd_lightning.losses import FeatureMSELoss, KDLoss, SADLoss, TaskLoss
-from kd_lightning.networks import Exits
+from kd_lightning.networks import MultiExitNetwork
 from kd_lightning.schemes import SelfDistiller
 from tests import toys
 
@@ -42,7 +42,7 @@ class Head(nn.Module):
 
 def byot(answer: int | None = None, deploy: str = "student", dropout: float = 0.5, **changes: Term) -> SelfDistiller:
     torch.manual_seed(0)
-    student = Exits(network(dropout), ["1", "2"], [Head(6), Head(8)], answer)
+    student = MultiExitNetwork(network(dropout), ["1", "2"], [Head(6), Head(8)], answer)
     terms = {"task": Term(TaskLoss(), teacher=None, student="network")}
     for i in range(2):
         exit = f"exits.{i}"
@@ -70,7 +70,7 @@ def sad(dropout: float = 0.5) -> SelfDistiller:
 CASES = {
     "byot": lambda: toys.Case(byot(deploy="student.network")),
     "byot, answered by an exit": lambda: toys.Case(byot(answer=0)),
-    "sad": lambda: toys.Case(sad(), [TermWeightSchedule("sad_1", Steps({0: 0.1, 5: 1.0}))]),
+    "sad": lambda: toys.Case(sad(), [TermWeightSchedule("sad_1", PiecewiseConstant({0: 0.1, 5: 1.0}))]),
 }
 
 

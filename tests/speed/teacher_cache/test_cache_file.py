@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kd_lightning.speed.teacher_cache.file import DamagedError, Kind, Writer, read
+from kd_lightning.speed.teacher_cache.file import CorruptFileError, Kind, Writer, read
 
 KEY = "ab" * 32
 TENSORS = {
@@ -65,15 +65,15 @@ def test_every_byte_counts(tmp_path):
     content = path.read_bytes()
     for at in range(len(content)):
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        with pytest.raises(DamagedError, match=r"file\.safetensors is ") as caught:
+        with pytest.raises(CorruptFileError, match=r"file\.safetensors is ") as caught:
             read(path, KEY)
         assert "\n" not in str(caught.value)
     for length in range(0, len(content), 7):
         path.write_bytes(content[:length])
-        with pytest.raises(DamagedError, match="no whole file"):
+        with pytest.raises(CorruptFileError, match="no whole file"):
             read(path, KEY)
     path.write_bytes(content + b"\0")
-    with pytest.raises(DamagedError, match="no whole file"):
+    with pytest.raises(CorruptFileError, match="no whole file"):
         read(path, KEY)
     path.write_bytes(content)
     read(path, KEY)
@@ -81,9 +81,9 @@ def test_every_byte_counts(tmp_path):
 
 def test_a_file_of_another_key_or_none_is_refused(tmp_path):
     path = written(tmp_path)
-    with pytest.raises(DamagedError, match="is not what was written there"):
+    with pytest.raises(CorruptFileError, match="is not what was written there"):
         read(path, "cd" * 32)
-    with pytest.raises(DamagedError, match="no whole file"):
+    with pytest.raises(CorruptFileError, match="no whole file"):
         read(tmp_path / "missing.safetensors", KEY)
 
 
