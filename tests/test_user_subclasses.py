@@ -12,7 +12,7 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
-from kd_lightning.core.learner import is_plain
+from kd_lightning.core.hyperparameters import is_plain
 from tests import toys
 
 REAL_ANNOTATIONS = """

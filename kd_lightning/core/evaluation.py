@@ -11,8 +11,9 @@ from torchmetrics import Metric, MetricCollection
 
 from kd_lightning.core.batch import target_of
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.label_kinds import infer_kind, prepare, update
 from kd_lightning.core.loss import LabelKind, loss_trait
-from kd_lightning.core.metrics import DEFAULTS, Metrics, Mode, default_monitor, direction, infer_kind, prepare, update
+from kd_lightning.core.metrics import DEFAULTS, Metrics, Mode, default_monitor, direction
 from kd_lightning.core.terms import Term
 
 Stage = Literal["val", "test"]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -17,13 +15,13 @@ from torchmetrics import MetricCollection
 
 from kd_lightning.core.activations import Activations, differentiable, logits, logits_of, run, tap
 from kd_lightning.core.batch import Batch, InputKeys, accepted_inputs, check_inputs, split_batch, split_by_keys
-from kd_lightning.core.errors import UsageError
 from kd_lightning.core.evaluation import Evaluation, Stage, loader_names
 from kd_lightning.core.freezing import freeze, is_frozen
-from kd_lightning.core.lightning_internals import INSTANTIATOR, attached_trainer
+from kd_lightning.core.hyperparameters import save_plain_hyperparameters
+from kd_lightning.core.lightning_internals import attached_trainer
 from kd_lightning.core.loss import loss_trait
 from kd_lightning.core.progress import completed_batches, should_log
-from kd_lightning.core.terms import Term, Terms, finetunes
+from kd_lightning.core.terms import Term, Terms, check_is_finite, finetunes
 
 OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
 LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
@@ -65,7 +63,7 @@ class Learner(LightningModule, ABC):
         metrics: MetricCollection | None = None,
     ) -> None:
         super().__init__()
-        self._save_plain_hyperparameters()
+        save_plain_hyperparameters(self, Learner)
         self.student = student
         self.terms = Terms(terms)
         self.build_optimizer = optimizer
@@ -153,12 +151,7 @@ class Learner(LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """Build one optimizer over everything that learns, and its scheduler."""
-        for name, term in self.terms.all().items():
-            if loss_trait(term.loss, "is_adversarial"):
-                raise UsageError(
-                    f"term {name!r} has a discriminator, which {type(self).__name__} would train to help the student: "
-                    "use AdversarialDistiller"
-                )
+        self.terms.check_not_adversarial(type(self).__name__)
         optimizer = self.build_optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
         if self.build_lr_scheduler is None:
             return optimizer
@@ -223,12 +216,7 @@ class Learner(LightningModule, ABC):
         return 0 if trainer is None else completed_batches(trainer)
 
     def _log_training(self, losses: dict[str, Tensor], total: Tensor) -> None:
-        if not torch.isfinite(total):
-            found = ", ".join(f"{name}={loss.item():g}" for name, loss in losses.items())
-            raise UsageError(
-                f"the training loss is not finite at step {self.trainer.global_step} ({found}): "
-                "look for non-finite inputs, a learning rate that is too high, or a temperature far below 1"
-            )
+        check_is_finite(losses, total, self.trainer.global_step)
         self.log_dict(self.terms.log_values(losses))
         self.log("train/loss", total, prog_bar=True)
 
@@ -245,35 +233,3 @@ class Learner(LightningModule, ABC):
         shown = {name: value for name, value in values.items() if name.count("/") == 1}
         self.log_dict({name: value for name, value in values.items() if name not in shown}, sync_dist=True)
         self.log_dict(shown, prog_bar=True, sync_dist=True)
-
-    def _save_plain_hyperparameters(self) -> None:
-        """Save the constructor arguments that are plain values, so that checkpoints load without pickled code.
-
-        From the command line Lightning supplies the parsed configuration, plain and complete, and marks it with
-        ``_instantiator``. In Python it collects the arguments themselves; networks, losses and functions are excluded
-        *before* Lightning deep-copies them. A value decides by its type, never by its annotation, so that a subclass in
-        any module works.
-        """
-        frame = inspect.currentframe()
-        assert frame is not None
-        ignored: dict[str, None] = {}
-        for arguments in collect_init_args(frame, [], classes=(Learner,)):  # of this class and of each below it
-            ignored |= {name: None for name, value in arguments.items() if not is_plain(value)}
-        self.save_hyperparameters(ignore=[*ignored], logger=False)
-        if INSTANTIATOR in self.hparams:
-            self.save_hyperparameters(logger=False)
-
-
-def is_plain(value: object) -> bool:
-    """True for None, numbers, text, and lists, tuples and dicts of them: values that any checkpoint can hold.
-
-    Example:
-        >>> is_plain({"layers": ["conv.1", "conv.3"], "width": 8}), is_plain(torch.nn.ReLU())
-        (True, False)
-    """
-    if isinstance(value, dict):
-        items = cast("dict[object, object]", value).items()
-        return all(is_plain(key) and is_plain(item) for key, item in items)
-    if isinstance(value, list | tuple):
-        return type(value) in (list, tuple) and all(map(is_plain, cast("list[object]", value)))
-    return value is None or type(value) in (bool, int, float, str)

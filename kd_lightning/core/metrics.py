@@ -1,17 +1,15 @@
-"""The measures of a network's outputs against labels of every kind: torchmetrics objects, and what they are given."""
+"""Metrics of evaluation: torchmetrics classes and the default collection of each kind of label."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal, cast
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError, Metric, MetricCollection
 
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.flatten import flatten_positions
+from kd_lightning.core.label_kinds import class_indices
 from kd_lightning.core.loss import LabelKind
 
 Mode = Literal["min", "max"]
@@ -21,6 +19,7 @@ class Accuracy(MeanMetric):
     """Share of rows whose largest logit is that of the label, or of the most probable class of a soft label.
 
     Example:
+        >>> import torch
         >>> accuracy = Accuracy()
         >>> accuracy.update(torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.tensor([1, 1]))
         >>> accuracy.compute()
@@ -35,13 +34,14 @@ class Accuracy(MeanMetric):
 
     def update(self, preds: Tensor, target: Tensor) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Add rows: logits (M, C), and class indices (M,) or probabilities (M, C)."""
-        super().update((preds.argmax(dim=1) == _indices(target)).float())
+        super().update((preds.argmax(dim=1) == class_indices(target)).float())
 
 
 class NegativeLogLikelihood(MeanMetric):
     """Cross-entropy of logits and labels in nats, averaged over rows: ``torch.nn.functional.cross_entropy`` of all.
 
     Example:
+        >>> import torch
         >>> nll = NegativeLogLikelihood()
         >>> nll.update(torch.zeros(2, 10), torch.tensor([0, 3]))
         >>> nll.compute()
@@ -63,6 +63,7 @@ class LabelAccuracy(MeanMetric):
     """Share of labels that are told right of classes that can hold together: a logit above 0 says that one holds.
 
     Example:
+        >>> import torch
         >>> accuracy = LabelAccuracy()
         >>> accuracy.update(torch.tensor([[2.0, -1.0, 3.0]]), torch.tensor([[1, 1, 1]]))
         >>> accuracy.compute()
@@ -84,6 +85,7 @@ class BinaryNegativeLogLikelihood(MeanMetric):
     """Binary cross-entropy of logits and labels in nats, averaged over all labels.
 
     Example:
+        >>> import torch
         >>> nll = BinaryNegativeLogLikelihood()
         >>> nll.update(torch.zeros(2, 3), torch.ones(2, 3))
         >>> nll.compute()
@@ -171,87 +173,3 @@ def regression_metrics() -> Metrics:
 
 
 DEFAULTS = {"classes": classification_metrics, "multilabel": multilabel_metrics, "values": regression_metrics}
-
-
-def infer_kind(logits: Tensor, target: Tensor) -> LabelKind:
-    """Tell what labels are where nothing declares it: class indices, or the real values of a network of one output.
-
-    Raises:
-        UsageError: They may be more than one thing.
-    """
-    integers = not (target.is_floating_point() or target.dtype == torch.bool)
-    classes = logits.shape[1] if logits.dim() in (2, 4) else logits.shape[-1]
-    if integers and target.dim() == logits.dim() - 1 and classes > 1:
-        return "classes"
-    one_output = logits.dim() <= 2 and logits.numel() == target.numel()
-    if one_output and target.is_floating_point() and logits.numel() == len(logits) and _has_real_values(target):
-        return "values"
-    raise UsageError(
-        f"labels are {target.dtype} {tuple(target.shape)} beside logits {tuple(logits.shape)}, and nothing declares "
-        "what they are: give the scheme metrics=classification_metrics(), multilabel_metrics() or regression_metrics() "
-        "of kd_lightning.core.metrics, or a task loss that declares its label_kind"
-    )
-
-
-def prepare(kind: LabelKind, logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor] | None:
-    """Bring logits and labels to what metrics take; None where every label is ignored.
-
-    Args:
-        kind: What the labels are.
-        logits: Of a network, (N, C), (N, L, C) or (N, C, H, W); of real values any shape.
-        target: Class indices or probabilities; labels of zeros and ones; or real values.
-        ignore_index: Class index that does not count.
-
-    Raises:
-        UsageError: Shapes do not fit each other.
-    """
-    logits = logits.double() if logits.dtype == torch.float64 else logits.float()
-    if kind != "classes":
-        if logits.dim() == target.dim() + 1 and logits.shape[-1] == 1:
-            logits = logits.squeeze(-1)
-        if target.dim() == logits.dim() + 1 and target.shape[-1] == 1:
-            target = target.squeeze(-1)
-        if logits.shape != target.shape:
-            raise UsageError(
-                f"outputs {tuple(logits.shape)} and labels {tuple(target.shape)} ({kind}) differ in shape: give each "
-                "output one label"
-            )
-        return logits, target
-    positions = logits.shape[:1] + logits.shape[2:] if logits.dim() in (2, 4) else logits.shape[:-1]
-    per_position = target.shape == positions
-    if logits.dim() not in (2, 3, 4) or not (per_position or target.shape == logits.shape):
-        raise UsageError(
-            f"logits {tuple(logits.shape)} and labels {tuple(target.shape)} of classes do not fit: labels are class "
-            "indices, one a position, or probabilities or one-hot rows of the logits' shape"
-        )
-    if not per_position:
-        target = target.to(logits.dtype)  # one-hot rows of whole numbers are probabilities
-    elif not target.is_floating_point():
-        target = target.long()
-        if (target == ignore_index).all():
-            return None
-    rows = flatten_positions(logits, None, target, ignore_index)
-    labels = cast("Tensor", rows.target)
-    if not per_position or logits.dim() > 2:
-        return rows.student, labels
-    kept = labels != ignore_index
-    return (rows.student, labels) if bool(kept.all()) else (rows.student[kept], labels[kept])
-
-
-def update(metrics: MetricCollection, kind: LabelKind, logits: Tensor, target: Tensor) -> None:
-    """Add prepared rows to every metric, as each takes them."""
-    for metric in cast("Mapping[str, Metric]", metrics).values():
-        if kind == "multilabel":
-            metric.update(logits if getattr(metric, "takes_logits", False) else logits.sigmoid(), target)
-        elif kind == "classes" and not getattr(metric, "takes_probabilities", False):
-            metric.update(logits, _indices(target))
-        else:
-            metric.update(logits, target)
-
-
-def _indices(target: Tensor) -> Tensor:
-    return target.argmax(dim=1) if target.dim() > 1 else target
-
-
-def _has_real_values(target: Tensor) -> bool:
-    return bool(((target != 0) & (target != 1)).any())

@@ -10,11 +10,11 @@ from torchmetrics import MeanSquaredError, MetricCollection
 from torchmetrics.classification import MulticlassCalibrationError, MulticlassF1Score, MultilabelAveragePrecision
 
 from kd_lightning import Classifier, OfflineDistiller, Term, UsageError
+from kd_lightning.core.label_kinds import infer_kind
 from kd_lightning.core.metrics import (
     Accuracy,
     Metrics,
     classification_metrics,
-    infer_kind,
     multilabel_metrics,
     regression_metrics,
 )

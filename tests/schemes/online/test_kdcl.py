@@ -158,7 +158,7 @@ def test_general_has_the_same_weights_on_two_processes_that_share_unevenly(monke
     for ensemble, mine in zip(ranks, (slice(0, 13), slice(13, 40)), strict=True):
         ensemble.observe(logits[:, mine].float(), target[mine])
     gathered = torch.stack([ensemble.correlation.clone() for ensemble in ranks])
-    monkeypatch.setattr(kdcl_module, "gather", lambda local: gathered)
+    monkeypatch.setattr(kdcl_module, "all_gather_with_grad", lambda local: gathered)
     for ensemble in ranks:
         ensemble.update()
         assert ensemble.weights.tolist() == pytest.approx(least_error(errors_of(logits, target)).tolist(), rel=1e-3)
