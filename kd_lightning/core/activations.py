@@ -1,4 +1,4 @@
-"""Recorded activations: the one way in which anything here reads what the layers of a network compute."""
+"""Activations of named layers: the only place that registers forward hooks on networks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from kd_lightning.core.errors import UsageError
 from kd_lightning.core.lookup import choose, network_names
 
 Activations = dict[str, Tensor]
-"""What layers computed, by their names."""
+"""Outputs of layers, by layer name."""
 LOGITS = ("logits",)
 
 
 @contextmanager
 def record_activations(network: nn.Module, layers: Iterable[str] = LOGITS) -> Generator[Activations]:
-    """Record what the layers of a network compute while the context is open; the hooks are removed afterwards.
+    """Record the outputs of named layers while the context is open; the hooks are removed afterwards.
 
     A layer is the dotted name of a submodule, as in ``network.named_modules()``, or of a parameter or a buffer, whose
     value is recorded. Two names are special: ``"logits"`` is the network's own output, a tensor or the ``.logits`` of
@@ -109,7 +109,7 @@ class Call(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     versions: list[int]
-    """How often each tensor among them had been written into, where torch counts that."""
+    """Version counters of the tensors among them, where torch keeps these."""
 
     def was_overwritten(self) -> bool:
         """Tell whether an argument was written into since the call."""
@@ -146,10 +146,10 @@ def _versions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
 
 
 def differentiable(inputs: Any) -> Any:
-    """Return the input as a tensor that requires a gradient, for losses that take derivatives by it.
+    """Return the input as a tensor that requires a gradient, for losses that differentiate by it.
 
     Raises:
-        UsageError: It is no floating-point tensor.
+        UsageError: It is not a floating-point tensor.
     """
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         found = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
@@ -177,14 +177,14 @@ def logits(network: nn.Module, inputs: Any) -> Tensor:
     """Run a network and return its logits.
 
     Raises:
-        UsageError: It gave no tensor, nor an object or a mapping with logits.
+        UsageError: It returned neither a tensor nor an object or mapping with logits.
     """
     output = logits_of(run(network, inputs))
     return output if isinstance(output, Tensor) else _single("logits", [output])
 
 
 def _single(layer: str, outputs: list[object]) -> Tensor:
-    """The one output of a layer, a tensor."""
+    """Return the only recorded output of a layer, a tensor."""
     what = "the network" if layer == "logits" else f"layer {layer!r}"
     if not outputs:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""A batch, told apart: what loaders give becomes the inputs of the networks and the labels."""
+"""Batches: the inputs of both networks and the labels, split from whatever a loader yields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kd_lightning.core.errors import UsageError
 from kd_lightning.core.lookup import choose
 
 LABELS = ("target", "label", "labels")
-"""The names that the label of a batch may have; as ``"target"`` it is known under each of them."""
+"""The names that the label of a batch may have; as ``"target"`` a term finds it under each of them."""
 NEVER_INPUTS = (*LABELS, "index")
 INPUT = "input."
 """Goes before a name in a term's target or mask that is an input of the network."""
@@ -27,18 +27,18 @@ class Batch(NamedTuple):
     student: Any
     """The student's input: a tensor, or a mapping of keyword arguments."""
     teacher: Any
-    """The teacher's input: the same object unless the teacher sees another view."""
+    """The teacher's input: the same object unless the teacher takes another input of the batch."""
     labels: dict[str, Tensor]
     """``"target"``, ``"index"`` and names that terms address; empty when unlabelled."""
 
 
 def split_batch(batch: Any, label_names: Iterable[str] = (), inputs_too: Iterable[str] = ()) -> Batch:
-    """Split a batch into inputs and labels: the one place that knows what loaders give.
+    """Split a batch into inputs and labels: the only place that depends on the form of batches.
 
-    A tensor is an unlabelled input; ``(x,)``, ``(x, target)`` and ``(x, target, index)`` are what they look like. In a
+    A tensor is an unlabelled input; tuples and lists are ``(x,)``, ``(x, target)`` or ``(x, target, index)``. In a
     mapping, ``target``, ``label``, ``labels``, ``index`` and `label_names` are labels; the rest is the input, passed by
-    name, or alone when it is a single tensor. The first of ``target``, ``label`` and ``labels`` that is there is known
-    as ``target`` as well.
+    name, or alone when it is a single tensor. The first of ``target``, ``label`` and ``labels`` that it holds is also
+    available as ``target``.
 
     Args:
         batch: A tensor, a tuple or list of at most three, or a mapping.

@@ -1,4 +1,4 @@
-"""Hooks that come and go, seen by compiled networks: torch's setting for it, applied to the calls that need it."""
+"""Compiled networks under temporary hooks: torch's hook guards, switched on for the calls that need them only."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import nn
 
 
 class HookGuardedCall:
-    """A compiled call whose graphs are guarded against hooks that come and go.
+    """A compiled call whose graphs are recompiled when hooks are added or removed.
 
     Torch leaves these guards out by default, so that a graph that was compiled without a hook ignores one that is added
-    later. Switching them on for the process would slow down every compiled module of the user's; here they hold for the
-    networks that are recorded from alone.
+    later. Switching them on for the process would slow down every compiled module of the user; here they apply
+    only to networks whose activations are recorded.
     """
 
     def __init__(self, call: Callable[..., Any]) -> None:
@@ -30,8 +30,8 @@ class HookGuardedCall:
 
 
 def hook_guards() -> AbstractContextManager[Any]:
-    """Guard the graphs that are compiled in this context against hooks that come and go."""
-    import torch._dynamo  # here, for the import takes seconds and only compiled networks need it
+    """Switch hook guards on for graphs that are compiled in this context."""
+    import torch._dynamo  # imported here: it takes seconds, and only compiled networks need it
 
     return torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
 
@@ -44,9 +44,9 @@ def anything_compiled() -> bool:
 
 
 def guard_compiled(network: nn.Module, layer: str) -> None:
-    """Let all later calls of the compiled modules between a network and one of its layers take notice of hooks.
+    """Make the compiled modules between a network and one of its layers respect hooks in all later calls.
 
-    Graphs that were compiled before are dropped, once, for they may ignore the hooks.
+    Graphs that were compiled before are dropped once, because they may ignore the hooks.
     """
     module = network
     for name in ["", *layer.split(".")]:

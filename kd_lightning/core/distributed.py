@@ -1,4 +1,4 @@
-"""The few collective calls, in one place."""
+"""Collective operations between processes; in a single process each returns its input."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch.distributed.nn.functional import all_gather
 
 
 def is_distributed() -> bool:
-    """True inside a run of more than one process."""
+    """Tell whether the run has more than one process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def all_gather_with_grad(local: Tensor) -> Tensor:
-    """The rows of all ranks in rank order, with gradients back to each; `local` itself in a single process.
+    """Gather the rows of all ranks in rank order, with gradients back to each rank.
 
-    Every rank must hold the same number of rows. Each rank computes the same loss of the global batch; the backward of
-    the gathering sums what all ranks send back and DDP divides by their number, so that the gradient is that of one
-    process with the whole batch.
+    Every rank must hold the same number of rows. Each rank computes the same loss of the global batch: the backward
+    pass sums the gradients of all ranks and DDP divides by their number, which gives the gradient of one process with
+    the whole batch.
 
     Args:
         local: This rank's rows, (n, ...).
@@ -36,16 +36,16 @@ def all_gather_with_grad(local: Tensor) -> Tensor:
 
 
 def all_reduce_sum(local: Tensor) -> Tensor:
-    """The sum of all ranks' tensors, without gradients; `local` itself in a single process."""
+    """Sum the tensors of all ranks in place, without gradients, and return the sum."""
     if is_distributed():
         dist.all_reduce(local)
     return local
 
 
 def rank_weight(rows: int) -> float:
-    """How many rows this rank has for each that a rank has on average: 1 in a single process.
+    """Divide the number of rows on this rank by the average number per rank: 1 in a single process.
 
-    A mean over a rank's rows times its share, averaged over the ranks as DDP averages gradients, is the mean over all.
+    Each rank's mean times this weight, averaged over ranks as DDP averages gradients, is the mean over all rows.
     """
     if not is_distributed():
         return 1.0

@@ -20,7 +20,7 @@ Stage = Literal["val", "test"]
 
 
 class Evaluation:
-    """Metrics of every network on every loader, and what is logged of them.
+    """Metrics of every evaluated network on every loader, and the names under which they are logged.
 
     ``val/acc`` is the inference network's over all loaders; ``val/acc/<network>`` another one's where several are
     evaluated; ``val/acc/<loader>`` that of one loader where there are several, ``val/acc/<network>/<loader>`` of both.
@@ -56,7 +56,7 @@ class Evaluation:
         return self.metrics.mode if isinstance(self.metrics, Metrics) else direction(self._collection(), self.monitor)
 
     def start(self, stage: Stage, networks: Sequence[str], loaders: Sequence[str], device: torch.device) -> None:
-        """Forget what a stage had counted, and expect these networks and loaders."""
+        """Reset the metrics of a stage for these networks and loaders."""
         self._loaders = list(loaders) if len(loaders) > 1 else []
         self._running = {key: value for key, value in self._running.items() if key[0] != stage}
         self._expected = [(network, loader) for network in networks for loader in (None, *self._loaders)]
@@ -85,7 +85,7 @@ class Evaluation:
             update(self._running[stage, network, name], self.kind, *rows)
 
     def compute(self, stage: Stage, inference_network: str) -> dict[str, Any]:
-        """Compute everything that was counted in a stage, by the names under which it is logged."""
+        """Compute all metrics of a stage, by the names under which they are logged."""
         networks = list(dict.fromkeys(network for at, network, _ in self._running if at == stage))
         values: dict[str, Any] = {}
         for (at, network, loader), collection in self._running.items():

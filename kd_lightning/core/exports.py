@@ -7,7 +7,7 @@ from typing import Any
 
 
 def public_names(namespace: dict[str, Any]) -> list[str]:
-    """List what a package's ``__init__`` imports for its users, so that ``__all__`` need not be written a second time.
+    """List the public names that a package's ``__init__`` imports, which are its ``__all__``.
 
     Args:
         namespace: The package's ``globals()``.

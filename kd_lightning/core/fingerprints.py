@@ -1,4 +1,4 @@
-"""Fingerprints of a network's inputs: one number a row, exact, cheap, and independent of the memory layout."""
+"""Fingerprints of a network's inputs: one integer a row, exact, cheap, and independent of the memory layout."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _IMMUTABLE = "_kd_immutable"  # on a tensor: its rows' indices, and how often th
 
 
 def fingerprints(inputs: Any) -> Tensor:
-    r"""A number for each row of a network's input, which is another one when any bit of the row is.
+    r"""Compute an integer for each row of a network's input, which differs when any bit of the row differs.
 
     With the bits of a row read as 32-bit integers :math:`b_i` and odd pseudo-random numbers :math:`w_i`, which depend
     on the name, the dtype, the shape and the place, it is
 
     .. math:: \sum_i w_i \, b_i \mod 2^{64}
 
-    All is integer arithmetic, so that a row has one number on every device, in every batch and memory layout. An
+    Integer arithmetic gives a row the same number on every device, in every batch and memory layout. An
     expanded dimension is read once, under the sum of its weights. Of two rows that differ in one place the numbers
     always differ; of two that differ otherwise, in all but one of 2^32 choices of the weights. It finds accidents, not
     forgeries.
@@ -37,7 +37,7 @@ def fingerprints(inputs: Any) -> Tensor:
         int64 (N,), on the device of the inputs.
 
     Raises:
-        UsageError: There is something in the inputs that is no tensor with rows, or they have unlike numbers of rows.
+        UsageError: An input is not a tensor with rows, or the inputs differ in their numbers of rows.
 
     Example:
         >>> image = torch.zeros(1, 1, 2, 2)

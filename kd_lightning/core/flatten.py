@@ -1,4 +1,4 @@
-"""Tokens and pixels as rows: the one place that knows them, so that no loss and no metric does."""
+"""Tokens and pixels as rows: losses and metrics receive (M, C) and need no code for either."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def flatten_positions(
 ) -> Positions:
     """Make rows of tokens (N, L, C) or pixels (N, C, H, W), without the positions that are ignored or masked out.
 
-    Logits or features (N, C) remain as they are unless there is a mask: there a label of `ignore_index` means an image
-    without a label, about which a teacher has something to say.
+    Logits or features (N, C) are returned unchanged unless there is a mask: `ignore_index` then marks an unlabeled
+    image, which the teacher's outputs still supervise.
 
     Args:
         student: (N, C), (N, L, C) or (N, C, H, W).
@@ -84,7 +84,7 @@ def _at(labels: Tensor | None, counts: Tensor) -> Tensor | None:
 
 
 def _flat(logits: Tensor, pixels: bool, stacked: bool = False) -> Tensor:
-    """Classes, and the teachers before them, moved behind the positions, and these made one dimension."""
+    """Move classes, and stacked teachers before them, behind the positions, and flatten the positions."""
     behind = 2 if stacked else 1
     if pixels:  # (N, [K,] C, H, W) -> (N, H, W, [K,] C)
         logits = logits.movedim(tuple(range(1, 1 + behind)), tuple(range(-behind, 0)))

@@ -1,7 +1,7 @@
-"""A teacher that stays as it is: frozen whatever anyone calls, and left out of every file.
+"""Frozen networks: in eval and without gradients whatever is called on them, and excluded from state dicts.
 
-Both promises are kept by hooks on the network itself, so neither the module that holds it nor the name that it has
-there matters. What the hooks need travels with the network: a pickled or deep-copied teacher is frozen and left out.
+Hooks on the network itself keep both promises, independent of the module that holds it and of its name there. Pickled
+and deep-copied networks keep their hooks.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch.utils.hooks import RemovableHandle
 from kd_lightning.core.errors import UsageError
 
 _FROZEN = "_kd_frozen"  # on a frozen network: its hook's handle and the names of the parameters that could learn before
-_LEFT_OUT = "_kd_left_out"  # on a network that is left out: the handles of its two hooks
+_LEFT_OUT = "_kd_left_out"  # on an excluded network: the handles of its two hooks
 _REFUSED = ("train", "requires_grad_", "apply")  # the calls that could change a network, by being made on its parent
 
 
 def freeze(network: nn.Module) -> nn.Module:
-    """Fix a network: no parameter learns, every layer is in eval, and both stay so whatever anyone calls.
+    """Freeze a network: no parameter requires a gradient and every layer stays in eval, whatever is called later.
 
     On the network and its layers ``train()``, ``requires_grad_()`` and ``apply()`` do nothing and return the module,
-    so a parent's ``train()`` or ``apply(initialise)`` passes it by. What sets the attributes one by one
-    (``LightningModule.unfreeze``, ``BackboneFinetuning``) is undone at the latest by the network's next forward call,
-    which costs 4 microseconds for ten layers. Freezing again repairs at once and changes nothing else. There is no
-    ``no_grad``: nothing that learns means no graph, and inputs that need a gradient still get one.
+    so a parent's ``train()`` or ``apply(initialise)`` does not reach them. Attributes that are set one by one
+    (``LightningModule.unfreeze``, ``BackboneFinetuning``) are reset by the network's next forward call, a check of 4
+    microseconds for ten layers, or by freezing again. There is no ``no_grad``: without trainable parameters torch
+    builds no graph, and inputs that require a gradient still get one.
 
     Args:
         network: The network to fix, in place.
@@ -45,17 +45,17 @@ def freeze(network: nn.Module) -> nn.Module:
         trainable = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         vars(network)[_FROZEN] = (network.register_forward_pre_hook(_fix), trainable)
     for module in network.modules():
-        # A partial, for unlike a bound method it can be pickled, and its copy belongs to the network's copy.
+        # A partial: unlike a bound method it can be pickled, and its copy belongs to the network's copy.
         vars(module).update({name: partial(_unchanged, module) for name in _REFUSED})
     _fix(network)
     return network
 
 
 def unfreeze(network: nn.Module) -> nn.Module:
-    """Undo ``freeze``: what could learn before can learn again, and the network is in training mode.
+    """Undo ``freeze``: the same parameters require gradients as before, and the network is in training mode.
 
     Args:
-        network: A frozen network; one that is not frozen is returned as it is.
+        network: A frozen network; any other is returned unchanged.
 
     Returns:
         The same network.
@@ -80,7 +80,7 @@ def unfreeze(network: nn.Module) -> nn.Module:
 
 
 def is_frozen(network: nn.Module) -> bool:
-    """Whether ``freeze`` holds this very network (a layer of a frozen network answers no).
+    """Tell whether ``freeze`` was called on this very network: False for a layer of a frozen network.
 
     Example:
         >>> is_frozen(freeze(nn.Linear(4, 2))), is_frozen(nn.Linear(4, 2))
@@ -92,12 +92,12 @@ def is_frozen(network: nn.Module) -> bool:
 def exclude_from_state_dict(network: nn.Module) -> nn.Module:
     """Keep a network out of every state dict that it is part of, while loading stays strict for everything else.
 
-    It remains a registered submodule: device moves, dtypes and the first broadcast of DDP reach it. A state dict that
-    has none of its keys leaves it as it is; one that has some must have them all. Asked by itself, with no prefix, the
-    network gives and loads its own state: that is how a teacher is saved on purpose.
+    It remains a registered submodule: device moves, dtypes and the first broadcast of DDP reach it. Loading a state
+    dict without its keys leaves it unchanged; one that has some of them must have them all. The network's own
+    ``state_dict()`` and ``load_state_dict()`` work as usual: that is how a teacher is saved on purpose.
 
     Args:
-        network: The network to leave out, changed in place.
+        network: The network to exclude, changed in place.
 
     Returns:
         The same network.
@@ -118,10 +118,10 @@ def exclude_from_state_dict(network: nn.Module) -> nn.Module:
 
 
 def include_in_state_dict(network: nn.Module) -> nn.Module:
-    """Undo ``exclude_from_state_dict``: the network is state again, as a teacher that learns must be.
+    """Undo ``exclude_from_state_dict``, as for a teacher that is trained too.
 
     Args:
-        network: A network that is left out; any other is returned as it is.
+        network: An excluded network; any other is returned unchanged.
 
     Returns:
         The same network.
@@ -137,7 +137,7 @@ def include_in_state_dict(network: nn.Module) -> nn.Module:
 
 
 def is_excluded_from_state_dict(network: nn.Module) -> bool:
-    """Whether ``exclude_from_state_dict`` holds this very network.
+    """Tell whether ``exclude_from_state_dict`` was called on this very network.
 
     Example:
         >>> is_excluded_from_state_dict(exclude_from_state_dict(nn.Linear(4, 2)))
@@ -151,13 +151,13 @@ def _unchanged(module: nn.Module, *_: Any, **__: Any) -> nn.Module:
 
 
 def _fix(module: nn.Module, _inputs: Any = None) -> None:
-    # The tables themselves, for `parameters()` and `modules()` take six times as long, and this runs at every call.
+    # Private tables: `parameters()` and `modules()` take six times as long, and this runs at every forward call.
     if module.training:
         module.training = False
     for parameter in module._parameters.values():  # pyright: ignore[reportPrivateUsage]
         if parameter is not None and parameter.requires_grad:
             parameter.requires_grad_(False)
-            parameter.grad = None  # an optimizer that holds the parameter would step once more on what is left here
+            parameter.grad = None  # an optimizer that holds the parameter would apply a remaining gradient once more
     for child in module._modules.values():  # pyright: ignore[reportPrivateUsage]
         if child is not None:
             _fix(child)
@@ -175,6 +175,10 @@ def _fill_in(network: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any)
 
 
 def check_no_shared_parameters(student: nn.Module, teacher: nn.Module) -> None:
-    """A ValueError if the two share parameters, which freezing the teacher would take from the student."""
+    """Check that two networks share no parameters: freezing the teacher would freeze the student's.
+
+    Raises:
+        UsageError: They share some.
+    """
     if set(student.parameters()) & set(teacher.parameters()):
         raise UsageError("teacher and student share parameters, and freezing one would freeze both: copy one of them")

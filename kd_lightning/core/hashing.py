@@ -1,4 +1,4 @@
-"""What identifies a network: a hash of its weights."""
+"""Hashes of weights, which identify networks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torch.distributed.tensor import DTensor
 def weights_hash(network: nn.Module) -> str:
     """SHA-256 over the names, dtypes, shapes and bytes of a network's parameters and buffers.
 
-    The device, the memory layout and the order of registration do not matter; nor does what is left out of state
-    dicts or frozen: every parameter and buffer counts, those that are not saved as well. Of sharded parameters each
-    rank hashes its own shards, and all ranks get the hash of these hashes: all of them must call it then.
+    Device, memory layout and order of registration do not matter. Every parameter and buffer counts, whether frozen,
+    saved, or excluded from state dicts. Of sharded parameters each rank hashes its own shards, and all ranks return
+    the hash of these hashes: then all of them must call this.
 
     Example:
         >>> before = weights_hash(layer := nn.Linear(2, 1))
@@ -43,7 +43,7 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         if isinstance(tensor, DTensor):
             tensor, sharded = cast("DTensor", tensor.detach()).to_local(), True
-        # Bytes through uint8, for numpy has no bfloat16; flat first, for a scalar has no last dimension to reinterpret.
+        # Bytes through uint8: numpy has no bfloat16; flattened first: a scalar has no last dimension to reinterpret.
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return _of_all_ranks(total.hexdigest()) if sharded else total.hexdigest()
 

@@ -15,10 +15,10 @@ from kd_lightning.core.loss import LabelKind
 
 
 def infer_kind(logits: Tensor, target: Tensor) -> LabelKind:
-    """Tell what labels are where nothing declares it: class indices, or the real values of a network of one output.
+    """Infer the kind of labels where nothing declares it: class indices, or real values of a network of one output.
 
     Raises:
-        UsageError: They may be more than one thing.
+        UsageError: They may be of more than one kind.
     """
     integers = not (target.is_floating_point() or target.dtype == torch.bool)
     classes = logits.shape[1] if logits.dim() in (2, 4) else logits.shape[-1]
@@ -38,7 +38,7 @@ def prepare(kind: LabelKind, logits: Tensor, target: Tensor, ignore_index: int) 
     """Bring logits and labels to what metrics take; None where every label is ignored.
 
     Args:
-        kind: What the labels are.
+        kind: The kind of the labels.
         logits: Of a network, (N, C), (N, L, C) or (N, C, H, W); of real values any shape.
         target: Class indices or probabilities; labels of zeros and ones; or real values.
         ignore_index: Class index that does not count.

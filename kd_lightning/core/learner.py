@@ -28,7 +28,7 @@ LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
 
 
 class Learner(LightningModule, ABC):
-    """A student and the terms that it learns by; a scheme defines in `compute_losses` who teaches it.
+    """A student and the terms that train it; a scheme defines the losses in `compute_losses`.
 
     Every term is logged by name and unweighted as ``train/<name>``, their weighted sum as ``train/loss`` and each
     temperature as ``temperature/<name>``, at the steps that the loggers keep. Evaluation logs the metrics of the
@@ -36,12 +36,12 @@ class Learner(LightningModule, ABC):
     and negative log-likelihood in nats (``nll``), for the kind of label that the task loss declares.
 
     Args:
-        student: The network that learns and that is used afterwards. It returns logits, or an object that has
+        student: The network to train. It returns logits, or an object that has
             ``.logits``.
         terms: The losses by name, each with its addresses and weight.
-        optimizer: Builds the optimizer from the parameters that learn.
+        optimizer: Builds the optimizer from the trainable parameters.
         lr_scheduler: Builds a learning-rate scheduler from the optimizer.
-        lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
+        lr_interval: The scheduler is stepped at each optimizer step or at each epoch.
         metrics: Any torchmetrics collection to evaluate by, such as `kd_lightning.core.metrics.Metrics`.
 
     Raises:
@@ -74,7 +74,7 @@ class Learner(LightningModule, ABC):
         self.differentiates_input = any(loss_trait(term.loss, "differentiates_input") for term in terms.values())
         self._inputs_too: list[str] | None = None
 
-    # ---- what a scheme defines
+    # ---- to override
 
     @abstractmethod
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
@@ -97,7 +97,7 @@ class Learner(LightningModule, ABC):
         """Return the scheme's own metrics; None for the default ones of the kind of label."""
         return None
 
-    # ---- what a scheme is built from
+    # ---- building blocks of compute_losses
 
     @property
     def monitor(self) -> str:
@@ -106,7 +106,7 @@ class Learner(LightningModule, ABC):
 
     @property
     def mode(self) -> Literal["min", "max"]:
-        """Which values of `monitor` are better."""
+        """The direction of `monitor` that is better."""
         return self.evaluation.mode
 
     def split_batch(self, batch: Any) -> Batch:
@@ -132,14 +132,14 @@ class Learner(LightningModule, ABC):
     def term_losses(
         self, student: Activations, teacher: Activations | None, labels: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Compute every term's unweighted loss, of the same activations."""
+        """Compute the unweighted loss of every term from the same activations."""
         return self.terms.losses(student, teacher, labels)
 
     def weighted_sum(self, losses: dict[str, Tensor]) -> Tensor:
         """Sum losses under the weights of their terms."""
         return self.terms.weighted_sum(losses)
 
-    # ---- what Lightning calls
+    # ---- hooks of Lightning
 
     def setup(self, stage: str) -> None:
         """Freeze frozen networks again, after every callback's setup, and find an example input for the summary."""
@@ -150,7 +150,7 @@ class Learner(LightningModule, ABC):
             self.example_input_array = getattr(getattr(self.trainer, "datamodule", None), "example_input_array", None)
 
     def configure_optimizers(self) -> Any:
-        """Build one optimizer over everything that learns, and its scheduler."""
+        """Build one optimizer of all trainable parameters, and its scheduler."""
         self.terms.check_not_adversarial(type(self).__name__)
         optimizer = self.build_optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
         if self.build_lr_scheduler is None:
@@ -177,19 +177,19 @@ class Learner(LightningModule, ABC):
         return run(self.inference_network(), inputs)
 
     def on_validation_start(self) -> None:
-        """Begin to count for ``val/<metric>``."""
+        """Reset the validation metrics."""
         self._start_evaluation("val", self.trainer.val_dataloaders)
 
     def on_test_start(self) -> None:
-        """Begin to count for ``test/<metric>``."""
+        """Reset the test metrics."""
         self._start_evaluation("test", self.trainer.test_dataloaders)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count a batch for ``val/<metric>``."""
+        """Add a batch to the validation metrics."""
         self._evaluate(batch, "val", dataloader_idx)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count a batch for ``test/<metric>``."""
+        """Add a batch to the test metrics."""
         self._evaluate(batch, "test", dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
@@ -208,10 +208,10 @@ class Learner(LightningModule, ABC):
         """Return the logits of the inference network."""
         return logits_of(self(self.split_batch(batch).student))
 
-    # ---- inside
+    # ---- private
 
     def _batches_done(self) -> int:
-        """As `kd_lightning.core.progress.completed_batches`; 0 outside a run."""
+        """Return `kd_lightning.core.progress.completed_batches`; 0 outside a run."""
         trainer = attached_trainer(self)
         return 0 if trainer is None else completed_batches(trainer)
 

@@ -46,7 +46,7 @@ def find_network(module: nn.Module, name: str, purpose: str) -> nn.Module:
     Args:
         module: The module.
         name: The network's name; an empty one is the module itself.
-        purpose: What it is wanted for, as in "to compile", for the message.
+        purpose: The purpose for the message, as in "to compile".
 
     Raises:
         UsageError: There is none of that name (the nearest names are given).

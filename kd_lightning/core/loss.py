@@ -1,4 +1,4 @@
-"""The base class of all losses: what a loss declares about itself."""
+"""DistillationLoss: the base class of all losses, with the traits that a loss declares."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LabelKind = Literal["classes", "multilabel", "values"]
 
 
 class DistillationLoss(nn.Module):
-    """A loss that a `Term` calls as ``loss(student, teacher, target)``, with what it declares about itself.
+    """A loss that a `Term` calls as ``loss(student, teacher, target)``, with the traits that the term reads.
 
     Any ``nn.Module`` with that signature can stand in a term. This class spells out the attributes that are read, each
     with the default that holds for a module without it. Set them on the class, or before a term is built.
@@ -37,7 +37,7 @@ class DistillationLoss(nn.Module):
     takes_maps: bool = False
     """It compares maps (N, C, H, W), which therefore never become rows."""
     is_adversarial: bool = False
-    """It has a discriminator with a move of its own."""
+    """It has a discriminator that a scheme trains with a separate optimizer."""
     label_kind: LabelKind | None = None
     """The kind of label that it takes as its target; a task loss declares it, and metrics follow it."""
 

@@ -60,7 +60,7 @@ class NegativeLogLikelihood(MeanMetric):
 
 
 class LabelAccuracy(MeanMetric):
-    """Share of labels that are told right of classes that can hold together: a logit above 0 says that one holds.
+    """Share of correct decisions about labels that can hold together: a logit above 0 predicts that a label holds.
 
     Example:
         >>> import torch
@@ -104,10 +104,10 @@ class BinaryNegativeLogLikelihood(MeanMetric):
 
 
 class Metrics(MetricCollection):
-    """A ``MetricCollection`` that says what its labels are and which metric chooses the best checkpoint.
+    """A ``MetricCollection`` that declares the kind of its labels and which metric chooses the best checkpoint.
 
-    Of classes, the metrics get logits (M, C) and class indices (M,), tokens and pixels as rows and without ignored
-    ones; of several labels, probabilities (N, L) and labels (N, L); of real values, both as they are.
+    For classes the metrics receive logits (M, C) and class indices (M,), with tokens and pixels as rows and without
+    ignored ones; for several labels, probabilities (N, L) and labels (N, L); for real values, outputs and labels.
 
     Args:
         metrics: The metrics by name; each is logged as ``val/<name>`` and ``test/<name>``.
@@ -153,7 +153,9 @@ def direction(metrics: MetricCollection, name: str) -> Mode:
         raise UsageError(f"monitor={name!r} is none of the metrics {', '.join(map(str, metrics))}: name one of them")
     better = metrics[name].higher_is_better
     if better is None:
-        raise UsageError(f"monitor={name!r}: {type(metrics[name]).__name__} does not say what is better: set mode")
+        raise UsageError(
+            f"monitor={name!r}: {type(metrics[name]).__name__} does not declare higher_is_better: set mode"
+        )
     return "max" if better else "min"
 
 

@@ -1,4 +1,4 @@
-"""A frozen teacher outside every module tree, and by hand what a tree would have done for it."""
+"""TeacherHolder: a frozen teacher outside every module tree, moved and saved explicitly."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TeacherHolder:
 
     Args:
         network: The teacher; it is frozen.
-        name: What it is called in messages.
+        name: Its name in messages.
 
     Example:
         >>> holder = TeacherHolder(nn.Linear(4, 2))
@@ -101,18 +101,18 @@ class TeacherHolder:
         """
         if self.hash is not None and (found := weights_hash(self.network)) != self.hash:
             raise UsageError(
-                f"the {self.name} was to stay as it is and has changed (sha256 {self.hash[:12]} before, {found[:12]} "
+                f"the {self.name} is frozen and its weights have changed (sha256 {self.hash[:12]} before, {found[:12]} "
                 "now): look for code that writes to its parameters or buffers"
             )
 
     def describe(self) -> str:
-        """Say in one line what is held: class, size, and that it is frozen."""
+        """Describe the teacher in one line: class, size, and that it is frozen."""
         count = sum(parameter.numel() for parameter in self.network.parameters())
         return f"{self.name}: {type(self.network).__name__}, {count:,} parameters, frozen, outside the module"
 
 
 def register_teacher(module: nn.Module, network: nn.Module) -> None:
-    """Make a network a member of the module that holds it outside its tree; any other module has it already."""
+    """Register a teacher as a submodule of the module that holds it outside its tree; no other module needs it."""
     register = getattr(module, "register_teacher", None)
     if register is not None and getattr(module, "teacher", None) is network:
         register()
@@ -123,7 +123,7 @@ def load_held(
 ) -> None:
     """Load a held teacher from a state dict that has a complete set of its keys, and take them out of it.
 
-    A state dict without any of them leaves it as it is; an incomplete set is added to the missing and unexpected keys.
+    A state dict without any of them leaves it unchanged; an incomplete set is added to the missing and unexpected keys.
     """
     given = {key.removeprefix(prefix): state.pop(key) for key in [key for key in state if key.startswith(prefix)]}
     if not given:

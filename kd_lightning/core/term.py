@@ -24,7 +24,7 @@ Side = Literal["student", "teacher"]
 
 
 class Term(nn.Module):
-    """A loss with addresses and a weight: what is compared, where it is found, and how much it counts.
+    """A loss with addresses and a weight: the layers and labels that it compares, and its coefficient.
 
     A term returns its loss *unweighted*; the sum over terms multiplies by `weight`, which a callback may change. A loss
     that compares samples (``loss.compares_samples``) gets the batch of all ranks. Logits of tokens (N, L, C) or pixels
@@ -87,7 +87,7 @@ class Term(nn.Module):
     ) -> Tensor:
         """Return the loss, unweighted, of the addressed activations and labels; or `measure` of the same.
 
-        Of a term of weight 0 it has the loss's value, and a gradient of zero that is not computed by the loss.
+        A term of weight 0 returns the loss's value with a gradient of zero, without differentiating the loss.
         """
         if not self.weight and measure is None and torch.is_grad_enabled():
             with torch.no_grad():
@@ -126,7 +126,7 @@ class Term(nn.Module):
         return value if compares_samples else value * rank_weight(len(rows.student))
 
     def idle(self, student: Activations, value: Tensor) -> Tensor:
-        """Return a value whose gradient is zero in all that the loss would have sent one to.
+        """Return a value with a zero gradient for every tensor that the loss could have a gradient for.
 
         Every process then finds a gradient for every parameter, whatever the loss is.
         """

@@ -18,7 +18,7 @@ from kd_lightning.core.zero_gradient import zero_of
 
 
 class Terms(nn.ModuleDict):
-    """The terms of a scheme by name: which layers they need, their losses, and the weighted sum.
+    """The terms of a scheme by name: the layers that they need, their losses, and the weighted sum.
 
     A loss of weight 0 is not part of the sum; at steps without logging it is not computed either.
 
@@ -57,7 +57,7 @@ class Terms(nn.ModuleDict):
 
     def all(self) -> dict[str, Term]:
         """The terms by name, as a plain dict."""
-        terms: Any = self._modules  # here and below, for `items` and `cast` would be calls of every step
+        terms: Any = self._modules  # here and below: `items` and `cast` would be two more calls in every step
         return terms
 
     def layers(self, side: Side) -> list[str]:
@@ -141,7 +141,7 @@ class Terms(nn.ModuleDict):
                 )
 
     def log_values(self, losses: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return what is logged of a step: ``train/<term>`` of each loss, and ``temperature/<term>``."""
+        """Return the values to log for a step: ``train/<term>`` of each loss, and ``temperature/<term>``."""
         values: dict[str, Any] = {f"train/{name}": loss.detach() for name, loss in losses.items()}
         for name, term in self.all().items():
             if hasattr(term.loss, "temperature"):

@@ -1,7 +1,7 @@
-"""Facts that callbacks and schemes declare about themselves, so that no callback has to know another one's class.
+"""Traits that callbacks and schemes declare, so that no callback has to know another one's class.
 
 A trait is a class attribute, or a property where the answer depends on the arguments. Callbacks of other libraries
-declare nothing and get the defaults below; a callback or scheme of yours is treated as ours are as soon as it sets one.
+declare nothing and get the defaults below; yours are treated like those of this package as soon as they set one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class CallbackTraits:
     changes_step: bool = False
     """Changes the training step itself, e.g. a temperature: a step recorded as a CUDA graph would not follow."""
     idle_when_frozen: bool = False
-    """Its hooks around a training step do nothing in this fit, because the network it holds is frozen throughout."""
+    """Its hooks around a training step do nothing in this fit, because its network is frozen throughout."""
 
 
 class SchemeTraits:

@@ -210,7 +210,7 @@ def test_what_is_monitored_can_be_chosen_and_what_is_no_metric_is_refused():
     class Undecided(Accuracy):
         higher_is_better = None
 
-    with pytest.raises(UsageError, match="Undecided does not say what is better: set mode"):
+    with pytest.raises(UsageError, match="Undecided does not declare higher_is_better: set mode"):
         Metrics({"u": Undecided()})
     assert Metrics({"u": Undecided()}, mode="min").mode == "min"
 

@@ -98,7 +98,7 @@ class WritesToTheTeacher(Callback):
 
 
 def test_what_changes_the_teacher_all_the_same_is_found_at_the_end_of_the_fit(tmp_path):
-    with pytest.raises(UsageError, match="the network 'teacher' was to stay as it is and has changed"):
+    with pytest.raises(UsageError, match="the network 'teacher' is frozen and its weights have changed"):
         toys.trainer(tmp_path, WritesToTheTeacher(), max_epochs=1).fit(distiller(), toys.data())
 
 
