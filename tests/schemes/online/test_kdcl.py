@@ -13,7 +13,14 @@ from torch.nn import functional
 
 from kd_lightning import Term
 from kd_lightning.losses import TaskLoss
-from kd_lightning.schemes import KDCL, GeneralEnsemble, LinearEnsemble, MinLogitEnsemble, NaiveEnsemble
+from kd_lightning.schemes import (
+    KDCL,
+    GeneralEnsemble,
+    LinearEnsemble,
+    LogitEnsemble,
+    MinLogitEnsemble,
+    NaiveEnsemble,
+)
 from kd_lightning.schemes.online import ensembles
 from tests import toys
 from tests.schemes.online.test_mutual import (
@@ -272,6 +279,33 @@ def test_each_validation_but_the_sanity_check_updates_the_weights(tmp_path):
         assert found == pytest.approx(expected, rel=1e-2, abs=1e-3)
     assert torch.equal(learner.state_dict()["combine.weights"], learner.combine.weights)
     assert "combine.correlation" not in learner.state_dict()
+
+
+class Mean(LogitEnsemble):
+    """A user's ensemble, which counts the validation images."""
+
+    learns_from_validation = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[int] = [0]
+
+    def forward(self, logits, target):
+        return logits.mean(0)
+
+    def observe(self, logits, target):
+        assert logits.shape[:2] == (3, len(target))
+        self.counts[-1] += len(target)
+
+    def update(self):
+        self.counts.append(0)
+
+
+def test_an_ensemble_of_a_user_learns_from_validation(tmp_path):
+    mean = Mean()
+    toys.trainer(tmp_path, max_epochs=2).fit(kdcl(mean), batches(), batches(2))
+    images = sum(len(y) for _, y in batches(2).batches)
+    assert mean.counts == [images, images, 0]
 
 
 def test_invalid_ensembles_labels_and_terms_raise():

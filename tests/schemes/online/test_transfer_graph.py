@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from kd_lightning import OfflineDistiller, Term
 from kd_lightning.callbacks import TeacherFreezing
-from kd_lightning.losses import KDLoss, LogitMSELoss, TaskLoss
+from kd_lightning.losses import FeatureMSELoss, KDLoss, LogitMSELoss, TaskLoss
 from kd_lightning.networks import exclude_from_state_dict, freeze
 from kd_lightning.schemes import (
     CorrectGate,
@@ -217,6 +217,37 @@ def test_the_linear_gate_counts_optimizer_steps_under_accumulation_and_after_a_r
     parts = fit(ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1))
     assert parts == [min(batch // 2 / 8, 1.0) for batch in range(6 * 4)]
     assert fit(ckpt_path=tmp_path / "step=3.ckpt") == parts[6:]
+
+
+class Counted(ThroughGate):
+    """A user's gate that depends on the step and needs logits."""
+
+    depends_on_step = True
+    selects_samples = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+
+    def set_step(self, step):
+        self.steps.append(step)
+
+    def forward(self, term, target, source, labels):
+        assert "logits" in source
+        return super().forward(term, target, source, labels)
+
+
+def test_a_gate_of_a_user_declares_what_it_needs(tmp_path):
+    gate = Counted()
+    hint = Term(FeatureMSELoss(), student="1", teacher="1")
+    edges = {"task": task("student"), "peer_task": task("peers.0"), "hint": Edge("student", hint, "peers.0", gate)}
+    learner = graph([toys.network(seed=1), toys.network(seed=2)], edges)
+    assert not learner.steps_are_alike
+    toys.trainer(tmp_path, max_steps=3).fit(learner, toys.data())
+    assert gate.steps == [0, 1, 2]
+    hint.loss.compares_samples = True
+    with pytest.raises(ValueError, match="and a Counted selects some of them"):
+        graph([toys.network(seed=1), toys.network(seed=2)], edges)
 
 
 # ---- teachers that learn beside their student
