@@ -42,7 +42,7 @@ class ExactResume(Callback):
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the seed."""
+        """Return the seed of the run."""
         return {"seed": self._seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -46,11 +46,11 @@ class Constant(Schedule):
     value: float
 
     def __call__(self, t: int) -> float:
-        """Return the value."""
+        """Return the value at any t."""
         return self.value
 
     def extremes(self) -> Collection[float]:
-        """Return the value."""
+        """Return the only value."""
         return (self.value,)
 
 
@@ -76,7 +76,7 @@ class Transition(Schedule, ABC):
         super().__post_init__()
 
     def extremes(self) -> Collection[float]:
-        """Return both ends."""
+        """Return the values at both ends."""
         return (self.start, self.end)
 
 
@@ -179,7 +179,7 @@ class PiecewiseConstant(Schedule):
         return self.values[max(boundary for boundary in self.values if boundary <= t)]
 
     def extremes(self) -> Collection[float]:
-        """Return all values."""
+        """Return the values of all intervals."""
         return self.values.values()
 
 

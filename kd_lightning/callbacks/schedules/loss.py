@@ -40,7 +40,7 @@ class LossSchedule(ScheduledCallback):
         self._losses: list[nn.Module] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the losses."""
+        """Find the losses that have the number."""
         losses = [module for term in find_terms(pl_module, self.term)[self.term] for module in term.loss.modules()]
         self._losses = [loss for loss in losses if self.attribute in _numbers(loss)]
         if not self._losses:

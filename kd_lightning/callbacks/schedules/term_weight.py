@@ -40,6 +40,6 @@ class TermWeightSchedule(ScheduledCallback):
         self._terms = find_terms(pl_module, self.term)[self.term]
 
     def apply(self, value: float) -> None:
-        """Set the weight."""
+        """Set the weight of these terms."""
         for term in self._terms:
             term.weight = value

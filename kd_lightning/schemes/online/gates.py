@@ -40,7 +40,7 @@ class ThroughGate(EdgeGate):
     """Passes the whole loss."""
 
     def forward(self, term: Term, target: Activations, source: Activations | None, labels: dict[str, Tensor]) -> Tensor:
-        """Compute the loss."""
+        """Compute the whole loss, a scalar."""
         return term(target, source, labels)
 
 
@@ -72,7 +72,7 @@ class LinearGate(EdgeGate):
         self.step = 0  # k, which the trainer counts: not part of the state dict
 
     def set_step(self, step: int) -> None:
-        """Set k."""
+        """Set k, the number of the optimizer step."""
         self.step = step
 
     def forward(self, term: Term, target: Activations, source: Activations | None, labels: dict[str, Tensor]) -> Tensor:
