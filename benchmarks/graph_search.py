@@ -23,8 +23,15 @@ from kd_lightning import Term, load_teacher
 from kd_lightning.data import MNISTDataModule
 from kd_lightning.losses import KDLoss, TaskLoss
 from kd_lightning.networks import StudentConvNet, TeacherConvNet
-from kd_lightning.schemes import KnowledgeTransferGraph
-from kd_lightning.schemes.online.transfer_graph import CorrectGate, CutOffGate, Edge, Gate, LinearGate, ThroughGate
+from kd_lightning.schemes import (
+    CorrectGate,
+    CutOffGate,
+    Edge,
+    EdgeGate,
+    KnowledgeTransferGraph,
+    LinearGate,
+    ThroughGate,
+)
 
 STEPS = 990
 GATES = {
@@ -58,7 +65,7 @@ def draw(count: int, seed: int) -> list[dict[str, str]]:
     return found
 
 
-def edge(name: str, gate: Gate) -> Edge:
+def edge(name: str, gate: EdgeGate) -> Edge:
     target, source, temperature = EDGES[name]
     term = Term(TaskLoss(), teacher=None) if source is None else Term(KDLoss(temperature))
     return Edge(target, term, source, gate)

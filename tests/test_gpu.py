@@ -72,7 +72,7 @@ class Graphs(Callback):
 def test_a_graph_is_moved_to_the_gpu_once_and_given_back(tmp_path):
     graphs = Graphs()
     data = KNNGraphDataModule(Digits(), nodes="all", num_labeled=64, batch_size=16, val_size=32)
-    fit(tmp_path, Classifier(GraphNetwork(64, [6]), view="graph"), graphs, data=data)
+    fit(tmp_path, Classifier(GraphNetwork(64, [6]), input_key="graph"), graphs, data=data)
     assert len(graphs.seen) == 16
     assert all(part.is_cuda for part in graphs.seen)
     assert len({part.data_ptr() for part in graphs.seen}) == 2

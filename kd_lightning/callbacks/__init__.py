@@ -1,10 +1,11 @@
-"""When does it change? One callback, one effect."""
+"""Callbacks: distillation for any module, schedules, evolving teachers, exact resumes, loggers and speed."""
 
 from kd_lightning.callbacks.distillation import Distillation as Distillation
 from kd_lightning.callbacks.loggers.activation_statistics import ActivationStatistics as ActivationStatistics
 from kd_lightning.callbacks.loggers.attention_maps import AttentionMapsLogger as AttentionMapsLogger
 from kd_lightning.callbacks.loggers.synthetic_images import SyntheticImagesLogger as SyntheticImagesLogger
 from kd_lightning.callbacks.resume import ExactResume as ExactResume
+from kd_lightning.callbacks.schedules.base import ScheduledCallback as ScheduledCallback
 from kd_lightning.callbacks.schedules.functions import (
     Constant as Constant,
     Cosine as Cosine,

@@ -1,4 +1,4 @@
-"""Distillation for a LightningModule that knows nothing of it."""
+"""Distillation as a callback, for any LightningModule without changes to its code."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from kd_lightning.callbacks.patching import replace_method, restore_methods
+from kd_lightning.callbacks.user_module import (
+    NoLossError,
+    add_to_optimizer,
+    check_calls,
+    check_student,
+    labels_of,
+    loss_of,
+    optimizers_in,
+    weight_averages,
+)
 from kd_lightning.core.activations import Activations, Call, record_activations, record_calls
-from kd_lightning.core.batch import split_batch
 from kd_lightning.core.compiled_calls import anything_compiled, hook_guards
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.freezing import exclude_from_state_dict
 from kd_lightning.core.lightning_internals import active_results, average_model
-from kd_lightning.core.lookup import find_network
 from kd_lightning.core.loss import loss_trait
 from kd_lightning.core.progress import should_log
 from kd_lightning.core.teacher_holder import TeacherHolder
@@ -29,31 +35,35 @@ from kd_lightning.core.traits import is_changed
 
 
 class Distillation(Callback):
-    r"""Adds distillation to anyone's LightningModule for the length of a fit; their code is untouched.
+    r"""Add distillation to any LightningModule for the length of a fit, without changes to its code.
 
-    To the loss that their ``training_step`` returns, a tensor or a dict's ``loss``, comes what the terms find:
+    The terms are added to the loss that the module's ``training_step`` returns, a tensor or a dict's ``loss``:
 
-    .. math:: L = L_\text{theirs} + \sum_k w_k \, L_k(\text{student}, \text{teacher}, \text{labels})
+    .. math:: L = L_\text{module} + \sum_k w_k \, L_k(\text{student}, \text{teacher}, \text{labels})
 
-    The student is watched where their step calls it, and the teacher is called with the same arguments, so that both
-    see one augmentation. What losses learn (connectors) joins the first parameter group of their optimizer, and is
-    saved as the callback's state: their class loads their checkpoints without us. The teacher is no part of their
-    module: it is in none of its parameters, averages and files.
+    **Student and teacher.** The student's activations are recorded where the module's own step calls it, and the
+    teacher is called with the same arguments, so that both get the same augmentation. The teacher is frozen and held
+    outside the module: it is in none of the module's parameters, averages and files. After the fit, and after an
+    exception, module and teacher are restored.
 
-    Each term is logged by name and unweighted as ``train/<name>``, each temperature as ``temperature/<name>``, at the
-    steps that the loggers keep; their own loss, as they log it. Labels are ``target`` and ``index`` where a batch is
-    ``(x, target, index)``, and what they are called where it is a mapping: a term on torchgeo's batches says
-    ``target="label"``.
+    **Parameters of losses** (connectors) join the first parameter group of the module's optimizer, and are saved as the
+    callback's state: the module's class loads its checkpoints without this package.
+
+    **Logging.** Each term is logged unweighted as ``train/<name>`` and each temperature as ``temperature/<name>``, at
+    the steps that the loggers keep; the module's own loss is logged by the module alone.
+
+    **Labels** are ``target`` and ``index`` of a batch ``(x, target, index)``, and have their own names in a mapping: a
+    term on torchgeo's batches has ``target="label"``.
 
     Args:
-        student: Dotted name, in their module, of the network that gives the logits; ``""`` is the module itself.
-        teacher: The network that teaches; it is frozen, and called as the student is.
+        student: Dotted name, in the module, of the network that returns the logits; ``""`` is the module itself.
+        teacher: The network that teaches; it is frozen, and called with the student's arguments.
         terms: The losses by name, each with its addresses and weight.
 
     Raises:
         UsageError: At the start of a fit: there is no such student (the nearest names are given), it shares parameters
-            with the teacher, or their module has no single loss to add to. In a step: a loss is not finite, or they
-            log something else under its name.
+            with the teacher, or the module has no single loss to add to. In a step: a loss is not finite, or the module
+            logs something else under its name.
         UsageError: In a step: the student ran never, or more than once, or its input was overwritten. At a resume:
             the teacher is not the one that the run was started with.
 
@@ -75,12 +85,12 @@ class Distillation(Callback):
             ):
                 if loss_trait(term.loss, trait):
                     raise UsageError(
-                        f"term {name!r}: {type(term.loss).__name__} needs more of a step than the drop-in has: "
-                        f"learn by {scheme}"
+                        f"term {name!r}: {type(term.loss).__name__} needs a training step that Distillation does not "
+                        f"have: use {scheme}"
                     )
         exclude_from_state_dict(self.terms)
-        self._name: str | None = None  # of the terms, in their module
-        self._expected: str | None = None  # the hash of the teacher of the run that is resumed
+        self._name: str | None = None  # the name of the terms in the module
+        self._expected: str | None = None  # the hash of the resumed run's teacher
         self._has_logged = False
         self._compiles = True
 
@@ -91,22 +101,22 @@ class Distillation(Callback):
 
     @property
     def state_key(self) -> str:
-        """One state a student, so that several can learn."""
+        """Key of the state, one for each student, so that a module can have several."""
         return self._generate_state_key(student=self.student)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the teacher's hash, and what the losses have learned."""
+        """Return the teacher's hash and the parameters of the losses."""
         return {"teacher": self.held.hash, "terms": dict(self.terms.state_dict())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Expect the teacher with which the run was started, and load what the losses had learned."""
+        """Load the parameters of the losses, and keep the hash of the teacher with which the run was started."""
         self._expected = state_dict["teacher"]
         self.terms.load_state_dict(state_dict["terms"])
 
-    # ---- what Lightning calls
+    # ---- Lightning hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Register the terms in their module, for devices, processes and schedules, and replace two methods."""
+        """Register the terms in the module, for devices, processes and schedules, and replace two of its methods."""
         if stage != "fit":
             return
         self.held.hold()
@@ -118,62 +128,65 @@ class Distillation(Callback):
         pl_module.add_module(self._name, self.terms)
         replace_method(pl_module, "training_step", partial(self._training_step, trainer, pl_module))
         replace_method(pl_module, "configure_optimizers", partial(self._configure_optimizers, trainer, pl_module))
-        for average in _averages(trainer):  # pairs its copy's tensors with the module's by their place
+        # Set up again, as it pairs the tensors of its copy with those of the module by their order.
+        for average in weight_averages(trainer):
             average.setup(trainer, pl_module, stage)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prove that nothing has changed the teacher, unless a callback is there to do so."""
-        if not self._teacher_moves(trainer):
+        """Check that the teacher has not changed, unless a callback declares that it changes it."""
+        if not self._teacher_changes(trainer):
             self.held.prove()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave their module, and the teacher, as they were."""
+        """Restore the module and the teacher."""
         if self._name is None:
             return
-        copies = [average_model(average) for average in _averages(trainer)]
+        copies = [average_model(average) for average in weight_averages(trainer)]
         for module in (pl_module, *(copy.module for copy in copies if copy is not None)):
             restore_methods(module, "training_step", "configure_optimizers")
             module._modules.pop(self._name, None)  # pyright: ignore[reportPrivateUsage]
         self._name = None
-        self.held.release().cpu()  # where Lightning leaves the module, too
+        self.held.release().cpu()  # where Lightning leaves the module as well
         self.terms.cpu()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave them so when the fit fails, too."""
+        """Restore the module and the teacher when the fit fails."""
         self.teardown(trainer, pl_module, "fit")
 
     # ---- the replaced methods
 
-    def _configure_optimizers(self, trainer: Trainer, module: LightningModule, theirs: Callable[[], Any]) -> Any:
-        """Their optimizers, and in them what the terms learn. The module is complete here, and on its device."""
+    def _configure_optimizers(self, trainer: Trainer, module: LightningModule, original: Callable[[], Any]) -> Any:
+        """Add the terms' parameters to the module's optimizer; the module is complete here, and on its device."""
         name = cast("str", self._name)
-        del module._modules[name]  # pyright: ignore[reportPrivateUsage]  # so that their `self.parameters()` are theirs
-        configured = theirs()
-        self._check_student(module)
+        # Without the terms, so that `self.parameters()` in the original method are the module's own.
+        del module._modules[name]  # pyright: ignore[reportPrivateUsage]
+        configured = original()
+        check_student(module, self.student, self.teacher)
         module.add_module(name, self.terms)
         self._prepare_teacher(trainer, module)
-        self._join(module, _optimizers(configured))
+        add_to_optimizer(module, optimizers_in(configured), self.terms)
         return configured
 
     def _training_step(
-        self, trainer: Trainer, module: LightningModule, theirs: Callable[..., Any], *args: Any, **kwargs: Any
+        self, trainer: Trainer, module: LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """Their step's output, with the terms added to its loss."""
+        """Return the output of the original step, with the terms added to its loss."""
         logged = should_log(trainer)
         vars(self.terms)["skip_unweighted"] = not logged
         student = module.get_submodule(self.student)
-        labels = self._labels(args[0] if args else None)  # before their step, which may take them out of the batch
+        labels = labels_of(args[0] if args else None, self.terms.labels())  # first, as the step may take them out
+        output: Any = None
         try:
-            with record_activations(student, self.terms.layers("student")) as seen, record_calls(student) as calls:
-                # a step, or a function in it, may be compiled around the student
+            with record_activations(student, self.terms.layers("student")) as recorded, record_calls(student) as calls:
+                # The guards are for a step, or a function in it, that is compiled around the student.
                 with hook_guards() if self._compiles else nullcontext():
-                    output = theirs(*args, **kwargs)
-                loss = _loss_of(output)
-                self._check_calls(module, calls)
-        except _NoLossError as nothing:
-            return nothing.args[0]
+                    output = original(*args, **kwargs)
+                loss = loss_of(output)
+                check_calls(module, self.student, calls)
+        except NoLossError:  # which leaves the recording before it checks that every layer has run
+            return output
         self._compiles = self._compiles and anything_compiled()
-        losses = self.terms.losses(seen, self._targets(calls[0]), labels)
+        losses = self.terms.losses(recorded, self._teacher_activations(calls[0]), labels)
         if logged:
             self._log(trainer, module, losses)
         total = loss + self.terms.weighted_sum(losses)
@@ -181,8 +194,8 @@ class Distillation(Callback):
 
     # ---- inside
 
-    def _targets(self, call: Call) -> Activations:
-        """The teacher's activations, of a call with the student's arguments."""
+    def _teacher_activations(self, call: Call) -> Activations:
+        """Return the teacher's activations for the arguments of a call of the student."""
         layers = self.terms.layers("teacher")
         if not layers:
             return {}
@@ -190,38 +203,7 @@ class Distillation(Callback):
             self.teacher(*call.args, **call.kwargs)
         return {layer: activation.detach() for layer, activation in activations.items()}
 
-    def _labels(self, batch: Any) -> dict[str, Tensor]:
-        if not isinstance(batch, Mapping) and not (isinstance(batch, tuple | list) and 1 <= len(batch) <= 3):
-            return {}  # not a form that is known: there may be no loss that needs a label
-        labels = cast("dict[str, Any]", split_batch(batch, self.terms.labels()).labels)
-        return {name: value for name, value in labels.items() if isinstance(value, Tensor)}
-
-    def _check_student(self, module: LightningModule) -> None:
-        student = find_network(module, self.student, "to be the student")
-        if set(student.parameters()) & set(self.teacher.parameters()):
-            raise UsageError(
-                f"the teacher and the student {self.student!r} share parameters, and freezing one has frozen both: "
-                "copy one of them"
-            )
-
-    def _check_calls(self, module: LightningModule, calls: list[Call]) -> None:
-        where = f"the student {self.student!r} of {type(module).__name__}"
-        if not calls:
-            raise UsageError(
-                f"{where} did not run in training_step: name the network that it calls for its logits (or call "
-                "torch.compiler.reset(), if a function around it was compiled before)"
-            )
-        if len(calls) > 1:
-            raise UsageError(
-                f"{where} ran {len(calls)} times in training_step, and the terms compare one output: make it one call "
-                "on the concatenated inputs, or name a network that runs once"
-            )
-        if calls[0].was_overwritten():
-            raise UsageError(
-                f"the input of {where} was overwritten in place, and the teacher would see another one: clone it there"
-            )
-
-    def _teacher_moves(self, trainer: Trainer) -> bool:
+    def _teacher_changes(self, trainer: Trainer) -> bool:
         callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         return is_changed(self.teacher, callbacks, trainer.lightning_module)
 
@@ -229,31 +211,8 @@ class Distillation(Callback):
         self.teacher.to(module.device)
         self.held.broadcast()
         self.held.network = trainer.precision_plugin.convert_module(self.teacher)
-        # one that moves comes with the state of the callback that moves it
-        self.held.remember(None if self._teacher_moves(trainer) else self._expected)
-
-    def _join(self, module: LightningModule, optimizers: list[Optimizer]) -> None:
-        if not module.automatic_optimization or len(optimizers) > 1:
-            has = f"{len(optimizers)} optimizers" if len(optimizers) > 1 else "manual optimization"
-            raise UsageError(
-                f"{type(module).__name__} has {has}, and so no single loss to add terms to: add kd_lightning.losses "
-                "to its own losses in training_step"
-            )
-        known = {
-            parameter for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]
-        }
-        new = {name: p for name, p in self.terms.named_parameters() if p.requires_grad and p not in known}
-        if not new:
-            return
-        if not optimizers:
-            raise UsageError(
-                f"{type(module).__name__} has no optimizer to train {', '.join(new)} of the terms: give it one"
-            )
-        # Their first group, for a new one would be one too many for a scheduler that they have built already.
-        group = optimizers[0].param_groups[0]
-        group["params"].extend(new.values())
-        if "param_names" in group:
-            group["param_names"].extend(new)
+        # A teacher that a callback changes is in that callback's state.
+        self.held.remember(None if self._teacher_changes(trainer) else self._expected)
 
     def _log(self, trainer: Trainer, module: LightningModule, losses: dict[str, Tensor]) -> None:
         values = self.terms.log_values(losses)
@@ -270,29 +229,4 @@ class Distillation(Callback):
                     f"{name!r} is logged by {type(module).__name__} or another term: give the term another name"
                 )
         self._has_logged = True
-        module.log_dict(values, batch_size=1)  # of no effect, but asked for where a step takes its batches itself
-
-
-class _NoLossError(Exception):
-    """Their step returned nothing to add to: it is skipped, or Lightning will say what is wrong with it."""
-
-
-def _loss_of(output: Any) -> Tensor:
-    loss = cast("Mapping[str, Any]", output).get("loss") if isinstance(output, Mapping) else output
-    if not isinstance(loss, Tensor):
-        raise _NoLossError(output)
-    return loss
-
-
-def _optimizers(configured: Any) -> list[Optimizer]:
-    """Those in whatever configure_optimizers may return."""
-    if isinstance(configured, Mapping):
-        configured = cast("Mapping[str, Any]", configured).get("optimizer")
-    if isinstance(configured, list | tuple):
-        return [optimizer for part in cast("list[Any]", configured) for optimizer in _optimizers(part)]
-    return [configured] if isinstance(configured, Optimizer) else []
-
-
-def _averages(trainer: Trainer) -> list[WeightAveraging]:
-    callbacks = cast("list[Callback]", trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
-    return [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
+        module.log_dict(values, batch_size=1)  # without effect, but required where a step iterates over batches itself

@@ -1,4 +1,4 @@
-"""Methods of a foreign module that are replaced for a while, on its instance alone."""
+"""Methods of a user's module that are replaced on its instance during a fit, and restored afterwards."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from typing import Any
 
 from torch import nn
 
-_BEFORE = "_kd_before"  # on a replacement: what the instance had in its place
+_REPLACED = "_kd_replaced"  # on a replacement: the instance attribute that it replaced, or None
 
 
 def replace_method(module: nn.Module, name: str, replacement: Callable[..., Any]) -> None:
-    """Call a replacement, with the original method before the other arguments, wherever the method is called."""
+    """Replace a method on an instance; the replacement gets the original method before the other arguments."""
     original = getattr(module, name)
 
     @wraps(original)
-    def method(*args: Any, **kwargs: Any) -> Any:  # a function and no partial, for a copy of the module shares it
+    def method(*args: Any, **kwargs: Any) -> Any:  # a function, not a partial, because a copy of the module shares it
         return replacement(original, *args, **kwargs)
 
-    vars(method)["__wrapped__"] = getattr(original, "__wrapped__", original)  # whose arguments Lightning counts
-    vars(method)[_BEFORE] = vars(module).get(name)
+    # Lightning counts the arguments of the function that `__wrapped__` names.
+    vars(method)["__wrapped__"] = getattr(original, "__wrapped__", original)
+    vars(method)[_REPLACED] = vars(module).get(name)
     vars(module)[name] = method
 
 
 def restore_methods(module: nn.Module, *names: str) -> None:
-    """Undo every `replace_method` of these names."""
+    """Undo every `replace_method` of these names, nested ones included."""
     for name in names:
-        while hasattr(method := vars(module).get(name), _BEFORE):
-            vars(module)[name] = getattr(method, _BEFORE)
+        while hasattr(method := vars(module).get(name), _REPLACED):
+            vars(module)[name] = getattr(method, _REPLACED)
             if vars(module)[name] is None:
                 del vars(module)[name]

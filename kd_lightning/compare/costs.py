@@ -38,9 +38,9 @@ class Costs:
         data.setup("fit")
         loader = data.train_dataloader()
         arguments, key = config["model"]["init_args"], network_key(config)
-        batch, views = next(iter(loader)), arguments.get("views")
-        images: Tensor = batch[views["student"]] if views else split_batch(batch).student
-        shown: Tensor = batch[views["teacher"]] if views else images
+        batch, modalities = next(iter(loader)), arguments.get("modalities")
+        images: Tensor = batch[modalities["student"]] if modalities else split_batch(batch).student
+        shown: Tensor = batch[modalities["teacher"]] if modalities else images
         if key not in self.facts:
             network = _instantiate(arguments["student"], nn.Module)
             self.facts[key] = _facts(network, images[:1])

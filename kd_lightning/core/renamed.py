@@ -15,9 +15,18 @@ CLASSES: dict[str, str] = {
 """The old name of a class or function; its new name, or how it is written now."""
 
 ARGUMENTS: dict[tuple[str, str], str] = {
+    ("AttentionMapsLogger", "images"): "num_images",
+    ("BornAgain", "epochs"): "epochs_per_generation",
+    ("Classifier", "view"): "input_key",
+    ("CrossModalDistiller", "views"): "modalities",
+    ("GeneralEnsemble", "networks"): "num_networks",
+    ("LossSchedule", "number"): "attribute",
     ("MNISTDataModule", "views"): "num_augmented_views",
+    ("ONE", "branches"): "num_branches",
+    ("SnapshotTeacher", "every"): "interval",
     ("SourceDataModule", "channels"): "num_channels",
     ("SourceDataModule", "epoch_steps"): "steps_per_epoch",
+    ("SyntheticImagesLogger", "images"): "num_images",
 }
 """The present name of a class, of a base of it, or of a function, and the old name of an argument; its new name."""
 

@@ -1,4 +1,4 @@
-"""No teacher: how a teacher is trained, and the student alone."""
+"""Training without a teacher: how a teacher is trained, and the baseline student."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ from kd_lightning.losses import TaskLoss
 class Classifier(Learner):
     """A network that learns from labels alone: a teacher in training, or the student without its teacher.
 
+    This is the baseline of every distillation: the same student, data and steps, without the terms that compare it with
+    a teacher. One network is trained, and it is the inference network, called ``student`` in either role. Logged are
+    ``train/<term>`` and ``train/loss`` in training and the metrics of `Learner` in evaluation.
+
     Args:
-        student: The network that learns, teacher or not: what is deployed has one name everywhere.
-        terms: The losses by name; cross-entropy against ``target`` unless said otherwise.
+        student: The network to train, be it the student or a future teacher.
+        terms: The losses by name; cross-entropy against ``target`` by default.
         optimizer: Builds the optimizer from the parameters that learn.
         lr_scheduler: Builds a learning-rate scheduler from the optimizer.
-        lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
+        lr_interval: ``step`` or ``epoch``: when the scheduler steps.
         metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
-        view: What the network sees of a batch in several views, such as those of
-            `kd_lightning.data.PairedViews`; needed with such data only.
+        input_key: The name of the network's input in a batch that is a mapping of several modalities, such as those of
+            `kd_lightning.data.PairedViews`; not needed with other data.
 
     Raises:
-        UsageError: A term compares with a teacher; at a batch: it has no such view.
+        UsageError: A term compares with a teacher; at a batch: it has no such input.
 
     Example:
         >>> from kd_lightning.networks import StudentConvNet
@@ -46,7 +50,7 @@ class Classifier(Learner):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
         metrics: MetricCollection | None = None,
-        view: str | None = None,
+        input_key: str | None = None,
     ) -> None:
         terms = {"task": Term(TaskLoss(), teacher=None)} if terms is None else terms
         for name, term in terms.items():
@@ -55,11 +59,11 @@ class Classifier(Learner):
                     f"term {name!r} compares with a teacher and a Classifier has none: set teacher to null"
                 )
         super().__init__(student, terms, optimizer, lr_scheduler, lr_interval, metrics)
-        self.view = view
-        if view is not None:
-            self.input_keys = ("view", view), ("view", view)
+        self.input_key = input_key
+        if input_key is not None:
+            self.input_keys = ("input_key", input_key), ("input_key", input_key)
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
-        """The terms of the student's activations and the batch's labels."""
+        """Compute each term from the student's activations and the batch's labels."""
         batch = self.split_batch(batch)
         return self.terms.losses(self.student_activations(batch), None, batch.labels)

@@ -1,4 +1,4 @@
-"""The base of all schemes with a teacher that does not learn."""
+"""The base class of all schemes with a frozen teacher."""
 
 from __future__ import annotations
 
@@ -21,29 +21,33 @@ TeacherSource = Callable[[Batch], Activations]
 
 
 class FrozenTeacher(Learner, ABC):
-    """A scheme with a frozen teacher, assigned as ``self.teacher``.
+    """A scheme with a frozen teacher, which its ``__init__`` assigns as ``self.teacher``.
 
-    The teacher is a guest: it stands outside the module's tree, so that nothing that walks the module (optimizers,
-    weight averages, pruning, checkpoints) reaches it. Moves and dtypes follow the module, processes start from rank
-    0's weights, and a hash proves at the end of every fit, and at a resume, that it is the one of the start. There is
-    no ``no_grad``: what is frozen builds no graph, and inputs that need a gradient still get one.
+    The teacher is held outside the module's tree (`kd_lightning.core.teacher_holder.TeacherHolder`), so that nothing
+    that walks the module (optimizers, weight averages, pruning, checkpoints) reaches it. Its device and dtype follow
+    the module, all processes start from rank 0's weights, and a hash of its weights is compared at the end of every fit
+    and at a resume. There is no ``no_grad``: frozen parameters build no graph, and inputs that need a gradient still
+    get one.
 
-    A callback that changes the teacher makes it a member by `register_teacher`. A module whose teacher is no member
-    loads a checkpoint with all of the teacher's keys or with none.
+    A callback that changes the teacher makes it a submodule by `register_teacher`. A module whose teacher is held
+    outside its tree loads a checkpoint with all of the teacher's keys or with none.
+
+    A subclass assigns ``self.teacher`` and calls `teacher_activations` in `compute_losses`; callbacks such as
+    `kd_lightning.callbacks.TeacherCache` then work with it.
     """
 
     teacher: nn.Module
     held_teacher: TeacherHolder
     teacher_source: TeacherSource | None = None
-    """Gives the teacher's activations of a batch in place of the teacher itself, as a cache does."""
+    """A function that returns the teacher's activations of a batch, such as a cache; None to run the teacher."""
     teacher_sees_data: bool = True
-    """The teacher's inputs are the rows of the data, so that its outputs can be cached by their index."""
+    """True where the teacher's inputs are rows of the data set, so that its outputs can be cached by their index."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Hold a network that is assigned as the teacher, outside the tree."""
+        """Set an attribute; a network assigned as the teacher is held outside the module's tree."""
         if name != "teacher" or not isinstance(value, nn.Module):
             super().__setattr__(name, value)
-        elif "teacher" in self._modules:  # a member already
+        elif "teacher" in self._modules:  # a submodule already
             super().__setattr__(name, freeze(value))
         else:
             check_no_shared_parameters(self.student, value)
@@ -51,11 +55,11 @@ class FrozenTeacher(Learner, ABC):
             vars(self).update(teacher=holder.network, held_teacher=holder)
 
     def teacher_activations(self, batch: Batch) -> Activations:
-        """Return the teacher's layers that the terms address, from `teacher_source` if there is one."""
+        """Return the activations of the teacher's layers that the terms address, from `teacher_source` if it is set."""
         return self.run_teacher(batch) if self.teacher_source is None else self.teacher_source(batch)
 
     def run_teacher(self, batch: Batch) -> Activations:
-        """Run the teacher once and return the layers that the terms address; a subclass may run it otherwise."""
+        """Run the teacher once and return the activations that the terms address; a subclass may run it differently."""
         layers = self.terms.layers("teacher")
         if not layers:
             return {}
@@ -63,7 +67,7 @@ class FrozenTeacher(Learner, ABC):
         return tap(self.teacher, inputs, layers)
 
     def register_teacher(self) -> nn.Module:
-        """Make the teacher a member of the module, for it changes: it is in checkpoints, and stays frozen."""
+        """Make the teacher a submodule and return it: in checkpoints, as it changes, but still frozen."""
         if "teacher" not in self._modules:
             network = vars(self).pop("teacher")
             del self.held_teacher
@@ -72,10 +76,10 @@ class FrozenTeacher(Learner, ABC):
 
     @property
     def teacher_is_held(self) -> bool:
-        """True unless the teacher is a member of the module."""
+        """True unless the teacher is a submodule."""
         return "held_teacher" in vars(self)
 
-    # ---- what Lightning calls
+    # ---- Lightning hooks
 
     def setup(self, stage: str) -> None:
         """Freeze the teacher again, after every callback's setup."""
@@ -84,7 +88,7 @@ class FrozenTeacher(Learner, ABC):
             freeze(self.teacher)
 
     def on_fit_start(self) -> None:
-        """Bring the teacher to the module's device and to rank 0's weights, and keep its hash."""
+        """Move the teacher to the module's device, broadcast rank 0's weights and store their hash."""
         super().on_fit_start()
         expected = vars(self).pop("_expected_teacher", None)
         if self.teacher_is_held:
@@ -95,22 +99,22 @@ class FrozenTeacher(Learner, ABC):
                 rank_zero_info(self.held_teacher.describe())
 
     def on_fit_end(self) -> None:
-        """Prove that the teacher is the one of the start."""
+        """Check that the teacher's weights have not changed since the start of the fit."""
         if self.teacher_is_held:
             self.held_teacher.prove()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the teacher's hash as well, by which a resume finds out that it has another one."""
+        """Save the teacher's hash, with which a resume compares its own teacher."""
         super().on_save_checkpoint(checkpoint)
         if self.teacher_is_held:
             checkpoint["teacher_hash"] = self.held_teacher.hash
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Expect the teacher of the run that is resumed."""
+        """Read the hash of the teacher with which the resumed run was started."""
         if attached_trainer(self) is not None and self.trainer.state.fn == "fit":
             vars(self)["_expected_teacher"] = checkpoint.get("teacher_hash")
 
-    # ---- what a member would get from the tree
+    # ---- device, dtype and loading, which a submodule would get from the tree
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenTeacher:
         super()._apply(fn, recurse)

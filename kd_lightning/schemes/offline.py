@@ -1,4 +1,4 @@
-"""A frozen teacher teaches a student: the flow that most methods share."""
+"""Offline distillation: a frozen teacher and a student, the scheme that most methods share."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 
 
 class OfflineDistiller(FrozenTeacher):
-    """A student learns from a teacher that does not.
+    """A student learns from a frozen teacher by any set of terms.
 
-    The teacher is frozen, in eval, not optimised and in no checkpoint, by construction. What is learned from it is a
-    matter of the terms.
+    L = sum_k w_k L_k(student's activations, teacher's activations, labels)
+
+    The student and the losses' own parameters (connectors) are trained; the teacher is frozen, in eval mode, and in no
+    optimizer and no checkpoint, by construction. The student is the inference network. Its baseline is a `Classifier`
+    with the same student, data and steps. Logged are ``train/<term>`` and ``train/loss`` in training and the metrics of
+    `Learner` in evaluation.
 
     Args:
-        student: The network that learns and that is deployed.
-        teacher: The network that teaches; it is frozen and left out of every checkpoint.
+        student: The network to train; the inference network.
+        teacher: The network that teaches; it is frozen and excluded from every checkpoint.
         terms: The losses by name, each with its addresses and weight.
         optimizer: Builds the optimizer from the parameters that learn.
         lr_scheduler: Builds a learning-rate scheduler from the optimizer.
-        lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
+        lr_interval: ``step`` or ``epoch``: when the scheduler steps.
         metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
 
     Raises:
@@ -57,6 +61,6 @@ class OfflineDistiller(FrozenTeacher):
         self.teacher = teacher
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
-        """The terms of what student and teacher give for the same batch."""
+        """Compute each term from the activations of student and teacher on the same batch."""
         batch = self.split_batch(batch)
         return self.terms.losses(self.student_activations(batch), self.teacher_activations(batch), batch.labels)

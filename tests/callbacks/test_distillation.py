@@ -887,5 +887,5 @@ def test_terms_are_checked_at_construction():
     [(AdversarialLoss(Discriminator(10)), "AdversarialDistiller"), (JacobianLoss(), "OfflineDistiller")],
 )
 def test_what_needs_a_step_of_its_own_is_refused(loss, scheme):
-    with pytest.raises(ValueError, match=rf"term 'it': {type(loss).__name__} needs more .* learn by {scheme}"):
+    with pytest.raises(ValueError, match=rf"term 'it': {type(loss).__name__} needs a training step .* use {scheme}"):
         Distillation(teacher=nn.Linear(2, 10), student="net", terms={"it": Term(loss)})

@@ -1,4 +1,4 @@
-"""Two processes distil anyone's module as one would. As a program, this is one rank, which writes what it computed."""
+"""Distillation of a user's module on two processes equals one; run as a program, this file is one rank."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.ranks import run_two
 
 
 class Hint(nn.Module):
-    """A connector, and samples that are compared with each other."""
+    """A loss with a connector that compares samples with each other."""
 
     compares_samples = True
 
@@ -54,7 +54,7 @@ class Theirs(LightningModule):
 
 
 def teacher(seed: int) -> nn.Module:
-    """Its weights lie in memory as channels_last has them, and it has statistics."""
+    """A teacher with channels_last weights and BatchNorm."""
     torch.manual_seed(seed)
     network = nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10)
@@ -64,7 +64,7 @@ def teacher(seed: int) -> nn.Module:
 
 
 def distillation(rank: int = 0, hint_seed: int = 3) -> Distillation:
-    """On another rank than 0 everything begins otherwise."""
+    """Build the callback; teacher and connector have other weights on ranks other than 0."""
     terms = {
         "kd": Term(KDLoss(3.0), weight=0.5),
         "hint": Term(Hint(hint_seed + rank), weight=0.1, student="2", teacher="2"),
@@ -73,7 +73,7 @@ def distillation(rank: int = 0, hint_seed: int = 3) -> Distillation:
 
 
 def fit(folder: Path, ranks: int, ckpt_path: Path | None = None, hint_seed: int = 3) -> tuple[dict[str, Tensor], Any]:
-    """What the student and the connector came to, and the teacher's digest."""
+    """Return the weights of student and connector after a fit, and the teacher's hash."""
     module, drop_in = Theirs(), distillation(int(os.environ.get("LOCAL_RANK", 0)), hint_seed)
     checkpoint = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
     parallel: dict[str, Any] = {"strategy": "ddp", "devices": ranks} if ranks > 1 else {}
@@ -86,13 +86,13 @@ def fit(folder: Path, ranks: int, ckpt_path: Path | None = None, hint_seed: int 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What each of two ranks computed: a whole run, and those resumed after its steps 1 and 2."""
+    """Results of two ranks: a whole run, and runs resumed after its steps 1 and 2."""
     out = tmp_path_factory.mktemp("two_processes")
     run_two("tests.callbacks.test_distillation_processes", out)
     return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def test_two_ranks_learn_what_one_process_learns_and_from_the_first_ranks_teacher(ranks, tmp_path):
+def test_two_ranks_equal_one_process_and_use_the_teacher_of_rank_0(ranks, tmp_path):
     weights, shown = fit(tmp_path, 1)
     assert shown == weights_hash(teacher(seed=5))
     begun = toys.weights(Theirs()) | toys.weights(distillation().terms)

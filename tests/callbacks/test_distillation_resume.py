@@ -1,4 +1,4 @@
-"""What a distilled run leaves: a checkpoint that is theirs, a resume that is exact, and a module as it was."""
+"""A distilled run leaves an ordinary checkpoint, resumes exactly and restores the user's module."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from kd_lightning.losses import KDLoss
 from tests import toys
 from tests.callbacks.test_distillation import LR, Theirs, batches, distillation, fit
 
-# the runs that are resumed here write no checkpoints of their own
+# the resumed runs write no checkpoints
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
 
 
-# ---- their files
+# ---- the user's checkpoints
 
 
 class Saves(Theirs):
-    """Keeps its own counsel in a checkpoint."""
+    """A module that saves something of its own in a checkpoint."""
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["parameters"] = sum(parameter.numel() for parameter in self.backbone.parameters())
 
 
-def test_their_class_loads_their_checkpoint_without_us(tmp_path):
+def test_the_users_class_loads_its_checkpoint_without_this_package(tmp_path):
     module, drop_in = Saves(width=8), distillation()
     before = weights_hash(drop_in.teacher)
     checkpoint = ModelCheckpoint(tmp_path)
@@ -53,7 +53,7 @@ def test_their_class_loads_their_checkpoint_without_us(tmp_path):
     toys.trainer(tmp_path).validate(again, toys.Loader(batches()), verbose=False)
 
 
-# ---- their module, afterwards
+# ---- the user's module after a fit
 
 
 def hooks(module: nn.Module) -> int:
@@ -84,7 +84,7 @@ def assert_as_it_was(module: LightningModule, like: LightningModule) -> None:
     torch.export.export(module.backbone.eval(), (batches()[0][0],))
 
 
-def test_after_a_fit_their_module_is_as_it_was(tmp_path):
+def test_after_a_fit_the_users_module_is_restored(tmp_path):
     module, like = Theirs(), plainly_fitted(Theirs(), tmp_path)
     fit(module, distillation(), folder=tmp_path, val=toys.Loader(batches()))
     assert_as_it_was(module, like)
@@ -116,17 +116,17 @@ class FailsInside(Theirs):
         ("on_train_end", KeyboardInterrupt, -1),
     ],
 )
-def test_after_a_fit_that_failed_their_module_is_as_it_was_and_can_be_fitted(hook, error, order, tmp_path):
+def test_after_a_failed_fit_the_users_module_is_restored_and_can_be_fitted(hook, error, order, tmp_path):
     module, drop_in, like = Theirs(), distillation(), plainly_fitted(Theirs(), tmp_path)
     with pytest.raises(SystemExit if error is KeyboardInterrupt else error):
         fit(module, *[Fails(hook, error), drop_in][::order], folder=tmp_path, val=toys.Loader(batches()))
-    fit(module, folder=tmp_path, max_epochs=0)  # what Lightning leaves of its own is the same then
+    fit(module, folder=tmp_path, max_epochs=0)  # so that Lightning's own attributes are the same
     assert_as_it_was(module, like)
     fit(module, drop_in, folder=tmp_path)
     assert_as_it_was(module, like)
 
 
-def test_after_an_error_in_their_own_step_their_module_is_as_it_was(tmp_path):
+def test_after_an_error_in_the_users_step_the_module_is_restored(tmp_path):
     module, like = FailsInside(), plainly_fitted(Theirs(), tmp_path)
     with pytest.raises(RuntimeError, match="inside"):
         fit(module, distillation(), folder=tmp_path)
@@ -134,7 +134,7 @@ def test_after_an_error_in_their_own_step_their_module_is_as_it_was(tmp_path):
     assert_as_it_was(module, like)
 
 
-def test_a_method_that_their_instance_has_of_its_own_comes_back(tmp_path):
+def test_a_method_set_on_the_instance_is_restored(tmp_path):
     module, calls = Theirs(), []
 
     def training_step(batch, batch_idx):
@@ -147,7 +147,7 @@ def test_a_method_that_their_instance_has_of_its_own_comes_back(tmp_path):
     assert calls == [0, 1, 2, 3] * 2
 
 
-def test_fitting_twice_goes_on(tmp_path):
+def test_a_second_fit_continues_the_first(tmp_path):
     class Plain(Theirs):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=LR)
@@ -160,7 +160,7 @@ def test_fitting_twice_goes_on(tmp_path):
     assert weights_hash(drop_ins[0].terms) == weights_hash(drop_ins[1].terms)
 
 
-def test_evaluating_does_nothing(tmp_path):
+def test_evaluation_leaves_the_module_unchanged(tmp_path):
     module = Theirs()
     trainer = toys.trainer(tmp_path, distillation())
     trainer.validate(module, toys.Loader(batches()), verbose=False)
@@ -171,7 +171,7 @@ def test_evaluating_does_nothing(tmp_path):
 
 
 class Random(LightningModule):
-    """Someone's own, with dropout, BatchNorm and a schedule over all its steps."""
+    """A user's module with dropout, BatchNorm and a learning-rate schedule over all steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class Random(LightningModule):
 
 
 class RandomHint(nn.Module):
-    """A connector with all that a resume can get wrong."""
+    """A connector with parameters, BatchNorm and dropout, which a resume must restore."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -223,11 +223,11 @@ def run(folder: Any, drop_in: Distillation, *callbacks: Callback, ckpt_path: Any
 )
 def test_resume_from_every_step_is_bit_exact(changes, average, tmp_path):
     def again(*checkpoints, ckpt_path=None):
-        # a connector that begins otherwise: what it is comes from the checkpoint
+        # a connector with other weights, which the checkpoint replaces
         drop_in = randomly(hint_seed=5 if ckpt_path else 4)
         averages = [EMAWeightAveraging(decay=0.8)] if average else []
         module = run(tmp_path, drop_in, *averages, *checkpoints, ckpt_path=ckpt_path, **changes)
-        # what is averaged of a connector is of no use to anyone, and is not kept
+        # the average of a connector is not saved
         return toys.weights(module) | ({} if average else drop_in.state_dict()["terms"])
 
     every_step = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
@@ -237,7 +237,7 @@ def test_resume_from_every_step_is_bit_exact(changes, average, tmp_path):
     assert len(saved) == {1: 12, 2: 6, 3: 6}[changes.get("accumulate_grad_batches", 1)] + 3
     for checkpoint in saved:
         if average and checkpoint.name in ("epoch-epoch=2.ckpt", "step=6.ckpt"):
-            continue  # nothing is left to train, and Lightning does not put the average in the module's place
+            continue  # nothing is left to train, and Lightning does not copy the average into the module
         assert toys.same(again(ckpt_path=checkpoint), truth), checkpoint.name
 
 
@@ -265,7 +265,7 @@ def test_resume_after_an_interruption_is_bit_exact(hook, step, tmp_path):
     assert toys.same(toys.weights(again), toys.weights(truth))
 
 
-def test_a_run_is_resumed_with_its_own_teacher_only(tmp_path):
+def test_a_resume_with_another_teacher_raises(tmp_path):
     drop_in = randomly()
     run(tmp_path, drop_in, ModelCheckpoint(tmp_path), max_epochs=1)
     (saved,) = tmp_path.glob("*.ckpt")
@@ -273,11 +273,11 @@ def test_a_run_is_resumed_with_its_own_teacher_only(tmp_path):
     ours, theirs = weights_hash(drop_in.teacher)[:12], weights_hash(other.teacher)[:12]
     with pytest.raises(UsageError, match=rf"another teacher of 'backbone' .*{ours}.*resumed with \({theirs}\)"):
         run(tmp_path, other, ckpt_path=saved)
-    run(tmp_path, other, max_epochs=1)  # what one fit expects is nothing to the next
+    run(tmp_path, other, max_epochs=1)  # a fit does not depend on the one before
     run(tmp_path, randomly(), ckpt_path=saved, max_epochs=2)
 
 
-def test_a_run_may_go_on_without_us(tmp_path):
+def test_a_run_can_be_resumed_without_the_callback(tmp_path):
     run(
         tmp_path,
         Distillation("backbone", toys.network(16, 2), {"kd": Term(KDLoss())}),

@@ -1,4 +1,4 @@
-"""What is drawn in a batch depends on the seed, the batch and the rank, and on nothing else."""
+"""The random numbers of a batch depend on the seed, the batch and the rank alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BATCHES = 4  # an epoch
 
 
 class Random(LightningModule):
-    """Learns from all that is random, and draws more of it in validation."""
+    """Learns from random numbers of every generator, and draws more in validation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def save_every_step(folder):
 
 
 @pytest.mark.parametrize("changes", [{}, {"accumulate_grad_batches": 2}, {"val_check_interval": 2}])
-def test_every_resume_draws_the_same(changes, tmp_path):
+def test_every_resume_draws_the_same_numbers(changes, tmp_path):
     whole = run(tmp_path, ExactResume(seed=3), save_every_step(tmp_path), **changes)
     assert len(set(whole.drawn)) == 3 * BATCHES  # no two batches draw alike, those of one accumulated group included
     saved = sorted(tmp_path.glob("*.ckpt"))
@@ -72,21 +72,21 @@ def test_every_resume_draws_the_same(changes, tmp_path):
         assert torch.equal(again.weight, whole.weight), checkpoint.name
 
 
-def test_without_it_a_resume_draws_something_else(tmp_path):
+def test_without_the_callback_a_resume_draws_other_numbers(tmp_path):
     whole = run(tmp_path, save_every_step(tmp_path))
     again = run(tmp_path, ckpt_path=tmp_path / "step=05.ckpt")
     assert len(again.drawn) == 7
     assert not set(again.drawn) & set(whole.drawn)
 
 
-def test_validation_disturbs_nothing(tmp_path):
+def test_validation_does_not_change_the_random_numbers(tmp_path):
     drawn = [run(tmp_path, ExactResume(seed=3), **changes).drawn for changes in ({}, {"limit_val_batches": 0})]
     assert drawn[0] == drawn[1]
 
 
 def test_the_seed_is_that_of_seed_everything_and_stays_with_the_run(tmp_path, monkeypatch):
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
-        monkeypatch.setenv(name, "0")  # what seed_everything sets is undone when the test ends
+        monkeypatch.setenv(name, "0")  # restored at the end of the test, after seed_everything has set it
     explicit = run(tmp_path, ExactResume(seed=11)).drawn
     seed_everything(11)
     whole = run(tmp_path, ExactResume(), save_every_step(tmp_path))
@@ -98,13 +98,13 @@ def test_the_seed_is_that_of_seed_everything_and_stays_with_the_run(tmp_path, mo
     assert run(tmp_path, ExactResume()).drawn == run(tmp_path, ExactResume(seed=0)).drawn
 
 
-def test_each_rank_draws_its_own(tmp_path, monkeypatch):
+def test_each_rank_draws_its_own_numbers(tmp_path, monkeypatch):
     first = run(tmp_path, ExactResume(seed=3)).drawn
     monkeypatch.setattr("lightning.pytorch.Trainer.global_rank", 1)
     assert not set(run(tmp_path, ExactResume(seed=3)).drawn) & set(first)
 
 
-def test_it_costs_a_batch_next_to_nothing(tmp_path):
+def test_seeding_takes_less_than_100_microseconds(tmp_path):
     callback, module = ExactResume(seed=3), Random()
     trainer = toys.trainer(tmp_path)
     trainer.strategy.connect(module)
@@ -113,4 +113,4 @@ def test_it_costs_a_batch_next_to_nothing(tmp_path):
         start = time.perf_counter()
         callback.on_train_batch_start(trainer, module, None, 0)
         seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 100e-6  # 11 microseconds where this was written
+    assert min(seconds) < 100e-6  # 11 microseconds were measured

@@ -82,7 +82,7 @@ def test_divergence_is_from_the_teacher() -> None:
 
 def test_tokens_are_measured_one_by_one():
     torch.manual_seed(0)
-    learner = Classifier(Captioner(LabelEncoder(), width=6), view="told")
+    learner = Classifier(Captioner(LabelEncoder(), width=6), input_key="told")
     data = ResidentDataModule(MNIST(), views=DigitScenes("captioning"), train_size=64, val_size=0)
     (logits,), target = predict(learner, data.test_dataloader(), limit=600)
     batches = list(data.test_dataloader())[:1]

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from kd_lightning import load_student
+from kd_lightning import callbacks, load_student, schemes
 from kd_lightning.__main__ import main
 from kd_lightning.cli.config_errors import PACKAGES
 from kd_lightning.core.renamed import ARGUMENTS, CLASSES, renamed_argument, renamed_class
@@ -19,10 +19,13 @@ OURS = [import_module(package) for package in PACKAGES if package.startswith("kd
 DATA = {"class_path": "MNISTDataModule", "init_args": {"batch_size": 50}}
 
 
-def complaint(capsys, folder: Path, data: dict) -> str:
-    """The one line that a fit with this data costs."""
-    config = {"model": {"class_path": "Classifier", "init_args": {"student": {"class_path": "StudentConvNet"}}}}
-    (folder / "old.yaml").write_text(yaml.safe_dump(config | {"data": data}, sort_keys=False))
+def complaint(capsys, folder: Path, data: dict, model: dict | None = None, trainer: dict | None = None) -> str:
+    """The one line that a fit with this data, model and trainer costs."""
+    arguments = {"student": {"class_path": "StudentConvNet"}} | (model or {})
+    config = {"model": {"class_path": "Classifier", "init_args": arguments}, "data": data}
+    if trainer:
+        config["trainer"] = trainer
+    (folder / "old.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     assert main(["fit", f"--config={folder / 'old.yaml'}", f"--trainer.default_root_dir={folder / 'run'}"]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("INFO:")]
     assert line.startswith(f"kd-lightning: {folder / 'old.yaml'}:")
@@ -71,6 +74,34 @@ def test_an_old_class_deep_inside_is_one_line(tmp_path, capsys):
 def test_an_old_argument_is_one_line(old, new, tmp_path, capsys):
     line = complaint(capsys, tmp_path, {"class_path": "MNISTDataModule", "init_args": {old: 2}})
     assert line.endswith(f"data.{old}: MNISTDataModule has no such setting: it is now called {new!r}")
+
+
+def test_an_old_argument_of_a_scheme_is_one_line(tmp_path, capsys):
+    line = complaint(capsys, tmp_path, DATA, model={"view": "edges"})
+    assert line.endswith("model.view: Classifier has no such setting: it is now called 'input_key'")
+
+
+def test_an_old_argument_of_a_callback_is_one_line(tmp_path, capsys):
+    callback = {"class_path": "SnapshotTeacher", "init_args": {"every": 2}}
+    line = complaint(capsys, tmp_path, DATA, trainer={"callbacks": [callback]})
+    assert "SnapshotTeacher has no such setting: it is now called 'interval'" in line
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new"),
+    [
+        (schemes.CrossModalDistiller, "views", "modalities"),
+        (schemes.ONE, "branches", "num_branches"),
+        (schemes.GeneralEnsemble, "networks", "num_networks"),
+        (callbacks.BornAgain, "epochs", "epochs_per_generation"),
+        (callbacks.LossSchedule, "number", "attribute"),
+        (callbacks.AttentionMapsLogger, "images", "num_images"),
+        (callbacks.SyntheticImagesLogger, "images", "num_images"),
+    ],
+)
+def test_old_arguments_of_schemes_and_callbacks_have_new_names(kind, old, new):
+    assert renamed_argument(kind, old) == new
+    assert new in inspect.signature(kind).parameters
 
 
 @pytest.mark.parametrize("old", ["kd_lightning.networks.OldConvNet", "kd_lightning.networks.gone.OldConvNet"])

@@ -1,4 +1,4 @@
-"""A frozen teacher is a guest: nothing that walks the module reaches it, and by hand it gets what members get."""
+"""A frozen teacher is held outside the module: walkers do not reach it, and device and dtype follow the module."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HELD = [name for name, build in found.cases().items() if isinstance(build().lear
 
 
 class Attack(Callback):
-    """Does to every module and parameter of the LightningModule what other people's code does."""
+    """Changes every module and parameter of the LightningModule, as third-party code may do."""
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         for module in pl_module.modules():
@@ -41,7 +41,7 @@ class Attack(Callback):
 
 
 @pytest.mark.parametrize("name", HELD)
-def test_nothing_that_walks_a_scheme_reaches_its_teacher(name, tmp_path):
+def test_code_that_walks_a_scheme_does_not_reach_its_teacher(name, tmp_path):
     case = found.cases()[name]()
     learner = case.learner
     if not learner.teacher_is_held:
@@ -72,14 +72,14 @@ WALKERS = {
 
 @pytest.mark.filterwarnings("ignore:Swapping scheduler", "ignore:The .* was applied", "ignore:.*pruning")
 @pytest.mark.parametrize("walker", WALKERS.values(), ids=WALKERS)
-def test_callbacks_of_lightning_leave_the_teacher_whole(walker, tmp_path):
+def test_lightning_callbacks_do_not_change_the_teacher(walker, tmp_path):
     learner = distiller()
     before = weights_hash(learner.teacher)
     toys.trainer(tmp_path, walker(), max_epochs=3).fit(learner, toys.data())
     assert weights_hash(learner.teacher) == before
 
 
-def test_loops_over_the_module_leave_the_teacher_whole():
+def test_loops_over_the_module_do_not_change_the_teacher():
     learner = distiller()
     before = weights_hash(learner.teacher)
     update_bn([torch.rand(4, 3, 28, 28)], learner)
@@ -97,13 +97,13 @@ class WritesToTheTeacher(Callback):
         pl_module.teacher[2].weight.data.add_(1.0)
 
 
-def test_what_changes_the_teacher_all_the_same_is_found_at_the_end_of_the_fit(tmp_path):
+def test_a_change_of_the_teacher_raises_at_the_end_of_the_fit(tmp_path):
     with pytest.raises(UsageError, match="the network 'teacher' is frozen and its weights have changed"):
         toys.trainer(tmp_path, WritesToTheTeacher(), max_epochs=1).fit(distiller(), toys.data())
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
-def test_a_run_is_resumed_with_the_teacher_that_it_was_started_with(tmp_path):
+def test_a_resume_with_another_teacher_raises(tmp_path):
     toys.trainer(tmp_path, ModelCheckpoint(tmp_path, "last"), max_epochs=1).fit(distiller(), toys.data())
     checkpoint = tmp_path / "last.ckpt"
     toys.trainer(tmp_path, max_epochs=2).fit(distiller(), toys.data(), ckpt_path=checkpoint)
@@ -115,10 +115,10 @@ def test_a_run_is_resumed_with_the_teacher_that_it_was_started_with(tmp_path):
     toys.trainer(tmp_path, max_epochs=1).fit(again, toys.data())  # a new run may have another teacher
 
 
-# ---- what members get from the tree
+# ---- what submodules get from the tree
 
 
-def test_moves_and_dtypes_follow_the_module():
+def test_the_teacher_follows_the_device_and_dtype_of_the_module():
     learner = distiller()
     learner.to(torch.float64)
     assert {p.dtype for p in learner.teacher.parameters()} == {torch.float64}
@@ -128,7 +128,7 @@ def test_moves_and_dtypes_follow_the_module():
     assert all(p.is_meta for p in learner.teacher.parameters())
 
 
-def test_a_teacher_that_is_a_lightning_module_knows_where_it_is():
+def test_a_teacher_that_is_a_lightning_module_has_the_right_device():
     learner = OfflineDistiller(toys.network(seed=1), Classifier(toys.network(16, seed=2)), toys.terms())
     learner.to("meta")
     assert learner.teacher.device == torch.device("meta")
@@ -153,7 +153,7 @@ def test_memory_formats_reach_the_teacher(tmp_path):
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda learner: pickle.loads(pickle.dumps(learner))])
-def test_a_copy_of_the_module_has_a_teacher_of_its_own(duplicate):
+def test_a_copy_of_the_module_has_its_own_teacher(duplicate):
     learner = OfflineDistiller(toys.network(seed=1), toys.network(16, seed=2), toys.terms())
     twin = duplicate(learner)
     assert weights_hash(twin.teacher) == weights_hash(learner.teacher)
@@ -172,7 +172,7 @@ def test_another_teacher_can_be_assigned():
         learner.teacher = learner.student
 
 
-def test_callbacks_find_it_by_its_name(tmp_path):
+def test_callbacks_find_the_teacher_by_its_name(tmp_path):
     learner = distiller()
     callbacks = [TeacherFreezing(), TeacherFreezing("teacher.2"), TorchCompile(["teacher"], backend="eager")]
     toys.trainer(tmp_path, *callbacks, max_epochs=1).fit(learner, toys.data())
@@ -180,18 +180,18 @@ def test_callbacks_find_it_by_its_name(tmp_path):
         toys.trainer(tmp_path, TeacherFreezing("techer"), max_epochs=1).fit(learner, toys.data())
 
 
-def test_the_summary_has_a_line_about_it(tmp_path, capfd, caplog):
+def test_the_summary_has_a_line_about_the_teacher(tmp_path, capfd, caplog):
     caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     toys.trainer(tmp_path, max_epochs=1, enable_model_summary=True).fit(distiller(), toys.data())
     assert "network 'teacher': Sequential, 2,570 parameters, frozen, outside the module" in caplog.text
 
 
-# ---- a teacher that changes is a member
+# ---- a teacher that changes is a submodule
 
 CHANGES = {
     "momentum": lambda: [EMATeacher(momentum=0.5)],
-    "snapshot": lambda: [SnapshotTeacher(every=1)],
-    "born again": lambda: [BornAgain(epochs=1, seed=0)],
+    "snapshot": lambda: [SnapshotTeacher(interval=1)],
+    "born again": lambda: [BornAgain(epochs_per_generation=1, seed=0)],
     "learns first": lambda: [TeacherFreezing(freeze_at=1)],
 }
 
@@ -202,7 +202,7 @@ def alike() -> OfflineDistiller:
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
 @pytest.mark.parametrize("callbacks", CHANGES.values(), ids=CHANGES)
-def test_it_is_saved_and_comes_back_in_every_stage(callbacks, tmp_path):
+def test_a_changing_teacher_is_saved_and_loaded_in_every_stage(callbacks, tmp_path):
     learner = alike()
     run = toys.trainer(tmp_path, *callbacks(), ModelCheckpoint(tmp_path, "last"), max_epochs=2)
     run.fit(learner, toys.data())
@@ -264,7 +264,7 @@ def one_rank(out: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank)
     terms = {"kd": Term(KDLoss()), "hint": Term(FeatureMSELoss(), student="2", teacher="2")}
-    other = fit(out, distiller(seed=rank + 5))  # of rank 0's teacher, whatever this rank has loaded
+    other = fit(out, distiller(seed=rank + 5))  # uses the teacher of rank 0, although this rank has loaded another
     whole = fit(out, OfflineDistiller(plain(8, 1), plain(8, 2), dict(terms)))
     sharded = fit(out, Sharded(plain(8, 1), plain(8, 2), dict(terms)))
     found = {"other": other.teacher, "whole": whole.student, "sharded": sharded.student, "hash": sharded.teacher}
@@ -282,7 +282,7 @@ def test_all_ranks_have_the_teacher_of_rank_0(of_ranks):
     assert {found["other"] for found in of_ranks} == {weights_hash(toys.network(16, seed=5))}
 
 
-def test_a_teacher_whose_parameters_are_sharded_teaches_as_a_whole_one_and_is_proved_unchanged(of_ranks):
+def test_a_sharded_teacher_equals_a_whole_one_and_is_checked_for_changes(of_ranks):
     first, second = of_ranks
     assert first["hash"] == second["hash"]
     for name, value in first["whole"].items():

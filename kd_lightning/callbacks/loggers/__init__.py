@@ -1,1 +1,1 @@
-"""Pictures and records of a run."""
+"""Callbacks that log images or save statistics of a run."""

@@ -1,8 +1,8 @@
-"""What a scheme made up, as a picture in TensorBoard."""
+"""Synthetic images of a scheme as an image in TensorBoard."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,59 +13,68 @@ from torch.nn import functional
 from kd_lightning.core.errors import UsageError
 
 
-class SyntheticImagesLogger(Callback):
-    """Writes images that a scheme drew for its student to TensorBoard, side by side, as ``synthetic_images``.
+@runtime_checkable
+class MakesImages(Protocol):
+    """A scheme that makes images for its student, such as `kd_lightning.schemes.DataFreeDistiller`."""
 
-    The scheme has a method ``synthetic_images(count)``, as `kd_lightning.schemes.DataFreeDistiller`. It is asked at the
-    end of every n-th epoch; what it draws at random for that is no part of the training.
+    def synthetic_images(self, count: int) -> Tensor:
+        """Return images (count, C, H, W) in [0, 1]."""
+        ...
+
+
+class SyntheticImagesLogger(Callback):
+    """Log images that a scheme has made for its student to TensorBoard, side by side, as ``synthetic_images``.
+
+    The scheme has a method ``synthetic_images(count)``, such as that of `kd_lightning.schemes.DataFreeDistiller`. It is
+    called at the end of every n-th epoch; the random numbers that it draws do not change those of the training.
 
     Args:
-        images: How many there are in a picture.
-        every_n_epochs: Epochs from one picture to the next.
+        num_images: The number of images side by side.
+        every_n_epochs: The number of epochs between two logged images.
 
     Raises:
-        UsageError: An argument is out of its range; when the fit starts: the scheme has no such method, or there is no
-            TensorBoard logger.
+        UsageError: An argument is out of its range; at the start of the fit: the scheme has no such method, or there is
+            no TensorBoard logger.
 
     Example:
-        >>> SyntheticImagesLogger(images=16, every_n_epochs=5).every_n_epochs
+        >>> SyntheticImagesLogger(num_images=16, every_n_epochs=5).every_n_epochs
         5
     """
 
-    def __init__(self, images: int = 64, every_n_epochs: int = 1) -> None:
-        if images < 1 or every_n_epochs < 1:
-            raise UsageError(f"images={images} and every_n_epochs={every_n_epochs} must be at least 1")
-        self.images = images
+    def __init__(self, num_images: int = 64, every_n_epochs: int = 1) -> None:
+        if num_images < 1 or every_n_epochs < 1:
+            raise UsageError(f"num_images={num_images} and every_n_epochs={every_n_epochs} must be at least 1")
+        self.num_images = num_images
         self.every_n_epochs = every_n_epochs
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses what it could not draw, before anything is trained."""
-        if not hasattr(pl_module, "synthetic_images"):
+        """Check the scheme and the loggers before training."""
+        if not isinstance(pl_module, MakesImages):
             raise UsageError(
-                f"{type(pl_module).__name__} makes no images up for SyntheticImagesLogger to show: drop it"
+                f"{type(pl_module).__name__} makes no synthetic images for SyntheticImagesLogger: remove the callback"
             )
         if not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             found = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none"
             raise UsageError(f"SyntheticImagesLogger writes images and the logger is {found}: add a TensorBoardLogger")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws, where a picture is due."""
+        """Log images, in every n-th epoch."""
         if (trainer.current_epoch + 1) % self.every_n_epochs or not trainer.is_global_zero:
             return
-        scheme: Any = pl_module
+        assert isinstance(pl_module, MakesImages)
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.no_grad(), trainer.precision_plugin.forward_context():
-            picture = in_a_grid(scheme.synthetic_images(self.images))
+            grid = image_grid(pl_module.synthetic_images(self.num_images))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("synthetic_images", picture, trainer.global_step)  # pyright: ignore[reportUnknownMemberType]
+                logger.experiment.add_image("synthetic_images", grid, trainer.global_step)  # pyright: ignore[reportUnknownMemberType]
 
 
-def in_a_grid(images: Tensor) -> Tensor:
-    """A picture (C, H', W') of images (N, C, H, W) in [0, 1], in rows of about as many as there are rows.
+def image_grid(images: Tensor) -> Tensor:
+    """Arrange images (N, C, H, W) in [0, 1] in a nearly square grid, as one image (C, H', W').
 
     Example:
-        >>> in_a_grid(torch.zeros(5, 3, 28, 28)).shape
+        >>> image_grid(torch.zeros(5, 3, 28, 28)).shape
         torch.Size([3, 60, 90])
     """
     framed = functional.pad(images.float().clamp(0, 1).cpu(), [1, 1, 1, 1], value=0.5)

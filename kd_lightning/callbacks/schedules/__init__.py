@@ -1,1 +1,1 @@
-"""Temperatures and weights that follow a schedule."""
+"""Schedules of temperatures, weights and other numbers of losses."""

@@ -1,4 +1,4 @@
-"""The base of callbacks that follow a schedule: when they act, and how they find the terms."""
+"""The base class of callbacks that follow a schedule, and how they find the terms of a module."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from kd_lightning.core.progress import epoch, optimizer_step
 from kd_lightning.core.terms import Term
 
 
-class Scheduled(Callback, ABC):
-    """Applies a schedule's value at the start of each batch.
+class ScheduledCallback(Callback, ABC):
+    """Apply a schedule's value at the start of each batch; a subclass defines where in `apply`.
 
-    The value is a function of the trainer's own count, so nothing is kept in a checkpoint and every resume is right.
+    The value is a function of the trainer's count of steps or epochs, so that there is no state to save and every
+    resume is exact.
 
     Args:
-        schedule: Gives the value.
-        unit: Whether the schedule's t counts optimizer steps or epochs.
+        schedule: The schedule of the value.
+        unit: The unit of the schedule's t: ``step`` (optimizer steps) or ``epoch``.
 
     Raises:
         UsageError: There is no such unit.
@@ -38,15 +39,19 @@ class Scheduled(Callback, ABC):
 
     @abstractmethod
     def apply(self, value: float) -> None:
-        """Sets the value wherever it belongs."""
+        """Set the scheduled value."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Applies the value of this step or epoch: here, as not every resume calls ``on_train_epoch_start``."""
+        """Apply the value of this step or epoch; not every resume calls ``on_train_epoch_start``."""
         self.apply(self.schedule(optimizer_step(trainer) if self.unit == "step" else epoch(trainer)))
 
 
 def find_terms(module: nn.Module, name: str | None) -> dict[str, list[Term]]:
-    """The terms in a module by their names, or those of one name; equal names may be in different places.
+    """Find the terms of a module, a list by name because several submodules may have terms of the same name.
+
+    Args:
+        module: The module.
+        name: The name of the terms to find; None for all.
 
     Raises:
         UsageError: There is none (the nearest names are given).
@@ -56,7 +61,7 @@ def find_terms(module: nn.Module, name: str | None) -> dict[str, list[Term]]:
         if isinstance(candidate, Term):
             found.setdefault(path.rpartition(".")[2], []).append(candidate)
     if not found:
-        raise UsageError(f"{type(module).__name__} has no terms whose schedule this could be: give it one")
+        raise UsageError(f"{type(module).__name__} has no terms to schedule: remove the schedule, or give it terms")
     if name is None:
         return found
-    return {name: found[choose(name, found, "there is no term {name} to follow a schedule")]}
+    return {name: found[choose(name, found, "there is no term {name} to schedule")]}

@@ -1,4 +1,4 @@
-"""A temperature that changes while the student learns."""
+"""A schedule for temperatures."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from kd_lightning.callbacks.schedules.base import Scheduled, find_terms
+from kd_lightning.callbacks.schedules.base import ScheduledCallback, find_terms
 from kd_lightning.callbacks.schedules.functions import Schedule
 from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.common.checks import check_temperature
 
 
-class TemperatureSchedule(Scheduled):
-    """Moves the temperature of every loss that has one, or of one term's.
+class TemperatureSchedule(ScheduledCallback):
+    """Set the temperature of every loss that has one, or of one term's loss, by a schedule.
 
-    It is set at the start of each batch, in losses within losses as well; one that is learned (a parameter) is left
-    alone. When the fit ends the last value stays.
+    It is set at the start of each batch, in losses within losses as well, and keeps its last value after the fit. A
+    learned temperature (a parameter) is not changed.
 
     Args:
-        schedule: Gives the temperature; each value must be above 0.
-        unit: Whether the schedule counts optimizer steps or epochs.
-        term: The name of the only term that follows it; all of them if not given.
+        schedule: The schedule of the temperature; each value must be above 0.
+        unit: The unit of the schedule's t: ``step`` (optimizer steps) or ``epoch``.
+        term: The name of the term to schedule; all terms by default.
 
     Raises:
-        UsageError: A value would not be above 0; at the start of the fit: there is no such term, or no temperature.
+        UsageError: A value is not above 0; at the start of the fit: there is no such term, or no temperature.
 
     Example:
         >>> from kd_lightning.callbacks import Linear
@@ -40,15 +40,17 @@ class TemperatureSchedule(Scheduled):
         self._losses: list[Any] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds the losses."""
+        """Find the losses that have a temperature."""
         found = find_terms(pl_module, self.term)
         inside = [module for terms in found.values() for term in terms for module in term.loss.modules()]
         self._losses = [module for module in inside if _has_temperature(module)]
         if not self._losses:
-            raise UsageError(f"no loss of {', '.join(found)} has a temperature to schedule: name another term, or none")
+            raise UsageError(
+                f"no loss of {', '.join(found)} has a temperature: name another term, or remove the schedule"
+            )
 
     def apply(self, value: float) -> None:
-        """Sets every temperature."""
+        """Set the temperature of every loss found."""
         for loss in self._losses:
             loss.temperature = value
 

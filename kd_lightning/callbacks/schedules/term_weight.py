@@ -1,4 +1,4 @@
-"""A term that counts more, or less, while the student learns."""
+"""A schedule for the weight of a term."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import Literal
 
 from lightning.pytorch import LightningModule, Trainer
 
-from kd_lightning.callbacks.schedules.base import Scheduled, find_terms
+from kd_lightning.callbacks.schedules.base import ScheduledCallback, find_terms
 from kd_lightning.callbacks.schedules.functions import Schedule
 from kd_lightning.core.terms import Term
 
 
-class TermWeightSchedule(Scheduled):
+class TermWeightSchedule(ScheduledCallback):
     """Set the weight of one loss term by a schedule, such as ``Linear`` or ``PiecewiseConstant``.
 
-    The schedule's value *is* the weight, whatever the term was built with. When the fit ends the last one stays.
+    The schedule's value replaces the weight that the term was built with, and the last value stays after the fit.
 
     Args:
         term: The term's name.
-        schedule: Gives the weight.
-        unit: Whether the schedule counts optimizer steps or epochs.
+        schedule: The schedule of the weight.
+        unit: The unit of the schedule's t: ``step`` (optimizer steps) or ``epoch``.
 
     Raises:
         UsageError: At the start of the fit: there is no such term.
@@ -36,10 +36,10 @@ class TermWeightSchedule(Scheduled):
         self._terms: list[Term] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds the term."""
+        """Find the terms of that name."""
         self._terms = find_terms(pl_module, self.term)[self.term]
 
     def apply(self, value: float) -> None:
-        """Sets the weight."""
+        """Set the weight of these terms."""
         for term in self._terms:
             term.weight = value

@@ -1,1 +1,1 @@
-"""Teachers that are frozen, or that change during the fit."""
+"""Callbacks that freeze a teacher, or make it from the student during the fit."""

@@ -1,4 +1,4 @@
-"""Snapshot distillation: the student as it was at the end of the cycle before."""
+"""Snapshot distillation: the teacher is a copy of the student from the end of the previous cycle."""
 
 from __future__ import annotations
 
@@ -12,46 +12,52 @@ from kd_lightning.core.progress import epoch, optimizer_step
 
 
 class SnapshotTeacher(EvolvingTeacher):
-    """At the first batch of each cycle the teacher becomes what the student is then.
+    """Copy the student into the teacher at the first batch of each cycle.
 
     theta'_k = theta at the end of cycle k - 1
 
     Chenglin Yang, Lingxi Xie, Chi Su, Alan L. Yuille: Snapshot Distillation: Teacher-Student Optimization in One
     Generation. CVPR, 2019 (arXiv:1812.00123): a cycle of the learning rate's cosine. With cycles of one epoch it is
-    what teaches in PS-KD: Kyungyul Kim, ByeongMoon Ji, Doyoung Yoon, Sangheum Hwang: Self-Knowledge Distillation with
-    Progressive Refinement of Targets. ICCV, 2021 (arXiv:2006.12000), whose authors' code keeps, of each image, what the
-    student said when it last trained on it instead: in training mode, and somewhere within that epoch.
+    the teacher of PS-KD: Kyungyul Kim, ByeongMoon Ji, Doyoung Yoon, Sangheum Hwang: Self-Knowledge Distillation with
+    Progressive Refinement of Targets. ICCV, 2021 (arXiv:2006.12000). Its authors' code stores instead the student's
+    output for each image in the last step that trained on it: in training mode, at some point of the previous epoch.
 
-    In the first cycle the teacher is the untrained student: a `TermWeightSchedule` lets it wait.
+    In the first cycle the teacher is the untrained student: exclude its terms by a `TermWeightSchedule`.
 
     Args:
-        every: How long a cycle is.
-        unit: Whether that counts optimizer steps or epochs.
+        interval: The length of a cycle.
+        unit: The unit of `interval`: ``step`` (optimizer steps) or ``epoch``.
         teacher: The dotted name of the teacher in the LightningModule.
         student: The dotted name of the network that it copies.
 
     Raises:
-        UsageError: `every` is below 1 or there is no such unit; at the start of the fit, as for `EvolvingTeacher`.
+        UsageError: `interval` is below 1 or there is no such unit; at the start of the fit, as for `EvolvingTeacher`.
 
     Example:
         >>> from kd_lightning.callbacks import PiecewiseConstant, TermWeightSchedule
-        >>> past_cycle = SnapshotTeacher(every=40, unit="epoch")
+        >>> past_cycle = SnapshotTeacher(interval=40, unit="epoch")
         >>> waits = TermWeightSchedule("kd", PiecewiseConstant({0: 0.0, 40: 1.0}), unit="epoch")
     """
 
     def __init__(
-        self, every: int, unit: Literal["step", "epoch"] = "epoch", teacher: str = "teacher", student: str = "student"
+        self,
+        interval: int,
+        unit: Literal["step", "epoch"] = "epoch",
+        teacher: str = "teacher",
+        student: str = "student",
     ) -> None:
-        if every < 1 or unit not in ("step", "epoch"):
-            raise UsageError(f"every={every} and unit={unit!r}: a cycle has at least 1, and counts 'step' or 'epoch'")
+        if interval < 1:
+            raise UsageError(f"interval={interval} must be at least 1")
+        if unit not in ("step", "epoch"):
+            raise UsageError(f"unit={unit!r} is neither 'step' nor 'epoch'")
         super().__init__(teacher, student)
-        self.every = every
+        self.interval = interval
         self.unit = unit
 
-    def moment(self, trainer: Trainer) -> int:
-        """The cycle."""
-        return (optimizer_step(trainer) if self.unit == "step" else epoch(trainer)) // self.every
+    def period(self, trainer: Trainer) -> int:
+        """Return the number of the cycle."""
+        return (optimizer_step(trainer) if self.unit == "step" else epoch(trainer)) // self.interval
 
-    def move(self, trainer: Trainer, pl_module: LightningModule, moment: int) -> None:
-        """Copies the student."""
+    def update_teacher(self, trainer: Trainer, pl_module: LightningModule, period: int) -> None:
+        """Copy the student into the teacher."""
         self.copy_student()

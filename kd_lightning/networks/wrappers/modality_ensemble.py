@@ -11,16 +11,16 @@ from kd_lightning.networks.wrappers.ensemble import stack_logits
 
 
 class ModalityEnsemble(nn.Module):
-    """Several networks, each of which sees a view of its own, as one; their logits are stacked, as by `Ensemble`.
+    """Several networks as one, each with an input of its own; their logits are stacked, as by `Ensemble`.
 
     Args:
-        members: The networks, by the name of the view that each sees. A layer is tapped as ``members.image.conv.3``.
+        members: The networks, each by the name of its input. A layer is tapped as ``members.image.conv.3``.
 
     Shapes:
-        Views by name, each as its network takes it; output: logits (N, K, C), in the order of `members`.
+        Inputs by name, each as its network takes it; output: logits (N, K, C), in the order of `members`.
 
     Raises:
-        UsageError: There are no members or, at a call, one's view is missing or their logits differ in shape.
+        UsageError: There are no members or, at a call, the input of one is missing or their logits differ in shape.
         UsageError: At a call: a member gave no logits.
 
     Example:
@@ -34,15 +34,15 @@ class ModalityEnsemble(nn.Module):
     def __init__(self, members: dict[str, nn.Module]) -> None:
         super().__init__()
         if not members:
-            raise UsageError("members is empty: give a network for each view, by its name")
+            raise UsageError("members is empty: give a network for each modality, by its name")
         self.members = nn.ModuleDict(members)
 
-    def forward(self, **views: Any) -> Tensor:
-        """The stacked logits (N, K, ...)."""
-        if missing := [view for view in self.members if view not in views]:
+    def forward(self, **modalities: Any) -> Tensor:
+        """Return the stacked logits (N, K, ...)."""
+        if missing := [name for name in self.members if name not in modalities]:
             raise UsageError(
-                f"there is no view {missing[0]!r} of {', '.join(views) or 'none'}: name it in the scheme's "
-                "views.teacher"
+                f"there is no input {missing[0]!r} among {', '.join(modalities) or 'none'}: name it in the scheme's "
+                "modalities.teacher"
             )
         members = self.members.items()
-        return stack_logits({f"members.{view}": (member, member(views[view])) for view, member in members})
+        return stack_logits({f"members.{name}": (member, member(modalities[name])) for name, member in members})

@@ -1,4 +1,4 @@
-"""On-the-fly native ensemble: the branches of one network learn from what they say together."""
+"""On-the-fly native ensemble: the branches of one network learn from their gated ensemble."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kd_lightning.schemes.online.peers import detached
 
 
 class ONE(Learner):
-    """The student and further branches of it learn from the labels and from their gated ensemble.
+    """The student and further branches of it learn from the labels and from the gated ensemble of all branches.
 
     z_e = sum_i g_i z_i, g = softmax(ReLU(BN(W pool(F)))) of the shared features F
 
@@ -27,25 +27,27 @@ class ONE(Learner):
     (arXiv:1806.04606). Theirs are 3 branches and T = 3; their code raises w(t) from 0.7 % to 1 in 80 of 300 epochs
     (`SigmoidRampUp`), to stabilise the training.
 
-    A term without a teacher is summed over the branches and the ensemble, one with a teacher over the branches. The
-    student, the first branch, is a plain network, and it is deployed (ONE). ``val/acc/ensemble`` says what all of them
-    are worth (ONE-E): `ensemble` is that network, and ``export_student(learner.ensemble, path)`` writes it; for
-    ``load_student(path, network)`` build it again as the `ensemble` of a learner of the same arguments.
+    All branches and the gate are trained. A term without a teacher is summed over the branches and the ensemble, one
+    with a teacher over the branches, and logged as ``train/<term>``. The student, the first branch, is a plain network
+    and the inference network (ONE). ``val/acc/ensemble`` is the accuracy of the whole ensemble (ONE-E): `ensemble` is
+    that network, and ``export_student(learner.ensemble, path)`` writes it; for ``load_student(path, network)`` build it
+    again as the `ensemble` of a learner with the same arguments. The baseline is the student trained alone, a
+    `Classifier`.
 
     Args:
-        student: The network that is branched.
+        student: The first branch; the others are copies of its unshared layers, initialised again.
         shared: Dotted names of the layers that the branches share, from the input on, in the order in which they run.
-        gate_features: Channels of what the last of them gives.
+        gate_features: The number of channels of the last shared layer's output.
         terms: The losses on logits, by name.
-        branches: How many, the student included.
+        num_branches: The number of branches, the student included.
         optimizer: Builds the optimizer from the parameters of all branches, the gate and the terms.
         lr_scheduler: Builds a learning-rate scheduler from the optimizer.
-        lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
+        lr_interval: ``step`` or ``epoch``: when the scheduler steps.
         metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
 
     Raises:
-        UsageError: There are fewer than two branches, or as for `branch`; at the first batch: the shared layers
-            are not what runs below the branching point, or `gate_features` does not fit.
+        UsageError: There are fewer than two branches, or as for `branch`; at the first batch: the shared layers are
+            not the ones that run below the branching point, or `gate_features` does not fit.
 
     Example:
         >>> from kd_lightning import Term
@@ -63,28 +65,30 @@ class ONE(Learner):
         shared: Sequence[str],
         gate_features: int,
         terms: dict[str, Term],
-        branches: int = 3,
+        num_branches: int = 3,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
         metrics: MetricCollection | None = None,
     ) -> None:
         super().__init__(student, terms, optimizer, lr_scheduler, lr_interval, metrics)
-        if branches < 2:
-            raise UsageError(f"branches={branches}: an ensemble takes the student and at least one further branch")
+        if num_branches < 2:
+            raise UsageError(
+                f"num_branches={num_branches} must be at least 2: the student and one further branch, e.g. 3"
+            )
         self.shared = list(shared)
-        self.branches = nn.ModuleList(branch(student, self.shared) for _ in range(branches - 1))
-        self.gate = Gate(gate_features, branches)
-        self.evaluated_networks = ["student", *(f"branches.{i}" for i in range(branches - 1)), "ensemble"]
+        self.branches = nn.ModuleList(branch(student, self.shared) for _ in range(num_branches - 1))
+        self.gate = Gate(gate_features, num_branches)
+        self.evaluated_networks = ["student", *(f"branches.{i}" for i in range(num_branches - 1)), "ensemble"]
         self._is_checked = False
 
     @property
     def ensemble(self) -> BranchedEnsemble:
-        """All branches and the gate as one network, whose parameters are those that are trained here."""
+        """All branches and the gate as one network, which shares its parameters with this module."""
         return BranchedEnsemble(self.student, self.shared[-1], self.branches, self.gate)
 
     def evaluated_logits(self, inputs: Any) -> dict[str, Tensor]:
-        """The logits of each branch and of the ensemble; the first time, the branching point is checked."""
+        """Compute the logits of each branch and of the ensemble; the first call checks the branching point."""
         if not self._is_checked:
             check_branch(self.student, self.shared, inputs)
             self._is_checked = True
@@ -92,12 +96,12 @@ class ONE(Learner):
         return dict(zip(self.evaluated_networks, [*branches, ensemble], strict=True))
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
-        """Each term, summed over the branches, and over the ensemble where it has no teacher."""
+        """Compute each term, summed over the branches, and over the ensemble too where it has no teacher."""
         batch = self.split_batch(batch)
         *branches, ensemble = ({"logits": logits} for logits in self.evaluated_logits(batch.student).values())
-        taught = detached(ensemble)
+        teacher = detached(ensemble)
         losses: dict[str, Tensor] = {}
         for name, term in self.terms.all().items():
-            learn = [*branches, ensemble] if term.teacher is None else branches
-            losses[name] = torch.stack([term(own, taught, batch.labels) for own in learn]).sum()
+            students = [*branches, ensemble] if term.teacher is None else branches
+            losses[name] = torch.stack([term(own, teacher, batch.labels) for own in students]).sum()
         return losses

@@ -1,4 +1,4 @@
-"""Peers: several networks that learn together, and which of them is deployed."""
+"""The base class of schemes in which several networks learn together as peers."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from kd_lightning.core.terms import Term
 
 
 class PeerLearner(Learner, ABC):
-    """A student among peers; a scheme says in `compute_losses` what they learn from each other.
+    """A student and its peers, which learn together; a subclass defines their losses in `compute_losses`.
 
-    All of them are trained by one optimizer, evaluated (``val/acc/student``, ``val/acc/peers.0``, ...) and kept in the
-    checkpoint. ``val/acc`` is that of the network that is deployed.
+    All networks are trained by one optimizer, evaluated (``val/acc/student``, ``val/acc/peers.0``, ...) and kept in the
+    checkpoint. `deploy` chooses the inference network, whose metrics are logged as ``val/acc`` and so on.
 
     Args:
-        student: The first of the networks, and the one that is deployed unless `deploy` says otherwise.
+        student: The first of the networks; the inference network by default.
         peers: The other networks, of any architectures.
-        terms: The losses by name; the scheme says between whom each holds.
-        deploy: ``student``; or ``best``, the network of the highest accuracy in the last validation, of those that
-            the checkpoint holds.
+        terms: The losses by name; the scheme defines which networks each compares.
+        deploy: The inference network: ``student``, or ``best``, the best network by `monitor` in the last validation,
+            of those that the checkpoint holds.
         optimizer: Builds the optimizer from the parameters of all networks and terms.
         lr_scheduler: Builds a learning-rate scheduler from the optimizer.
-        lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
+        lr_interval: ``step`` or ``epoch``: when the scheduler steps.
         metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
 
     Raises:
@@ -61,34 +61,34 @@ class PeerLearner(Learner, ABC):
         self.peers = nn.ModuleList(peers)
         parameters = [parameter for network in self.networks().values() for parameter in network.parameters()]
         if len(set(parameters)) < len(parameters):
-            raise UsageError("two of the networks share parameters, so that they could not differ: copy one of them")
+            raise UsageError("two of the networks share parameters and could not learn separately: copy one of them")
         self.deploy = deploy
         self.evaluated_networks = list(self.networks())
         self.register_buffer("best", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("validated_at", torch.zeros((), dtype=torch.int64))  # batches done then
+        self.register_buffer("validated_at", torch.zeros((), dtype=torch.int64))  # completed batches at that time
 
     def networks(self) -> dict[str, nn.Module]:
-        """The student and its peers, by their names in this module."""
+        """Return the student and its peers, by their names in this module."""
         return {"student": self.student} | {f"peers.{i}": peer for i, peer in enumerate(self.peers)}
 
     def network_activations(self, batch: Batch) -> list[Activations]:
-        """What each network gives for the batch, the student first, at every layer that a term addresses."""
+        """Return the activations of each network, the student first, at every layer that a term addresses."""
         layers = dict.fromkeys([*self.terms.layers("student"), *self.terms.layers("teacher")])
         return [tap(network, batch.student, layers) for network in self.networks().values()]
 
     @property
     def inference_network_name(self) -> str:
-        """The student, or the network that was best in the last validation."""
+        """Name of the inference network: the student, or the network that was best in the last validation."""
         return "student" if self.deploy == "student" else self.evaluated_networks[int(cast("Tensor", self.best))]
 
     def evaluated_logits(self, inputs: Any) -> dict[str, Tensor]:
-        """Each network's logits."""
+        """Compute the logits of each network, by its name."""
         return {name: logits(network, inputs) for name, network in self.networks().items()}
 
     def on_train_start(self) -> None:
-        """Validates first where a run was cut between a batch and the validation that was due after it.
+        """Validate first where the resumed run had stopped between a batch and the validation due after it.
 
-        Lightning would skip it, and go on with what the validation before had found.
+        Lightning skips that validation, and `deploy="best"` would keep the result of the one before.
         """
         trainer, done, length = self.trainer, completed_batches(self.trainer), self.trainer.num_training_batches
         epochs, batches = trainer.check_val_every_n_epoch, trainer.val_check_batch
@@ -106,13 +106,13 @@ class PeerLearner(Learner, ABC):
             metric = self.monitor.partition("/")[2]
             values = torch.stack([self.evaluation.value("val", name, metric) for name in self.networks()]).float()
             values = values if self.mode == "max" else -values
-            left_out = [is_excluded_from_state_dict(network) for network in self.networks().values()]
-            values[torch.tensor(left_out, device=values.device)] = -torch.inf
+            excluded = [is_excluded_from_state_dict(network) for network in self.networks().values()]
+            values[torch.tensor(excluded, device=values.device)] = -torch.inf
             cast("Tensor", self.best).fill_(values.argmax())
             cast("Tensor", self.validated_at).fill_(completed_batches(self.trainer))
         super().on_validation_epoch_end()
 
 
 def detached(activations: Activations) -> Activations:
-    """The same values as what a teacher gave: nothing flows back to whoever gave them."""
+    """Detach all activations, so that the loss has no gradient in the network that teaches."""
     return {name: value.detach() for name, value in activations.items()}

@@ -1,4 +1,4 @@
-"""Rocket launching: a large network on top of the student's lower layers teaches it while both learn."""
+"""Rocket launching: a large network on the student's lower layers teaches it while both learn."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ from kd_lightning.schemes.online.peers import detached
 class RocketLaunching(Learner):
     """A light student and a booster share lower layers and learn together; the student imitates the booster's logits.
 
-    L = CE(z_l, y) + CE(z_b, y) + w ||z_l - z_b||^2, with z_b fixed in the last: it moves the student, the lower layers
-    included, and no layer of the booster's own (the paper's gradient block)
+    L = CE(z_l, y) + CE(z_b, y) + w ||z_l - z_b||^2, with z_b held fixed in the last: its gradient reaches the student,
+    the lower layers included, and not the booster's own layers (the paper's gradient block)
 
     Guorui Zhou, Ying Fan, Runpeng Cui, Weijie Bian, Xiaoqiang Zhu, Kun Gai: Rocket Launching: A Universal and Efficient
     Framework for Training Well-performing Light Net. AAAI, 2018 (arXiv:1708.04106). The authors' code has w = 0.03 and
     sums over the C classes: 0.03 C is the weight of a `LogitMSELoss`, which averages over them. In that code the light
-    and the booster net normalise by BatchNorm layers of their own in shared blocks; here what is shared runs once.
+    and the booster net each have their own BatchNorm layers in shared blocks; here the shared layers run once.
 
-    A term without a teacher is summed over both networks; in the others the booster is the teacher. The student is
-    deployed, and ``val/acc/booster`` says how good its teacher has become.
+    Both networks are trained by one optimizer. A term without a teacher is summed over both; in the others the booster
+    is the teacher; each is logged as ``train/<term>``. The student is the inference network, and ``val/acc/booster`` is
+    the accuracy of the booster. The baseline is the student trained alone, a `Classifier`.
 
     Args:
         student: The light network.
-        booster: A network whose input is what the student's `layer` gives.
+        booster: A network that takes the output of the student's `layer` as its input.
         layer: Dotted name of the last shared layer.
         terms: The losses by name, each with its addresses and weight.
         optimizer: Builds the optimizer from the parameters of both networks and the terms.
         lr_scheduler: Builds a learning-rate scheduler from the optimizer.
-        lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
+        lr_interval: ``step`` or ``epoch``: when the scheduler steps.
         metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
 
     Raises:
         UsageError: The student has no such layer (the nearest names are given), or the two share parameters; at a
-            call: the booster cannot take what the layer gives.
+            batch: the booster cannot take the layer's output.
 
     Example:
         >>> from kd_lightning import Term
@@ -69,15 +70,15 @@ class RocketLaunching(Learner):
         check_layer(student, layer)
         if set(student.parameters()) & set(booster.parameters()):
             raise UsageError(
-                "student and booster share parameters: what they share is the student's, up to `layer`; "
-                "build the booster from what comes above alone"
+                "student and booster share parameters: the shared layers belong to the student, up to `layer`; "
+                "build the booster from the layers above it alone"
             )
         self.booster = booster
         self.layer = layer
         self.evaluated_networks = ["student", "booster"]
 
     def both_activations(self, inputs: Any) -> tuple[Activations, Activations]:
-        """What student and booster give, at every layer that a term addresses; the shared layers run once."""
+        """Return the activations of student and booster that the terms address; the shared layers run once."""
         student_layers = dict.fromkeys([*self.terms.layers("student"), self.layer, "logits"])
         booster_layers = dict.fromkeys([*self.terms.layers("student"), *self.terms.layers("teacher"), "logits"])
         student = tap(self.student, inputs, student_layers)
@@ -87,22 +88,22 @@ class RocketLaunching(Learner):
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise UsageError(
-                f"the booster cannot take {tuple(student[self.layer].shape)}, which the student's layer {self.layer!r} "
-                f"gives ({error}): build it for that input, e.g. with in_channels={student[self.layer].shape[1]}"
+                f"the booster cannot take the output {tuple(student[self.layer].shape)} of the student's layer "
+                f"{self.layer!r} ({error}): build it for that, e.g. with in_channels={student[self.layer].shape[1]}"
             ) from error
 
     def evaluated_logits(self, inputs: Any) -> dict[str, Tensor]:
-        """The logits of student and booster."""
+        """Compute the logits of student and booster."""
         student, booster = self.both_activations(inputs)
         return {"student": student["logits"], "booster": booster["logits"]}
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
-        """Each term: of both networks where it has no teacher, else of the student with the booster as its teacher."""
+        """Compute each term: for both networks where it has no teacher, else for the student against the booster."""
         batch = self.split_batch(batch)
         student, booster = self.both_activations(batch.student)
-        taught = detached(booster)
+        teacher = detached(booster)
         losses: dict[str, Tensor] = {}
         for name, term in self.terms.all().items():
-            learn = [student, booster] if term.teacher is None else [student]
-            losses[name] = torch.stack([term(own, taught, batch.labels) for own in learn]).sum()
+            students = [student, booster] if term.teacher is None else [student]
+            losses[name] = torch.stack([term(own, teacher, batch.labels) for own in students]).sum()
         return losses

@@ -1,18 +1,16 @@
-"""Knowledge transfer graph: networks, and what each learns from which other."""
+"""Knowledge transfer graph: networks as nodes, and gated losses between them as edges."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from kd_lightning.core.activations import Activations, tap
-from kd_lightning.core.batch import target_of
+from kd_lightning.core.activations import tap
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.freezing import is_frozen
 from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
@@ -20,134 +18,57 @@ from kd_lightning.core.lookup import choose
 from kd_lightning.core.loss import loss_trait
 from kd_lightning.core.progress import optimizer_step
 from kd_lightning.core.terms import Term, names
+from kd_lightning.schemes.online.gates import EdgeGate, ThroughGate
 from kd_lightning.schemes.online.peers import PeerLearner, detached
-
-
-class Gate(nn.Module, ABC):
-    """How much of an edge's loss reaches its target."""
-
-    @abstractmethod
-    def forward(self, term: Term, target: Activations, source: Activations | None, labels: dict[str, Tensor]) -> Tensor:
-        """The gated loss of what the target network and the source, None for the labels, give for a batch."""
-
-
-class ThroughGate(Gate):
-    """All of it."""
-
-    def forward(self, term: Term, target: Activations, source: Activations | None, labels: dict[str, Tensor]) -> Tensor:
-        """The loss."""
-        return term(target, source, labels)
-
-
-class CutOffGate(Gate):
-    """Nothing, as if there were no edge: for a search over graphs."""
-
-    def forward(self, term: Term, target: Activations, source: Activations | None, labels: dict[str, Tensor]) -> Tensor:
-        """Return zero, without computing the loss."""
-        return _none(term, target)
-
-
-class LinearGate(Gate):
-    """Nothing at first, and linearly more with time: the loss times k / k_end, at optimizer step k.
-
-    Args:
-        duration: k_end, the optimizer steps until all passes.
-
-    Raises:
-        UsageError: `duration` is below 1.
-    """
-
-    def __init__(self, duration: int) -> None:
-        super().__init__()
-        if duration < 1:
-            raise UsageError(f"duration={duration} must be at least 1 optimizer step")
-        self.duration = duration
-        self.step = 0  # k, a function of the trainer's own count and no state
-
-    def forward(self, term: Term, target: Activations, source: Activations | None, labels: dict[str, Tensor]) -> Tensor:
-        """The loss, weighed by time."""
-        share = min(self.step / self.duration, 1.0)
-        return share * term(target, source, labels) if share else _none(term, target)
-
-
-class CorrectGate(Gate):
-    """The samples that the source classifies rightly: the others count as zero in the mean over the batch.
-
-    Labels are always right.
-
-    Raises:
-        UsageError: At a batch: its labels are no class indices.
-    """
-
-    def forward(self, term: Term, target: Activations, source: Activations | None, labels: dict[str, Tensor]) -> Tensor:
-        """The loss of those samples, times their share of the batch."""
-        if source is None:
-            return term(target, source, labels)
-        logits, truth = source["logits"], target_of(labels)
-        if truth is None or truth.is_floating_point() or truth.shape != logits.shape[:1] or logits.dim() != 2:
-            found = "none" if truth is None else f"{truth.dtype} {tuple(truth.shape)}"
-            raise UsageError(
-                f"whether a source is right is asked of logits (N, C) and class indices (N,); there are logits "
-                f"{tuple(logits.shape)} and target {found}: use another gate"
-            )
-        right = logits.argmax(dim=1) == truth
-        if not right.any():
-            return _none(term, target)
-        share = right.float().mean()
-        return share * term(
-            *({name: value[right] for name, value in each.items()} for each in (target, source, labels))
-        )
-
-
-def _none(term: Term, target: Activations) -> Tensor:
-    """Zero in place of a loss, with a gradient of zero."""
-    return term.idle(target, torch.zeros((), device=next(iter(target.values())).device))
 
 
 @dataclass(frozen=True)
 class Edge:
-    """What one network learns, and from whom.
+    """An edge of the graph: the loss by which one network learns from another, or from the labels.
 
     Args:
         target: The name of the network that learns: ``student``, ``peers.0``, ``peers.1``, ...
-        term: What is compared.
+        term: The loss, with its addresses and weight.
         source: The name of the network that it learns from; None for the labels.
-        gate: How much of it passes, a `ThroughGate` if not given.
+        gate: Which part of the loss passes; a `ThroughGate` by default.
     """
 
     target: str
     term: Term
     source: str | None = None
-    gate: Gate | None = None
+    gate: EdgeGate | None = None
 
 
 class KnowledgeTransferGraph(PeerLearner):
-    """A directed graph: its nodes are networks, an edge is a loss of one against another, or the labels, with a gate.
+    """Networks as the nodes of a directed graph, whose edges are gated losses from other nodes or from the labels.
 
-    L_t = sum_s G_st(L_st) is what node t minimises, over its edges from nodes s and from the labels, with sources held
+    L_t = sum_s G_st(L_st) is the loss of node t, over its edges from nodes s and from the labels, with sources held
     fixed: d L_t / d theta_s = 0. Weights are those of the terms.
 
     Soma Minami, Tsubasa Hirakawa, Takayoshi Yamashita, Hironobu Fujiyoshi: Knowledge Transfer Graph for Deep
-    Collaborative Learning. ACCV 2020 (arXiv:1909.04286). A frozen node is a teacher that was trained before, one with
-    an edge from the labels may learn beside the student. Mutual learning is the complete graph, offline distillation
-    the one edge from a frozen node. The paper searches the gates: `ThroughGate`, `CutOffGate`, `LinearGate` and
-    `CorrectGate`, for the edges from the labels as well.
+    Collaborative Learning. ACCV 2020 (arXiv:1909.04286). A frozen node is a pretrained teacher; a node with an edge
+    from the labels may learn beside the student. Mutual learning is the complete graph, offline distillation the one
+    edge from a frozen node. The paper searches the gates: `ThroughGate`, `CutOffGate`, `LinearGate` and `CorrectGate`,
+    for the edges from the labels as well.
 
-    Each edge's loss is logged by the edge's name. The other arguments are those of `PeerLearner`.
+    Every node that is not frozen is trained, all by one optimizer; `deploy` chooses the inference network. The gated
+    loss of each edge is logged as ``train/<edge>``. The baseline is the student trained alone, a `Classifier`. The
+    other arguments are those of `PeerLearner`.
 
     Args:
-        peers: The other nodes. A network that `freeze` holds is left as it is, and left out of checkpoints if
-            `exclude_from_state_dict` holds it, too, as `load_teacher` gives it.
-        edges: By name.
+        peers: The other nodes. A network frozen by `freeze` is not trained, and is in no checkpoint if it is excluded
+            by `exclude_from_state_dict` as well; `load_teacher` returns networks that are both.
+        edges: The edges by name.
 
     Raises:
-        UsageError: An edge's node is not there (the nearest names are given), it leads to its own source or to a frozen
-            node, its term and its source do not agree on whether there is a teacher, a `CorrectGate` stands before a
-            loss that compares samples; or a node has no part in the graph or, not frozen, nothing to learn from.
+        UsageError: A node of an edge does not exist (the nearest names are given); an edge leads to its own source or
+            to a frozen node; its term has a teacher and the edge no source, or the reverse; a gate that selects samples
+            has a loss that compares samples; or a node has no edge or, not frozen, none to learn by.
 
     Example:
         >>> from kd_lightning.losses import KDLoss, TaskLoss
         >>> from kd_lightning.networks import StudentConvNet, TeacherConvNet
+        >>> from kd_lightning.schemes import CorrectGate
         >>> edges = {
         ...     "task": Edge("student", Term(TaskLoss(), teacher=None)),
         ...     "teacher_task": Edge("peers.0", Term(TaskLoss(), teacher=None)),
@@ -173,24 +94,27 @@ class KnowledgeTransferGraph(PeerLearner):
         super().__init__(student, peers, terms, deploy, optimizer, lr_scheduler, lr_interval, metrics)
         _check(edges, self.networks())
         self.edges = edges
-        self.gates = nn.ModuleDict({name: edge.gate or ThroughGate() for name, edge in edges.items()})
-        self.steps_are_alike = not any(isinstance(gate, LinearGate) for gate in self.gates.values())
+        gates = {name: edge.gate or ThroughGate() for name, edge in edges.items()}
+        self.gates = nn.ModuleDict(gates)
+        self.needs_logits = any(gate.selects_samples for gate in gates.values())
+        self.steps_are_alike = not any(gate.depends_on_step for gate in gates.values())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Tells the linear gates the time."""
-        for gate in self.gates.values():
-            if isinstance(gate, LinearGate):
-                gate.step = optimizer_step(self.trainer)
+        """Set the optimizer step of the gates that depend on it."""
+        if not self.steps_are_alike:
+            step = optimizer_step(self.trainer)
+            for gate in self.gates.values():
+                cast("EdgeGate", gate).set_step(step)
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
-        """The gated loss of each edge."""
+        """Compute the gated loss of each edge."""
         batch = self.split_batch(batch)
-        seen = {name: tap(node, batch.student, self._layers_of(name)) for name, node in self.networks().items()}
-        sources = {name: detached(activations) for name, activations in seen.items()}
+        activations = {name: tap(node, batch.student, self._layers_of(name)) for name, node in self.networks().items()}
+        sources = {name: detached(recorded) for name, recorded in activations.items()}
         return {
             name: self.gates[name](
                 self.terms[name],
-                seen[edge.target],
+                activations[edge.target],
                 None if edge.source is None else sources[edge.source],
                 batch.labels,
             )
@@ -198,11 +122,11 @@ class KnowledgeTransferGraph(PeerLearner):
         }
 
     def _layers_of(self, node: str) -> list[str]:
-        """The layers of a node that its edges address."""
-        taught = [names(edge.term.student) for edge in self.edges.values() if edge.target == node]
+        """List the layers of a node that its edges address."""
+        learning = [names(edge.term.student) for edge in self.edges.values() if edge.target == node]
         teaching = [names(edge.term.teacher) for edge in self.edges.values() if edge.source == node]
-        logits = [["logits"]] if any(isinstance(gate, CorrectGate) for gate in self.gates.values()) else []
-        return list(dict.fromkeys(layer for layers in taught + teaching + logits for layer in layers))
+        logits = [["logits"]] if self.needs_logits else []
+        return list(dict.fromkeys(layer for layers in learning + teaching + logits for layer in layers))
 
 
 def _check(edges: dict[str, Edge], nodes: dict[str, nn.Module]) -> None:
@@ -213,20 +137,20 @@ def _check(edges: dict[str, Edge], nodes: dict[str, nn.Module]) -> None:
         if edge.source == edge.target:
             raise UsageError(f"edge {name!r} leads from {edge.source!r} to itself: name another source")
         if is_frozen(nodes[edge.target]):
-            raise UsageError(f"edge {name!r} leads to {edge.target!r}, which is frozen and cannot learn: leave it out")
+            raise UsageError(f"edge {name!r} leads to {edge.target!r}, which is frozen and cannot learn: remove it")
         if (edge.source is None) != (edge.term.teacher is None):
             raise UsageError(
                 f"edge {name!r}: source={edge.source!r} and the term's teacher={edge.term.teacher!r}: "
                 "an edge from the labels has neither, any other has both"
             )
-        if isinstance(edge.gate, CorrectGate) and loss_trait(edge.term.loss, "compares_samples"):
+        if edge.gate is not None and edge.gate.selects_samples and loss_trait(edge.term.loss, "compares_samples"):
             raise UsageError(
                 f"edge {name!r}: {type(edge.term.loss).__name__} compares the samples of the whole batch, "
-                "and a CorrectGate would take some away: use another gate"
+                f"and a {type(edge.gate).__name__} selects some of them: use another gate"
             )
     for node, network in nodes.items():
-        taught = any(edge.target == node for edge in edges.values())
-        if not taught and not is_frozen(network):
-            raise UsageError(f"no edge leads to {node!r}, which would stay as it is: add an edge, or freeze it")
-        if not taught and not any(edge.source == node for edge in edges.values()):
-            raise UsageError(f"no edge leads from the frozen {node!r}: add one, or leave the network out")
+        learns = any(edge.target == node for edge in edges.values())
+        if not learns and not is_frozen(network):
+            raise UsageError(f"no edge leads to {node!r}, which would not learn: add an edge, or freeze it")
+        if not learns and not any(edge.source == node for edge in edges.values()):
+            raise UsageError(f"no edge leads from the frozen {node!r}: add one, or remove the network")

@@ -1,1 +1,1 @@
-"""Networks that teach themselves."""
+"""Self-distillation: schemes in which a network is its own teacher."""

@@ -1,4 +1,4 @@
-"""Class-wise self-knowledge distillation: another image of the same class teaches."""
+"""Class-wise self-knowledge distillation: predictions for images of the same class are pulled together."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from kd_lightning.schemes.online.peers import detached
 
 
 class CSKD(Learner):
-    """The student learns to say of an image what it says of another one of the same class.
+    """The student's prediction for an image learns from its prediction for another image of the same class.
 
     L = CE(z(x), y) + lambda T^2 KL(softmax(z(x') / T) || softmax(z(x) / T)), with z(x') held fixed and x' of class y
 
     Sukmin Yun, Jongjin Park, Kimin Lee, Jinwoo Shin: Regularizing Class-wise Predictions via Self-knowledge
     Distillation. CVPR 2020 (arXiv:2003.13964). T = 4, and lambda = 1, or 3 on fine-grained images. As in the authors'
-    code x and x' go through the network one after the other, in training mode both: each has its own batch statistics
-    and dropout, and both move BatchNorm's running statistics.
+    code x and x' pass through the network one after the other, both in training mode: each has its own batch statistics
+    and dropout mask, and both update BatchNorm's running statistics.
 
-    Of a training batch the first half learns and the second half, row by row of the same classes, teaches:
-    `kd_lightning.data.SameClassPairs` gives such batches. The arguments are those of `kd_lightning.Learner`.
+    In a training batch the first half are the x and the second half the x', of the same classes row by row:
+    `kd_lightning.data.SameClassPairs` yields such batches. The student is the only network: it is trained and is the
+    inference network. Each term is logged as ``train/<term>``. The baseline is the student trained alone, a
+    `Classifier`. The arguments are those of `kd_lightning.Learner`.
 
     Raises:
-        UsageError: A batch cannot be halved; at an epoch's first batch: the halves are not of the same classes.
+        UsageError: A batch has an odd number of rows; at an epoch's first batch: the halves have different classes.
 
     Example:
         >>> from kd_lightning import Term
@@ -42,13 +44,13 @@ class CSKD(Learner):
     """
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Looks whether partners are of one class: once an epoch, as a GPU would have to be waited for."""
+        """Check that the halves have the same classes: once an epoch, as it makes the CPU wait for a GPU."""
         target = target_of(self.split_batch(batch).labels)
         if batch_idx == 0 and target is not None and not torch.equal(*_halves(target)):
-            raise UsageError("the two halves of a batch are not of the same classes: give the data as SameClassPairs")
+            raise UsageError("the two halves of a batch have different classes: use the data module SameClassPairs")
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
-        """The terms of the first half, taught by the second."""
+        """Compute each term for the first half of the batch, with the second half as its teacher."""
         batch = self.split_batch(batch)
         learning, teaching = _halves(batch.student)
         labels, _ = _halves(batch.labels)
@@ -58,10 +60,10 @@ class CSKD(Learner):
 
 
 def _halves(value: Any) -> tuple[Any, Any]:
-    """A tensor's rows, or those of each tensor in a mapping."""
+    """Halve a tensor's rows, or those of each tensor in a mapping."""
     if isinstance(value, Mapping):
         halved = {name: _halves(item) for name, item in cast("Mapping[str, Any]", value).items()}
         return {name: first for name, (first, _) in halved.items()}, {name: last for name, (_, last) in halved.items()}
     if len(value) % 2:
-        raise UsageError(f"a batch of {len(value)} rows has no two halves: give the data as SameClassPairs")
+        raise UsageError(f"a batch of {len(value)} rows cannot be halved: use the data module SameClassPairs")
     return tuple(value.chunk(2))

@@ -1,4 +1,4 @@
-"""Self-distillation: a network whose deeper layers teach the shallower ones."""
+"""Self-distillation: layers of a network learn from other layers of the same forward pass."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from kd_lightning.schemes.online.peers import detached
 class SelfDistiller(Learner):
     """The student is its own teacher: both sides of every term are layers of one forward pass.
 
-    The teacher's side is held fixed, so that a layer is pulled to what a deeper one gives and the deeper one is not
-    pulled back. Which layer teaches which is a matter of the terms' addresses.
+    The teacher's side is detached, so that a layer learns from a deeper one and not the other way round. The terms'
+    addresses define which layer teaches which.
 
-    Every classifier of a `kd_lightning.networks.MultiExitNetwork` must have a term, and is evaluated
-    (``val/acc/exits.0``, ...).
+    The student is the only network and is trained; `deploy` chooses the inference network. Each term is logged as
+    ``train/<term>``. Every classifier of a `kd_lightning.networks.MultiExitNetwork` must have a term, and is evaluated
+    (``val/acc/exits.0``, ...). The baseline is the same network with the terms on labels alone.
 
     Args:
-        student: The network that learns from itself.
+        student: The network to train.
         terms: The losses by name, each with its addresses and weight.
-        deploy: Dotted name of the network that is deployed: ``student``, or a part of it, such as ``student.network``
-            to leave its exits out.
+        deploy: Dotted name of the inference network: ``student``, or a part of it, such as ``student.network`` for a
+            network without its exits.
         optimizer: Builds the optimizer from the parameters that learn.
         lr_scheduler: Builds a learning-rate scheduler from the optimizer.
-        lr_interval: Whether the scheduler moves at each optimizer step or at each epoch.
+        lr_interval: ``step`` or ``epoch``: when the scheduler steps.
         metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
 
     Raises:
-        UsageError: `deploy` is no network in the student, or an exit has no term and would not learn.
+        UsageError: `deploy` is no network in the student, or an exit has no term to learn by.
 
     Example:
         >>> from kd_lightning import Term
@@ -64,37 +65,35 @@ class SelfDistiller(Learner):
         super().__init__(student, terms, optimizer, lr_scheduler, lr_interval, metrics)
         parts = [f"student.{name}".rstrip(".") for name, _ in student.named_modules()]
         if deploy not in parts or (isinstance(student, MultiExitNetwork) and deploy.startswith("student.exits")):
-            raise UsageError(
-                f"deploy={deploy!r} is no network that could be used alone: give 'student' or a part of it"
-            )
+            raise UsageError(f"deploy={deploy!r} is no network that can be used alone: give 'student' or a part of it")
         self.deploy = deploy
-        self._answers = {deploy: deploy.partition(".")[2] or "logits"}  # the layer that gives a candidate's logits
+        self._logit_layers = {deploy: deploy.partition(".")[2] or "logits"}  # by the evaluated network's name
         if isinstance(student, MultiExitNetwork):
             self._add_exits(student)
-        self.evaluated_networks = list(self._answers)
+        self.evaluated_networks = list(self._logit_layers)
 
     @property
     def inference_network_name(self) -> str:
-        """What `deploy` says."""
+        """Name of the inference network, as `deploy` gives it."""
         return self.deploy
 
     def evaluated_logits(self, inputs: Any) -> dict[str, Tensor]:
-        """The logits of what is deployed and of all exits."""
-        seen = tap(self.student, inputs, self._answers.values())
-        return {name: seen[layer] for name, layer in self._answers.items()}
+        """Compute the logits of the inference network and of all exits."""
+        activations = tap(self.student, inputs, self._logit_layers.values())
+        return {name: activations[layer] for name, layer in self._logit_layers.items()}
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
-        """The terms of one forward pass, whose activations are on both sides."""
+        """Compute each term, with the activations of one forward pass on both sides."""
         batch = self.split_batch(batch)
         layers = dict.fromkeys([*self.terms.layers("student"), *self.terms.layers("teacher")])
-        seen = tap(self.student, batch.student, layers)
-        return self.term_losses(seen, detached(seen), batch.labels)
+        activations = tap(self.student, batch.student, layers)
+        return self.term_losses(activations, detached(activations), batch.labels)
 
     def _add_exits(self, student: MultiExitNetwork) -> None:
         answering = self.deploy.partition(".")[2] or student.answering
-        taught = {student.answering if layer == "logits" else layer for layer in self.terms.layers("student")}
+        learning = {student.answering if layer == "logits" else layer for layer in self.terms.layers("student")}
         for layer in student.classifiers:
-            if layer not in taught:
-                raise UsageError(f"no term has {layer!r} as its student, so that it would not learn: give it one")
+            if layer not in learning:
+                raise UsageError(f"no term has {layer!r} as its student, and this exit would not learn: add a term")
             if layer != answering:
-                self._answers[layer] = layer
+                self._logit_layers[layer] = layer

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from kd_lightning.callbacks import ActivationStatistics
-from kd_lightning.callbacks.loggers.activation_statistics import statistics, waves
+from kd_lightning.callbacks.loggers.activation_statistics import spectral_basis, statistics
 from kd_lightning.core.activations import tap
 from kd_lightning.schemes import Classifier
 from kd_lightning.schemes.data_free.inversion_targets import RecordedActivations
@@ -21,7 +21,7 @@ def fitted(folder) -> Classifier:
     return ours
 
 
-def test_a_record_is_the_mean_and_the_spread_of_each_class(tmp_path):
+def test_statistics_are_the_mean_and_the_spread_of_each_class(tmp_path):
     ours, data = fitted(tmp_path), toys.data(augmentation=None)
     found = load_file(tmp_path / "statistics.safetensors")
     assert {name: tuple(value.shape) for name, value in found.items()} == {
@@ -43,8 +43,8 @@ def test_a_record_is_the_mean_and_the_spread_of_each_class(tmp_path):
         torch.testing.assert_close(factor @ factor.mT, covariance, rtol=1e-3, atol=1e-4)
 
 
-def test_the_spectral_record_is_of_the_largest_waves_on_the_graph_of_correlations(tmp_path):
-    """Written out with numpy: correlations over all classes, their eigenvectors, and each class's numbers."""
+def test_the_spectral_form_has_the_largest_eigenvectors_of_the_correlations(tmp_path):
+    """The same in numpy: correlations over all classes, their eigenvectors, and each class's statistics."""
     ours, data = toys.classifier(), toys.data(augmentation=None)
     spectral = ActivationStatistics(["2", "logits"], spectral={"2": 3, "logits": 99})
     toys.trainer(tmp_path, spectral, max_epochs=1).fit(ours, toys.data(augmentation=None))
@@ -74,29 +74,29 @@ def test_the_spectral_record_is_of_the_largest_waves_on_the_graph_of_correlation
     torch.testing.assert_close(drawn.mean(0), of_classes.mean(0).float(), rtol=0.1, atol=0.03)
 
 
-def test_numbers_that_never_move_are_no_part_of_the_graph():
+def test_constant_units_are_excluded_from_the_graph():
     covariance = torch.tensor([[1.0, 0.0, 0.5], [0.0, 0.0, 0.0], [0.5, 0.0, 1.0]], dtype=torch.double)
-    for basis in waves(covariance, 3):
+    for basis in spectral_basis(covariance, 3):
         assert basis.shape == (3, 2)
         assert not basis[1].any()
 
 
-def test_the_fit_is_what_it_is_without_it(tmp_path):
+def test_the_callback_does_not_change_the_fit(tmp_path):
     plain = toys.classifier()
     toys.trainer(tmp_path, max_epochs=1).fit(plain, toys.data(augmentation=None))
     assert toys.same(toys.weights(fitted(tmp_path)), toys.weights(plain))
 
 
-def test_what_it_cannot_record_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"must name some, and covariance=.* none but those"):
+def test_invalid_arguments_data_and_schemes_raise(tmp_path):
+    with pytest.raises(ValueError, match=r"must name at least one layer, and covariance=.* only some of these"):
         ActivationStatistics(["2"], covariance=["logits"])
-    with pytest.raises(ValueError, match=r"spectral=\{'2': 0\} must keep at least 1 eigenvector"):
+    with pytest.raises(ValueError, match=r"spectral=\{'2': 0\} must have at least 1 eigenvector"):
         ActivationStatistics(["2"], spectral={"2": 0})
-    with pytest.raises(ValueError, match="spectral: 'input' gives 6272 numbers, and a graph is of 4096 at most"):
+    with pytest.raises(ValueError, match="spectral: 'input' has 6272 units, and its graph may have 4096 at most"):
         statistics(
             torch.nn.Flatten(),
             [(torch.rand(4, 8, 28, 28), torch.arange(4))],
             ActivationStatistics(["input"], spectral={"input": 5}),
         )
-    with pytest.raises(ValueError, match="NoiseDataModule of DataFreeDistiller gives none: use a data module"):
+    with pytest.raises(ValueError, match="there are DataFreeDistiller and NoiseDataModule: use a data module"):
         toys.trainer(tmp_path, ActivationStatistics(["logits"])).fit(learner(of_the_teacher()), numbers())

@@ -1,4 +1,4 @@
-"""A number of a loss follows its schedule, at every step, whatever was resumed."""
+"""A number of a loss follows its schedule at every step, also after a resume."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CASES = {"LossSchedule": lambda: toys.Case(learner(), schedules())}
 
 
 class Seen(Callback):
-    """Both numbers, and whether the temperature's gradient is there, in each batch."""
+    """Both numbers in each batch, and if the temperature has a gradient."""
 
     def __init__(self) -> None:
         self.values: list[tuple[float, float]] = []
@@ -41,7 +41,7 @@ class Seen(Callback):
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
-def test_every_batch_has_its_value_and_so_after_a_resume(tmp_path):
+def test_every_batch_has_its_value_also_after_a_resume(tmp_path):
     save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=5, save_top_k=-1)
     seen = Seen()
     toys.trainer(tmp_path, seen, save, *schedules()).fit(learner(), toys.data())
@@ -56,7 +56,7 @@ def test_every_batch_has_its_value_and_so_after_a_resume(tmp_path):
     assert again.values == seen.values[5:]
 
 
-def test_it_is_found_in_losses_within_losses():
+def test_the_number_is_found_in_losses_within_losses():
     class Found(LossSchedule):
         def losses(self, module):
             self.on_fit_start(None, module)
@@ -74,17 +74,17 @@ def test_it_is_found_in_losses_within_losses():
     ("term", "number", "complaint"),
     [
         ("kdd", "reversal", "no term 'kdd'.*nearest names are kd"),
-        ("kd", "reverse", "the loss of kd has no 'reverse' to schedule; its numbers: lowest, reversal, width"),
+        ("kd", "reverse", "the loss of kd has no 'reverse' to schedule; it has lowest, reversal, width"),
         ("kd", "theta", "the loss of kd has no 'theta' to schedule"),
-        ("logits", "training", "has no 'training' to schedule; its numbers: teacher_scale"),
+        ("logits", "training", "has no 'training' to schedule; it has teacher_scale"),
     ],
 )
-def test_what_is_no_number_of_that_loss_is_refused_before_the_first_step(term, number, complaint, tmp_path):
+def test_an_unknown_number_or_term_raises_before_the_first_step(term, number, complaint, tmp_path):
     with pytest.raises(ValueError, match=complaint):
         toys.trainer(tmp_path, LossSchedule(term, number, Constant(0.5))).fit(learner(), toys.data())
 
 
-def test_a_value_that_the_loss_refuses_is_refused_at_its_step(tmp_path):
+def test_a_value_out_of_the_range_of_the_loss_raises_at_its_step(tmp_path):
     with pytest.raises(ValueError, match=r"reversal=1.5 must lie in \[0, 1\]"):
         toys.trainer(tmp_path, LossSchedule("kd", "reversal", PiecewiseConstant({0: 0.5, 2: 1.5}))).fit(
             learner(), toys.data()

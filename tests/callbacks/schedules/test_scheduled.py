@@ -1,4 +1,4 @@
-"""Temperatures and weights follow their schedules, at every step, whatever was resumed."""
+"""Temperatures and weights follow their schedules at every step, also after a resume."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run(folder, unit, *callbacks, ckpt_path=None, val_size=0, **changes):
     return seen.values
 
 
-# Three epochs of four batches. Of three batches a step, one is left at each epoch's end: it is a step of its own.
+# Three epochs of four batches. With three batches a step, the last batch of each epoch is a separate step.
 STEPS = {1: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], 3: [0, 0, 0, 1, 2, 2, 2, 3, 4, 4, 4, 5]}
 EPOCHS = [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
 
@@ -99,7 +99,7 @@ def test_every_batch_has_its_value_after_an_interruption(hook, call, tmp_path):
     assert values == truth[12 - len(values) :]
 
 
-def test_a_constant_schedule_is_the_same_as_saying_so(tmp_path):
+def test_a_constant_schedule_equals_a_constant_value(tmp_path):
     def trained(temperature, weight, *callbacks):
         terms = {"task": Term(TaskLoss(), 0.5, teacher=None), "kd": Term(KDLoss(temperature), weight)}
         learner = OfflineDistiller(toys.network(seed=1), toys.network(16, seed=2), terms)
@@ -132,7 +132,7 @@ class Learned(KDLoss):
 
 
 class TheirModule(LightningModule):
-    """Someone's own module, with terms in a place of its own."""
+    """A user's module with terms at a path of its choice."""
 
     def __init__(self, **terms: Term) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ def fit(module, *callbacks, folder):
     toys.trainer(folder, *callbacks, max_epochs=1).fit(module, toys.Loader([*toys.data().train_dataloader()]))
 
 
-def test_temperatures_are_found_within_losses_in_anyones_module_and_learned_ones_are_left_alone(tmp_path):
+def test_temperatures_are_set_within_losses_of_any_module_except_learned_ones(tmp_path):
     terms = {"a": Term(KDLoss(3.0)), "b": Term(Wrapped(3.0)), "c": Term(Learned()), "d": Term(TaskLoss(), teacher=None)}
     fit(TheirModule(**terms), TemperatureSchedule(Constant(2.0)), folder=tmp_path)
     assert terms["a"].loss.temperature == 2.0
@@ -158,7 +158,7 @@ def test_temperatures_are_found_within_losses_in_anyones_module_and_learned_ones
     assert isinstance(terms["c"].loss.temperature, nn.Parameter)
 
 
-def test_one_term_is_addressed_by_its_name(tmp_path):
+def test_one_term_is_scheduled_by_its_name(tmp_path):
     terms = {"a": Term(KDLoss(3.0), 0.5), "b": Term(KDLoss(3.0), 0.5)}
     callbacks = [TemperatureSchedule(Constant(2.0), term="b"), TermWeightSchedule("a", Constant(0.0))]
     fit(TheirModule(**terms), *callbacks, folder=tmp_path)
@@ -173,7 +173,7 @@ def test_one_term_is_addressed_by_its_name(tmp_path):
         (TermWeightSchedule("hint", Constant(2.0)), "no term 'hint'.*nearest names are task, kd"),
     ],
 )
-def test_a_schedule_without_a_term_to_move_is_refused_before_the_first_step(callback, complaint, tmp_path):
+def test_a_schedule_without_a_term_raises_before_the_first_step(callback, complaint, tmp_path):
     learner = toys.offline()
     before = toys.weights(learner)
     with pytest.raises(ValueError, match=complaint):
@@ -181,7 +181,7 @@ def test_a_schedule_without_a_term_to_move_is_refused_before_the_first_step(call
     assert toys.same(toys.weights(learner), before)
 
 
-def test_a_module_without_terms_or_temperatures_is_refused(tmp_path):
+def test_a_module_without_terms_or_temperatures_raises(tmp_path):
     with pytest.raises(ValueError, match="TheirModule has no terms"):
         fit(TheirModule(), TemperatureSchedule(Constant(2.0)), folder=tmp_path)
     with pytest.raises(ValueError, match="no loss of task has a temperature"):

@@ -76,7 +76,7 @@ def test_all_values_lie_between_the_extremes_and_the_ends_are_exact(schedule):
         (lambda: TermWeightSchedule("kd", Constant(1.0), unit="steps"), "unit='steps'"),  # pyright: ignore
     ],
 )
-def test_what_could_go_wrong_later_is_refused_at_once(build, complaint):
+def test_invalid_schedules_raise_at_construction(build, complaint):
     with pytest.raises(ValueError, match=complaint):
         build()
 

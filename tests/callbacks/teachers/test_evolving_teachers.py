@@ -334,7 +334,7 @@ class Attention(nn.Module):
 
 
 def test_what_begins_again_does_so_as_its_layers_say():
-    from kd_lightning.callbacks.teachers.born_again import initialise
+    from kd_lightning.callbacks.teachers.born_again import reinitialize
 
     learner = OfflineDistiller(Attention(), Attention(), {"kd": Term(KDLoss())})
     before = toys.weights(learner) | learner.teacher.state_dict(prefix="teacher.")
@@ -342,7 +342,7 @@ def test_what_begins_again_does_so_as_its_layers_say():
         nn.init.constant_(parameter, 9.0)
     nn.init.constant_(learner.student.head.weight, 9.0)
     state = torch.get_rng_state()
-    initialise(learner, seed=1)
+    reinitialize(learner, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
     student = learner.student
     assert not student.head.weight.any()
@@ -529,10 +529,10 @@ def shared() -> OfflineDistiller:
     [
         (
             toys.offline,
-            r"'teacher' cannot be made of 'student': Sequential has 2.weight \(16, 147\) and Sequential has",
+            r"'teacher' cannot be made from 'student': Sequential has 2.weight \(16, 147\) and Sequential has",
         ),
         (toys.classifier, "Classifier has no network 'teacher' for .*; the nearest names are"),
-        (shared, "share parameters, so that there is nothing to learn from: build the teacher as a network of its own"),
+        (shared, "share parameters, and there is nothing to learn from: build the teacher as a separate network"),
     ],
 )
 def test_networks_that_are_no_pair_are_refused(kind, learner, complaint, tmp_path):
@@ -560,12 +560,12 @@ def test_freezing_another_network_is_not_refused(tmp_path):
 
 
 def test_an_average_in_half_precision_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"'teacher' is in torch.bfloat16, in which an average does not move"):
+    with pytest.raises(ValueError, match=r"'teacher' is in torch.bfloat16, in which an average does not change"):
         run(momentum(), tmp_path, precision="bf16-true")
 
 
 def test_a_generation_cut_short_is_refused_and_a_short_run_is_not(tmp_path):
-    with pytest.raises(ValueError, match="max_epochs=3 would end in the middle of a generation of 2"):
+    with pytest.raises(ValueError, match="max_epochs=3 ends within a generation: make it a multiple of epochs_per"):
         run(toys.Case(twins(), [BornAgain(2)]), tmp_path)
     run(toys.Case(twins(), [BornAgain(5)]), tmp_path, max_epochs=1)
 
@@ -578,7 +578,7 @@ class Scaled(nn.Sequential):
 
 def test_what_cannot_be_born_again_is_refused(tmp_path):
     learner = OfflineDistiller(Scaled(), Scaled(), toys.terms())
-    with pytest.raises(ValueError, match=r"'student' has parameters of its own.* give Scaled a reset_parameters"):
+    with pytest.raises(ValueError, match=r"'student' cannot be reinitialized: give its class Scaled,.* reset_param"):
         toys.trainer(tmp_path, BornAgain(1)).fit(learner, toys.data())
 
 
@@ -587,9 +587,9 @@ def test_what_cannot_be_born_again_is_refused(tmp_path):
     [
         (lambda: EMATeacher(1.0), r"momentum=1.0 must lie in \[0, 1\)"),
         (lambda: EMATeacher(-0.1), r"momentum=-0.1 must lie"),
-        (lambda: SnapshotTeacher(0), "every=0 and unit='epoch'"),
-        (lambda: SnapshotTeacher(1, "batch"), "every=1 and unit='batch'"),
-        (lambda: BornAgain(0), "epochs=0 of a generation must be at least 1"),
+        (lambda: SnapshotTeacher(0), "interval=0 must be at least 1"),
+        (lambda: SnapshotTeacher(1, "batch"), "unit='batch' is neither 'step' nor 'epoch'"),
+        (lambda: BornAgain(0), "epochs_per_generation=0 must be at least 1"),
     ],
 )
 def test_times_that_make_no_sense_are_refused(build, complaint):
@@ -616,7 +616,7 @@ def test_ps_kd_has_the_papers_weights():
 
 def test_the_cycles_of_snapshot_are_whole_epochs_of_everything():
     config, callbacks = shipped("snapshot")
-    cycle = callbacks["SnapshotTeacher"]["every"]
+    cycle = callbacks["SnapshotTeacher"]["interval"]
     assert config["model"]["init_args"]["lr_scheduler"]["init_args"]["T_0"] == cycle
     assert cycle * 3 == 55000 // config["data"]["init_args"]["batch_size"] * config["trainer"]["max_epochs"]
     softness = config["model"]["init_args"]["terms"]["kd"]["loss"]["init_args"]["teacher_temperature"]
@@ -626,7 +626,7 @@ def test_the_cycles_of_snapshot_are_whole_epochs_of_everything():
 
 def test_the_generations_of_born_again_change_with_their_terms():
     config, callbacks = shipped("born_again")
-    epochs = callbacks["BornAgain"]["epochs"]
+    epochs = callbacks["BornAgain"]["epochs_per_generation"]
     assert config["trainer"]["max_epochs"] == 3 * epochs
     assert callbacks["task"]["values"] == {0: 1.0, epochs: 0.0}
     assert callbacks["kd"]["values"] == {0: 0.0, epochs: 1.0}

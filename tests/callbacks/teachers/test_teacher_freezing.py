@@ -1,4 +1,4 @@
-"""A network stays what it was, or starts or stops learning at an epoch; `tests.test_teacher` attacks a scheme's."""
+"""A network is frozen for the whole fit, or starts or stops learning at an epoch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_p
 
 
 class TheirModule(LightningModule):
-    """Someone's own: a pretrained backbone with BatchNorm and dropout, and every parameter in the optimizer."""
+    """A user's module: a pretrained backbone with BatchNorm and dropout, and all parameters in the optimizer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ ATTACKERS = {name: lambda name=name: Attack(name, "setup", "on_train_batch_start
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("attack", ATTACKERS)
-def test_a_backbone_in_anyones_module_stays_what_it_was(attack, precision, tmp_path):
+def test_a_backbone_in_any_module_does_not_change(attack, precision, tmp_path):
     module = TheirModule()
     before, head = weights_hash(module.backbone), weights_hash(module.head)
     callbacks = [TeacherFreezing("backbone"), ATTACKERS[attack]()]
@@ -81,7 +81,7 @@ def test_a_backbone_in_anyones_module_stays_what_it_was(attack, precision, tmp_p
     assert weights_hash(module.head) != head
 
 
-def test_without_it_the_backbone_would_have_learned_and_after_the_fit_it_can_again(tmp_path):
+def test_the_backbone_learns_again_after_the_fit(tmp_path):
     module = TheirModule()
     before = weights_hash(module.backbone)
     toys.trainer(tmp_path, TeacherFreezing("backbone"), max_epochs=1).fit(module, toys.data(val_size=16))
@@ -103,8 +103,8 @@ class Writes(Callback):
         pl_module.teacher[3].running_mean += 1e-3
 
 
-def test_a_teacher_that_was_written_to_is_reported(tmp_path):
-    with pytest.raises(UsageError, match="'teacher' was to stay as it is and has changed"):
+def test_a_teacher_that_was_changed_raises(tmp_path):
+    with pytest.raises(UsageError, match="'teacher' is frozen and its weights have changed"):
         toys.trainer(tmp_path, TeacherFreezing(), Writes(), max_epochs=1).fit(toys.offline(), toys.data())
 
 
@@ -112,7 +112,7 @@ def other_teacher():
     return OfflineDistiller(toys.network(seed=1), toys.network(16, seed=5), toys.terms())
 
 
-def test_a_run_is_resumed_with_its_own_teacher_only(tmp_path):
+def test_a_resume_with_another_teacher_raises(tmp_path):
     toys.trainer(tmp_path, TeacherFreezing(), ModelCheckpoint(tmp_path), max_epochs=1).fit(toys.offline(), toys.data())
     (saved,) = tmp_path.glob("*.ckpt")
     toys.trainer(tmp_path, TeacherFreezing(), max_epochs=2).fit(toys.offline(), toys.data(), ckpt_path=saved)
@@ -120,20 +120,22 @@ def test_a_run_is_resumed_with_its_own_teacher_only(tmp_path):
     ours, theirs = weights_hash(toys.offline().teacher)[:12], weights_hash(learner.teacher)[:12]
     with pytest.raises(UsageError, match=rf"{ours}.*resumed with \({theirs}\)"):
         toys.trainer(tmp_path, TeacherFreezing(), max_epochs=2).fit(learner, toys.data(), ckpt_path=saved)
-    again = TeacherFreezing()  # what a fit has seen is nothing to the next
+    again = TeacherFreezing()  # a fit does not depend on the one before
     for learner in (toys.offline(), other_teacher()):
         toys.trainer(tmp_path, again, max_epochs=1).fit(learner, toys.data())
 
 
 # ---- learning from an epoch on, or until one
 
-DECAY = 0.1  # pulls at every parameter that an optimizer does not pass by
-CLIP = 0.05  # far below the gradients' norm: a dropped gradient that was counted would show
+DECAY = 0.1  # changes every parameter that the optimizer does not skip
+CLIP = 0.05  # far below the norm of the gradients, so that the test fails if a dropped gradient is counted
 
 
 def normalised(width: int, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    linear = nn.Linear(3 * 784, width, bias=False)  # the normalisation would leave noise alone of a bias's gradient
+    linear = nn.Linear(
+        3 * 784, width, bias=False
+    )  # with the normalisation, the gradient of a bias would be rounding noise
     return nn.Sequential(nn.Flatten(), linear, nn.BatchNorm1d(width), nn.Linear(width, 10))
 
 
@@ -180,7 +182,7 @@ def test_the_teacher_learns_in_its_epochs_only(epochs, teacher_learns, tmp_path)
 
 
 class Teachers(Callback):
-    """The teacher at each epoch's end, and what the optimizer knows about it."""
+    """The teacher's hash at each epoch's end, and if the optimizer has state for it."""
 
     def __init__(self) -> None:
         self.digests: list[str] = []
@@ -193,7 +195,7 @@ class Teachers(Callback):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_until_its_epoch_a_teacher_is_untouched_and_unknown_to_the_optimizer(precision, tmp_path):
+def test_until_its_epoch_a_teacher_is_unchanged_and_has_no_optimizer_state(precision, tmp_path):
     learner, seen = toys.offline(), Teachers()
     before = weights_hash(learner.teacher)
     callbacks = [seen, Attack("train", "on_train_batch_start", "on_validation_end"), TeacherFreezing(unfreeze_at=2)]
@@ -230,14 +232,14 @@ class WritesOnOneRank(Callback):
 
 
 @two_processes
-def test_ranks_with_different_teachers_are_refused(tmp_path):
+def test_ranks_with_different_teachers_raise(tmp_path):
     trainer = toys.trainer(tmp_path, WritesOnOneRank(), TeacherFreezing(), strategy="ddp_fork", devices=2)
     with pytest.raises(Exception, match="'teacher' is not the same network on all ranks"):
         trainer.fit(toys.offline(), toys.data())
 
 
 @two_processes
-def test_ranks_agree_on_a_teacher_whose_statistics_were_their_own_until_it_was_frozen(tmp_path):
+def test_ranks_have_the_same_teacher_once_it_is_frozen_after_training(tmp_path):
     learner = toys.offline()
     before = weights_hash(learner.teacher)
     trainer = toys.trainer(tmp_path, TeacherFreezing(freeze_at=1), strategy="ddp_fork", devices=2, max_epochs=2)
@@ -245,10 +247,10 @@ def test_ranks_agree_on_a_teacher_whose_statistics_were_their_own_until_it_was_f
     assert weights_hash(learner.teacher) != before
 
 
-# ---- what is refused, and what is left alone
+# ---- errors, and modules that are not changed
 
 
-def test_a_module_without_a_teacher_is_left_alone(tmp_path):
+def test_a_module_without_a_teacher_is_not_changed(tmp_path):
     toys.trainer(tmp_path, TeacherFreezing(), ModelCheckpoint(tmp_path), max_epochs=1).fit(
         toys.classifier(), toys.data()
     )
@@ -259,26 +261,26 @@ def test_a_module_without_a_teacher_is_left_alone(tmp_path):
     [
         (TeacherFreezing("techer"), "OfflineDistiller has no network 'techer'.*teacher"),
         (TeacherFreezing("teacher.9"), "no network 'teacher.9'"),
-        (TeacherFreezing("teacher.2", unfreeze_at=1), "nothing in 'teacher.2' could learn"),
+        (TeacherFreezing("teacher.2", unfreeze_at=1), "nothing in 'teacher.2' can learn"),
     ],
 )
-def test_a_network_that_is_not_there_or_cannot_learn_is_refused(callback, complaint, tmp_path):
+def test_a_network_that_is_missing_or_cannot_learn_raises(callback, complaint, tmp_path):
     with pytest.raises(ValueError, match=complaint):
         toys.trainer(tmp_path, callback).fit(toys.offline(), toys.data())
 
 
-def test_a_teacher_that_is_to_learn_must_be_there(tmp_path):
+def test_a_missing_teacher_that_is_to_learn_raises(tmp_path):
     with pytest.raises(ValueError, match="Classifier has no network 'teacher'"):
         toys.trainer(tmp_path, TeacherFreezing(unfreeze_at=1)).fit(toys.classifier(), toys.data())
 
 
 @pytest.mark.parametrize("epochs", [{"freeze_at": -1}, {"unfreeze_at": 0}, {"freeze_at": 3, "unfreeze_at": 3}])
-def test_epochs_that_are_not_in_order_are_refused(epochs):
+def test_epochs_that_are_not_in_order_raise(epochs):
     with pytest.raises(ValueError, match="frozen before it is unfrozen"):
         TeacherFreezing(**epochs)
 
 
-def test_a_failed_fit_lets_go_of_the_network(tmp_path):
+def test_a_failed_fit_unfreezes_the_network(tmp_path):
     module = TheirModule()
     with pytest.raises(RuntimeError, match="stop"):
         toys.trainer(tmp_path, TeacherFreezing("backbone"), Stops()).fit(module, toys.data(val_size=16))

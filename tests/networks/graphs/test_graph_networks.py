@@ -73,13 +73,13 @@ def test_what_is_no_network_is_refused():
         GraphNetwork(4, convolution="gat")
 
 
-def test_each_member_of_an_ensemble_of_modalities_sees_its_own_view():
+def test_each_member_of_an_ensemble_of_modalities_gets_its_own_input():
     torch.manual_seed(0)
     a, b = nn.Linear(3, 2), nn.Linear(5, 2)
     ensemble = ModalityEnsemble({"a": a, "b": b})
     x, y = torch.randn(4, 3), torch.randn(4, 5)
     assert torch.equal(ensemble(b=y, a=x), torch.stack((a(x), b(y)), dim=1))
-    with pytest.raises(ValueError, match=r"there is no view 'b' of a: name it in the scheme's views.teacher"):
+    with pytest.raises(ValueError, match=r"there is no input 'b' among a: name it in the scheme's modalities.teacher"):
         ensemble(a=x)
     with pytest.raises(
         ValueError, match=r"members.a \(Linear\) gave logits \(4, 2\) and members.b \(Linear\) \(4, 3\)"

@@ -33,7 +33,7 @@ from kd_lightning.schemes import Classifier, CrossModalDistiller
 from tests import toys
 from tests.schemes.online.test_mutual import kl, without_dropout
 
-VIEWS = {"teacher": "image", "student": "edges"}
+MODALITIES = {"teacher": "image", "student": "edges"}
 
 
 def data(shuffled: str | None = None, **changes: Any) -> ResidentDataModule:
@@ -44,15 +44,15 @@ def data(shuffled: str | None = None, **changes: Any) -> ResidentDataModule:
 
 def learner(**changes: Any) -> CrossModalDistiller:
     terms = {"kd": Term(KDLoss(temperature=3.0), weight=0.5), "logits": Term(FeatureMSELoss(), weight=0.1)}
-    given = {"terms": terms, "views": VIEWS} | changes
+    given = {"terms": terms, "modalities": MODALITIES} | changes
     return CrossModalDistiller(toys.network(8, seed=1), toys.network(16, seed=2), **given)
 
 
 def of_rows() -> CrossModalDistiller:
     torch.manual_seed(1)
     terms = {"kd": Term(KDLoss(temperature=3.0)), "task": Term(TaskLoss(), teacher=None)}
-    views = {"teacher": "image", "student": "rows"}
-    return CrossModalDistiller(GRUClassifier(width=6), toys.network(16, seed=2), terms, views)
+    modalities = {"teacher": "image", "student": "rows"}
+    return CrossModalDistiller(GRUClassifier(width=6), toys.network(16, seed=2), terms, modalities)
 
 
 def graph_data(augmentation: Any = None, train_size: int = 64, **changes: Any) -> KNNGraphDataModule:
@@ -100,7 +100,7 @@ def of_scenes(network: type[Captioner] | type[RelationNetwork]) -> CrossModalDis
 
 def with_labels() -> Classifier:
     torch.manual_seed(1)
-    return Classifier(GraphNetwork(64, [6]), view="graph")
+    return Classifier(GraphNetwork(64, [6]), input_key="graph")
 
 
 CASES = {
@@ -141,14 +141,14 @@ def test_three_steps_are_those_of_a_plain_loop():
 
 
 class Unread(dict):
-    """A batch that does not give its labels away."""
+    """A batch whose labels cannot be read."""
 
     def __getitem__(self, key: str) -> Tensor:
         assert key in ("image", "edges"), f"{key} was read"
         return super().__getitem__(key)
 
 
-def test_pairs_need_no_labels_and_none_is_looked_at(tmp_path):
+def test_pairs_need_no_labels_and_none_is_read(tmp_path):
     def fitted(target: Tensor) -> dict[str, Tensor]:
         ours = learner()
 
@@ -164,7 +164,7 @@ def test_pairs_need_no_labels_and_none_is_looked_at(tmp_path):
     assert set(learner().compute_losses(seen)) == {"kd", "logits"}
 
 
-def test_the_student_is_evaluated_on_its_own_view(tmp_path):
+def test_the_student_is_evaluated_on_its_own_modality(tmp_path):
     ours, module = learner(), data(val_size=50, augmentation=None)
     (measured,) = toys.trainer(tmp_path).validate(ours, module, verbose=False)
     seen = next(iter(module.val_dataloader()))
@@ -173,7 +173,7 @@ def test_the_student_is_evaluated_on_its_own_view(tmp_path):
     assert measured["val/nll"] == pytest.approx(functional.cross_entropy(logits, seen["target"]).item(), rel=1e-5)
 
 
-def test_a_shuffled_modality_is_another_samples_in_training_alone(tmp_path):
+def test_a_shuffled_modality_belongs_to_another_sample_in_training_only(tmp_path):
     module = data(shuffled="image", val_size=50, augmentation=None)
     seen: list[dict[str, Tensor]] = []
 
@@ -183,24 +183,24 @@ def test_a_shuffled_modality_is_another_samples_in_training_alone(tmp_path):
             return super().split_batch(batch)
 
     terms = {"kd": Term(KDLoss())}
-    keep = Keep(toys.network(8, seed=1), toys.network(16, seed=2), terms, VIEWS)
+    keep = Keep(toys.network(8, seed=1), toys.network(16, seed=2), terms, MODALITIES)
     toys.trainer(tmp_path, max_epochs=1, num_sanity_val_steps=0).fit(keep, module)
     training, validation = seen[0], seen[-1]
     assert torch.equal(EdgeMap()(training["image"].roll(-1, dims=0)), training["edges"])
     assert torch.equal(EdgeMap()(validation["image"]), validation["edges"])
 
 
-def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="must say what the teacher and the student see"):
-        learner(views={"teacher": "image"})
-    with pytest.raises(ValueError, match=r"views.student: the batch has no 'edges'; the nearest names are edge"):
+def test_inputs_that_do_not_fit_raise():
+    with pytest.raises(ValueError, match=r"modalities=\{'teacher': 'image'\} must have the keys teacher and student"):
+        learner(modalities={"teacher": "image"})
+    with pytest.raises(ValueError, match=r"modalities.student: the batch has no 'edges'; the nearest names are edge"):
         learner().compute_losses({"image": torch.zeros(2, 3, 28, 28), "edge": torch.zeros(2, 3, 28, 28)})
     with pytest.raises(ValueError, match="a batch is tuple, and inputs are picked by their names"):
         learner().compute_losses((torch.zeros(2, 3, 28, 28), torch.zeros(2, dtype=torch.int64)))
 
 
-def test_a_graph_network_teaches_one_without_a_graph_and_no_label_is_looked_at():
-    """GLNN: the student's loss is the divergence from what the teacher says of the same nodes in the graph."""
+def test_a_graph_network_teaches_one_without_a_graph_without_any_label():
+    """GLNN: the student's loss is the divergence from the teacher's output for the same nodes in the graph."""
     ours = of_features().eval()
     batch = next(iter(graph_data(train_nodes="all").train_dataloader()))
     assert "target" not in batch
@@ -210,7 +210,7 @@ def test_a_graph_network_teaches_one_without_a_graph_and_no_label_is_looked_at()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_several_teachers_see_each_its_own_view_and_the_student_alone_is_deployed():
+def test_each_teacher_gets_its_own_input_and_inference_needs_only_the_student():
     ours = of_several().eval()
     batch = next(iter(data().test_dataloader()))
     losses = ours.compute_losses(batch)
@@ -222,11 +222,11 @@ def test_several_teachers_see_each_its_own_view_and_the_student_alone_is_deploye
     )
 
 
-def test_a_classifier_sees_one_view():
+def test_a_classifier_takes_one_input_of_several():
     ours = with_labels().eval()
     batch = next(iter(graph_data().test_dataloader()))
     (loss,) = ours.compute_losses(batch).values()
     logits = ours.student(**batch["graph"])
     assert loss.item() == pytest.approx(functional.cross_entropy(logits, batch["target"]).item(), rel=1e-6)
-    with pytest.raises(ValueError, match="view: the batch has no 'graph'; the nearest names are"):
+    with pytest.raises(ValueError, match="input_key: the batch has no 'graph'; the nearest names are"):
         ours.compute_losses({"image": torch.zeros(2, 64), "target": torch.zeros(2, dtype=torch.int64)})

@@ -91,13 +91,13 @@ def test_three_steps_written_out(members):
         assert torch.allclose(value, truth, rtol=0, atol=1e-10), name
 
 
-def test_who_teaches_is_held_fixed():
+def test_the_teaching_side_gets_no_gradient():
     learner, (batch,) = ffl().double(), batches(1)
     kd = learner.compute_losses(batch)["kd"]
     student = learner.student
     assert torch.autograd.grad(kd, student.classifier.weight, retain_graph=True)[0].any()
     assert all(torch.autograd.grad(kd, network[7].weight, retain_graph=True)[0].any() for network in student.members)
-    # a member's classifier is moved by its own imitation of the fused one: T (p_i - p_f) / N, and by nothing else
+    # the only gradient of a member's classifier is T (p_i - p_f) / N, from its own loss against the fused one
     learner.eval()
     members, fused = student.all_logits(batch[0])
     kd = learner.compute_losses(batch)["kd"]
@@ -111,7 +111,7 @@ def test_who_teaches_is_held_fixed():
     assert torch.allclose(moved, expected, rtol=0, atol=1e-12)
 
 
-def test_what_is_deployed(tmp_path):
+def test_the_inference_network_is_the_one_that_deploy_names(tmp_path):
     x = torch.rand(5, 3, 28, 28)
     names = ["student.members.0", "student.members.1", "student"]
     for name in names:
@@ -123,12 +123,14 @@ def test_what_is_deployed(tmp_path):
         (measured,) = toys.trainer(tmp_path).validate(learner, toys.data(val_size=50), verbose=False)
         assert measured["val/nll"] == measured[f"val/nll/{name}"]
         assert len({measured[f"val/nll/{n}"] for n in names}) == 3
-    with pytest.raises(ValueError, match=r"deploy='members.0' is no network .*; the nearest names are student.mem"):
+    with pytest.raises(
+        ValueError, match=r"deploy='members.0' is none of the networks in training; the nearest names are student.mem"
+    ):
         ffl("members.0")
 
 
 @pytest.mark.parametrize("deploy", ["student", "student.members.1"])
-def test_from_a_checkpoint_alone(deploy, tmp_path):
+def test_the_inference_network_is_loaded_from_a_checkpoint_alone(deploy, tmp_path):
     short = ("max_epochs=1", "limit_train_batches=2", "limit_val_batches=1", "accelerator=cpu", "logger=false")
     options = [f"--trainer.{option}" for option in short] + [f"--trainer.default_root_dir={tmp_path}"]
     given = ["fit", "--config=configs/online/ffl.yaml", f"--model.init_args.deploy={deploy}", *options]

@@ -13,9 +13,15 @@ from torch.nn import functional
 
 from kd_lightning import Term
 from kd_lightning.losses import TaskLoss
-from kd_lightning.schemes import KDCL
-from kd_lightning.schemes.online import kdcl as kdcl_module
-from kd_lightning.schemes.online.kdcl import GeneralEnsemble, LinearEnsemble, MinLogitEnsemble, NaiveEnsemble
+from kd_lightning.schemes import (
+    KDCL,
+    GeneralEnsemble,
+    LinearEnsemble,
+    LogitEnsemble,
+    MinLogitEnsemble,
+    NaiveEnsemble,
+)
+from kd_lightning.schemes.online import ensembles
 from tests import toys
 from tests.schemes.online.test_mutual import (
     batches,
@@ -38,7 +44,7 @@ CASES = {
     "kdcl_naive": lambda: toys.Case(kdcl(NaiveEnsemble())),
     "kdcl_linear": lambda: toys.Case(kdcl(LinearEnsemble())),
     "kdcl_min_logit": lambda: toys.Case(kdcl(MinLogitEnsemble())),
-    "kdcl_general": lambda: toys.Case(kdcl(GeneralEnsemble(networks=3), deploy="best"), data=with_validation),
+    "kdcl_general": lambda: toys.Case(kdcl(GeneralEnsemble(num_networks=3), deploy="best"), data=with_validation),
 }
 
 
@@ -55,7 +61,7 @@ def cross_entropy(z: np.ndarray, y: int) -> float:
 # ---- the four ensembles, against loops
 
 
-def test_naive_is_for_each_image_the_network_of_least_loss():
+def test_naive_selects_the_network_of_least_loss_for_each_image():
     logits, target = example()
     z = logits.numpy()
     made = NaiveEnsemble()(logits, target)
@@ -64,10 +70,10 @@ def test_naive_is_for_each_image_the_network_of_least_loss():
         k = min(range(3), key=lambda i: cross_entropy(z[i, n], y))
         assert np.array_equal(made[n].numpy(), z[k, n])
         chosen.add(k)
-    assert len(chosen) > 1  # not one network for the whole batch
+    assert len(chosen) > 1  # more than one network in the batch
 
 
-def test_min_logit_is_the_least_against_the_right_class_and_better_than_the_best():
+def test_min_logit_is_the_least_margin_and_has_at_most_the_best_loss():
     logits, target = example()
     z = logits.numpy()
     made = MinLogitEnsemble()(logits, target)
@@ -97,14 +103,14 @@ def test_linear_is_within_its_bound_of_the_best_convex_combination_on_a_grid(cou
             assert cross_entropy(made[n], y) <= least + bound
 
 
-def test_linear_chooses_when_all_are_right_and_one_is_surest():
+def test_linear_selects_the_most_confident_of_networks_that_are_all_right():
     sure, surest = torch.tensor([[9.0, 0.0, 0.0]]), torch.tensor([[20.0, 0.0, 0.0]])
     a = LinearEnsemble().coefficients(torch.stack([sure, surest]), torch.tensor([0]))
     assert a[1].item() > 0.99
 
 
 @pytest.mark.parametrize("ensemble", [NaiveEnsemble(), LinearEnsemble(), MinLogitEnsemble()])
-def test_networks_that_agree_are_their_own_ensemble(ensemble):
+def test_the_ensemble_of_equal_networks_is_their_output(ensemble):
     logits, target = example(1)
     made = ensemble(logits.expand(3, -1, -1), target)
     torch.testing.assert_close(made.softmax(1), logits[0].softmax(1))
@@ -126,7 +132,7 @@ def errors_of(logits: Tensor, target: Tensor) -> np.ndarray:
 def test_general_has_the_weights_of_least_squared_error():
     logits, target = example(3, images=40)
     logits[2] = logits[0] + 0.5 * example(1, images=40)[0]  # networks with similar errors
-    ensemble = GeneralEnsemble(networks=3).double()
+    ensemble = GeneralEnsemble(num_networks=3).double()
     assert ensemble(logits, target).numpy() == pytest.approx(logits.mean(0).numpy(), rel=1e-6)  # at first
     for part in (slice(0, 30), slice(30, 40)):
         ensemble.observe(logits[:, part], target[part])
@@ -137,28 +143,28 @@ def test_general_has_the_weights_of_least_squared_error():
     assert max(w) - min(w) > 0.05
     assert ensemble(logits, target).numpy() == pytest.approx(np.einsum("i,inc->nc", w, logits.numpy()), abs=1e-2)
 
-    ensemble.observe(logits.flip(0)[:, :20], target[:20])  # what was found before is forgotten
+    ensemble.observe(logits.flip(0)[:, :20], target[:20])  # the previous statistics are dropped
     ensemble.update()
     assert ensemble.weights.tolist() == pytest.approx(least_error(errors[::-1, :20]).tolist(), abs=1e-3)
 
 
 @pytest.mark.parametrize("perfect", [False, True])
-def test_general_shares_equally_among_networks_with_the_same_errors(perfect):
+def test_general_has_equal_weights_for_networks_with_the_same_errors(perfect):
     logits, target = example(1)
     logits = 1e4 * functional.one_hot(target, 5).double()[None] if perfect else logits
-    ensemble = GeneralEnsemble(networks=3)
+    ensemble = GeneralEnsemble(num_networks=3)
     ensemble.observe(logits.expand(3, -1, -1).float(), target)
     ensemble.update()
     assert ensemble.weights.tolist() == pytest.approx([1 / 3] * 3, abs=1e-4)
 
 
-def test_general_has_the_same_weights_on_two_processes_that_share_unevenly(monkeypatch):
+def test_general_has_the_same_weights_on_two_processes_with_uneven_shares(monkeypatch):
     logits, target = example(3, images=40)
-    ranks = [GeneralEnsemble(networks=3) for _ in range(2)]
+    ranks = [GeneralEnsemble(num_networks=3) for _ in range(2)]
     for ensemble, mine in zip(ranks, (slice(0, 13), slice(13, 40)), strict=True):
         ensemble.observe(logits[:, mine].float(), target[mine])
     gathered = torch.stack([ensemble.correlation.clone() for ensemble in ranks])
-    monkeypatch.setattr(kdcl_module, "all_gather_with_grad", lambda local: gathered)
+    monkeypatch.setattr(ensembles, "all_gather_with_grad", lambda local: gathered)
     for ensemble in ranks:
         ensemble.update()
         assert ensemble.weights.tolist() == pytest.approx(least_error(errors_of(logits, target)).tolist(), rel=1e-3)
@@ -182,7 +188,9 @@ def written_out(name: str, z: list[Tensor], y: Tensor) -> Tensor:
 def test_three_steps_are_those_of_a_plain_loop(name, tmp_path):
     built = without_dropout(networks())
     student, *peers = copy.deepcopy(built)
-    combine = {"naive": NaiveEnsemble(), "min_logit": MinLogitEnsemble(), "general": GeneralEnsemble(networks=3)}[name]
+    combine = {"naive": NaiveEnsemble(), "min_logit": MinLogitEnsemble(), "general": GeneralEnsemble(num_networks=3)}[
+        name
+    ]
     if name == "general":
         combine.weights.copy_(torch.tensor([0.5, 0.8, -0.3]))
     learner = KDCL(student, peers, terms(temperature=2.0), combine, optimizer=sgd)
@@ -209,7 +217,7 @@ class Record(nn.Module):
         return image + 0.1 * torch.randn_like(image)
 
 
-def test_each_network_sees_its_own_view_of_each_image_and_evaluation_none():
+def test_images_are_augmented_for_each_network_and_not_in_evaluation():
     student, *peers = without_dropout(networks())
     augmentation = Record()
     learner = KDCL(student, peers, terms(temperature=2.0), MinLogitEnsemble(), augmentation)
@@ -242,7 +250,7 @@ def test_a_run_with_its_own_augmentation_resumes_bit_for_bit(tmp_path):
 
 
 class Weights(Callback):
-    """The general form's weights when training starts, and after each validation with what they must be."""
+    """The weights of the general form at the start and after each validation, with the expected ones."""
 
     def __init__(self, batch) -> None:
         self.batch, self.found, self.expected = batch, [], []
@@ -259,8 +267,8 @@ class Weights(Callback):
             self.expected.append(least_error(errors_of(logits.double(), y)).tolist())
 
 
-def test_each_validation_makes_the_weights_anew_and_the_sanity_validation_none(tmp_path):
-    learner = kdcl(GeneralEnsemble(networks=3))
+def test_each_validation_but_the_sanity_check_updates_the_weights(tmp_path):
+    learner = kdcl(GeneralEnsemble(num_networks=3))
     (x, y), *rest = batches(5).batches
     weights = Weights((x, y))
     toys.trainer(tmp_path, weights, max_epochs=2).fit(
@@ -273,14 +281,42 @@ def test_each_validation_makes_the_weights_anew_and_the_sanity_validation_none(t
     assert "combine.correlation" not in learner.state_dict()
 
 
-def test_what_it_cannot_do_is_refused():
+class Mean(LogitEnsemble):
+    """A user's ensemble, which counts the validation images."""
+
+    learns_from_validation = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[int] = [0]
+
+    def forward(self, logits, target):
+        return logits.mean(0)
+
+    def observe(self, logits, target):
+        assert logits.shape[:2] == (3, len(target))
+        self.counts[-1] += len(target)
+
+    def update(self):
+        self.counts.append(0)
+
+
+def test_an_ensemble_of_a_user_learns_from_validation(tmp_path):
+    mean = Mean()
+    toys.trainer(tmp_path, max_epochs=2).fit(kdcl(mean), batches(), batches(2))
+    images = sum(len(y) for _, y in batches(2).batches)
+    assert mean.counts == [images, images, 0]
+
+
+def test_invalid_ensembles_labels_and_terms_raise():
     x, y = torch.rand(2, 3, 28, 28), torch.tensor([3, 7])
     with pytest.raises(
-        ValueError, match=r"GeneralEnsemble\(networks=2\) is to combine the student and 2 peers: set networks=3"
+        ValueError,
+        match=r"GeneralEnsemble\(num_networks=2\) cannot combine the student and 2 peers: set num_networks=3",
     ):
-        kdcl(GeneralEnsemble(networks=2))
-    with pytest.raises(ValueError, match="networks=1 must be at least 2"):
-        GeneralEnsemble(networks=1)
+        kdcl(GeneralEnsemble(num_networks=2))
+    with pytest.raises(ValueError, match="num_networks=1 must be at least 2"):
+        GeneralEnsemble(num_networks=1)
     with pytest.raises(ValueError, match="steps=0 must be at least 1"):
         LinearEnsemble(steps=0)
     with pytest.raises(ValueError, match=r"class indices \(N,\); there are logits \(2, 10\) and target none"):

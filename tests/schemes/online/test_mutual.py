@@ -21,7 +21,7 @@ from tests import toys
 
 
 def conv(seed: int) -> nn.Module:
-    """Another architecture than `toys.network`: its features (4, 8, 8) are at layer 2."""
+    """A convolutional network, unlike `toys.network`: its features (4, 8, 8) are at layer 2."""
     torch.manual_seed(seed)
     layers = [nn.Conv2d(3, 4, 5, stride=3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3)]
     return nn.Sequential(*layers, nn.Linear(256, 10))
@@ -57,7 +57,7 @@ def follows(
     folder,
     extra: tuple[nn.Module, ...] = (),
 ):
-    """Three steps of the learner are those of a plain loop over copies of its networks; `losses_of` writes them out."""
+    """Compare three steps of the learner with a plain loop over copies of its networks; `losses_of` has the losses."""
     logged: list[dict[str, float]] = []
     learner.log_dict = lambda values, **_: logged.append({k: float(v) for k, v in values.items()})  # type: ignore
     toys.trainer(folder, max_epochs=1).fit(learner, batches())
@@ -100,7 +100,7 @@ CASES = {
 
 
 def test_three_steps_are_those_of_a_plain_loop(tmp_path):
-    """Networks of unlike architectures; in the loop every target is held fixed, so that d L_i / d theta_j = 0."""
+    """Networks of different architectures; the loop detaches every target, so that d L_i / d theta_j = 0."""
     built = without_dropout(networks())
     student, *peers = copy.deepcopy(built)
 
@@ -112,7 +112,7 @@ def test_three_steps_are_those_of_a_plain_loop(tmp_path):
     follows(MutualLearning(student, peers, terms(), optimizer=sgd), built, losses, {"task": 0.5, "kd": 0.7}, tmp_path)
 
 
-def test_no_network_is_pushed_by_what_another_learns_from_it():
+def test_no_network_gets_a_gradient_from_the_loss_of_another():
     """The student's gradient is the same when the peers learn nothing from it, as they are constants."""
     batch = batches().batches[0]
     gradients = []
@@ -141,14 +141,14 @@ class AtStart(Callback):
 @pytest.mark.parametrize(
     ("digits", "best"), [([3, 4, 7], "peers.1"), ([3, 7, 7], "peers.0"), ([7, 7, 4], "student"), ([1, 2, 3], "student")]
 )
-def test_the_best_network_of_the_last_validation_is_deployed(digits, best, tmp_path):
+def test_the_inference_network_is_the_best_of_the_last_validation(digits, best, tmp_path):
     student, *peers = map(says, digits)
     learner = MutualLearning(student, peers, terms(), deploy="best", optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
     batch = (torch.rand(8, 3, 28, 28), torch.full((8,), 7))
     start = AtStart()
     trainer = toys.trainer(tmp_path, ModelCheckpoint(tmp_path), start, max_epochs=1)
     trainer.fit(learner, toys.Loader([batch]), toys.Loader([batch]))
-    assert start.best == 0  # the sanity validation, with the same images, decides nothing
+    assert start.best == 0  # the sanity validation, with the same images, has no effect
     assert learner.inference_network_name == best
     measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
     for name, digit in zip(["student", "peers.0", "peers.1"], digits, strict=True):
@@ -165,7 +165,7 @@ def test_the_best_network_of_the_last_validation_is_deployed(digits, best, tmp_p
 
 
 class Validations(Callback):
-    """The batches that were trained on before each validation, and which network was best then."""
+    """The number of training batches before each validation, and the best network at that time."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, int]] = []
@@ -186,8 +186,8 @@ class Validations(Callback):
         ({"limit_val_batches": 0}, []),
     ],
 )
-def test_a_run_that_was_cut_before_a_validation_makes_up_for_it(often, expected, tmp_path):
-    """A checkpoint after a batch is written before the validation that follows, which Lightning then leaves out."""
+def test_a_validation_that_was_due_is_run_after_a_resume(often, expected, tmp_path):
+    """A checkpoint after a batch is written before the validation that follows, which Lightning skips at a resume."""
 
     def fit(*callbacks, ckpt_path=None):
         validations = Validations()
@@ -202,7 +202,7 @@ def test_a_run_that_was_cut_before_a_validation_makes_up_for_it(often, expected,
         assert fit(ckpt_path=tmp_path / f"step={step}.ckpt") == left
 
 
-def test_the_student_is_deployed_unless_asked_otherwise(tmp_path):
+def test_the_inference_network_is_the_student_by_default(tmp_path):
     learner = MutualLearning(says(3), [says(7)], terms(), optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
     batch = (torch.rand(8, 3, 28, 28), torch.full((8,), 7))
     trainer = toys.trainer(tmp_path, max_epochs=1)
@@ -215,7 +215,7 @@ def test_the_student_is_deployed_unless_asked_otherwise(tmp_path):
 
 
 @pytest.mark.filterwarnings(r"ignore:\s*(By default only one Jsonargparse|\S+ was deprecated in v4)")
-def test_a_deployed_peer_is_loaded_and_exported_as_the_network_that_it_is(workplace):
+def test_a_peer_as_the_inference_network_is_loaded_and_exported(workplace):
     short = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.max_epochs=1"]
     given = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--model.init_args.deploy=best"]
     assert main(["fit", "--config=configs/online/mutual.yaml", *short, *given]) == 0
@@ -233,7 +233,7 @@ def test_a_deployed_peer_is_loaded_and_exported_as_the_network_that_it_is(workpl
             assert toys.same(loaded.state_dict(), trained)
 
 
-def test_what_cannot_be_a_group_is_refused():
+def test_invalid_groups_raise():
     shared = toys.network(seed=1)
     with pytest.raises(ValueError, match="peers is empty"):
         MutualLearning(toys.network(), [], terms())

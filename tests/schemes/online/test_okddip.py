@@ -46,7 +46,7 @@ def soft(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 @pytest.mark.parametrize("layer", ["4", "pooled maps"])
 def test_three_steps_are_those_of_a_plain_loop(layer, tmp_path):
-    """The targets hold the peers' logits and features fixed, so that L and E alone learn from them."""
+    """The peers' logits and features are detached in the targets, through which only L and E learn."""
     built = without_dropout(networks() if layer == "4" else [toys.network(8, seed=9), *map(conv, (1, 2, 3))])
     learner = (
         okddip(copy.deepcopy(built), projection=3, optimizer=sgd)
@@ -73,11 +73,11 @@ def test_three_steps_are_those_of_a_plain_loop(layer, tmp_path):
 
 
 def kept(peers: list[nn.Module]) -> list[nn.Module]:
-    """Copies, so that looking at features does not move the statistics of BatchNorm a second time."""
+    """Copy the peers, so that recording features does not update the BatchNorm statistics twice."""
     return copy.deepcopy(peers)
 
 
-def test_every_peer_has_a_target_of_its_own_and_only_the_projections_learn_from_it():
+def test_every_peer_has_its_own_target_and_only_the_projections_learn_through_it():
     learner = okddip(without_dropout(networks()))
     assert learner.query.weight.shape == learner.key.weight.shape == (1, 8)  # an eighth
     (batch, *_) = batches().batches
@@ -92,7 +92,7 @@ def test_every_peer_has_a_target_of_its_own_and_only_the_projections_learn_from_
     assert moved == {"query", "key"}
 
 
-def test_what_it_cannot_do_is_refused():
+def test_invalid_peers_widths_and_layers_raise():
     built = networks()
     with pytest.raises(ValueError, match="give at least two"):
         okddip(built[:2])
@@ -100,7 +100,7 @@ def test_what_it_cannot_do_is_refused():
         okddip(built, features=0)
     with pytest.raises(ValueError, match="features=8 and projection=0 must be at least 1"):
         okddip(built, projection=0)
-    with pytest.raises(ValueError, match=r"layer '4' of a peer gave \(16, 8\), which is not \(N, 7, ...\)"):
+    with pytest.raises(ValueError, match=r"layer '4' of a peer has the output \(16, 8\), which is not \(N, 7, ...\)"):
         okddip(built, features=7).compute_losses(batches().batches[0])
     with pytest.raises(ValueError, match="has no layer 'relu'"):
         okddip(built, layer="relu").compute_losses(batches().batches[0])

@@ -18,7 +18,7 @@ from tests import toys
 
 def one(branches: int = 3, kd: float = 1.0) -> ONE:
     terms = {"task": Term(TaskLoss(), teacher=None), "kd": Term(KDLoss(temperature=3.0), weight=kd)}
-    return ONE(toys.network(seed=1), ["0", "1", "2"], gate_features=8, terms=terms, branches=branches)
+    return ONE(toys.network(seed=1), ["0", "1", "2"], gate_features=8, terms=terms, num_branches=branches)
 
 
 def case() -> toys.Case:
@@ -44,7 +44,7 @@ def kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
 
 def test_three_steps_written_out():
     learner = one(kd=0.7).double()
-    # the same modules, laid out anew: the lower layers, three times the upper ones, and the gate's two layers
+    # the same modules by hand: the lower layers, three copies of the upper ones, and the gate's two layers
     lower, first = copy.deepcopy(learner.student[:3]), copy.deepcopy(learner.student[3:])
     uppers = [first, *(copy.deepcopy(other[3:]) for other in learner.branches)]
     linear, norm = copy.deepcopy(learner.gate.linear), copy.deepcopy(learner.gate.norm)
@@ -79,7 +79,7 @@ def test_three_steps_written_out():
         assert torch.allclose(value, truth, rtol=0, atol=1e-10), name
 
 
-def test_the_ensemble_is_moved_by_the_labels_alone():
+def test_the_ensemble_learns_from_the_labels_alone():
     learner, (batch,) = one().double(), batches(1)
     losses = learner.compute_losses(batch)
     gate = list(learner.gate.parameters())
@@ -89,7 +89,7 @@ def test_the_ensemble_is_moved_by_the_labels_alone():
     assert torch.autograd.grad(losses["kd"], [lowest])[0].any()  # shared layers learn from every branch
 
 
-def test_what_is_deployed_is_the_student_alone_and_the_ensemble_can_be(tmp_path):
+def test_the_inference_network_is_the_student_and_the_ensemble_can_be_exported(tmp_path):
     learner, (batch,) = one(branches=2).eval(), batches(1)
     x = batch[0].float()
     logits = learner.evaluated_logits(x)
@@ -108,7 +108,7 @@ def test_what_is_deployed_is_the_student_alone_and_the_ensemble_can_be(tmp_path)
     assert torch.equal(load_student(path, other.ensemble)(x), logits["ensemble"])
 
 
-def test_all_candidates_are_evaluated(tmp_path):
+def test_all_branches_and_the_ensemble_are_evaluated(tmp_path):
     learner = one()
     trainer = toys.trainer(tmp_path)
     (measured,) = trainer.validate(learner, toys.data(val_size=50, eval_batch_size=16), verbose=False)
@@ -118,7 +118,7 @@ def test_all_candidates_are_evaluated(tmp_path):
     assert len({measured[f"val/nll/{name}"] for name in names}) == 4
 
 
-def test_the_shared_layers_run_once_and_are_one():
+def test_the_shared_layers_run_once_and_exist_once():
     learner = one()
     runs: list[int] = []
     learner.compute_losses((torch.rand(16, 3, 28, 28), torch.zeros(16, dtype=torch.int64)))
@@ -129,10 +129,10 @@ def test_the_shared_layers_run_once_and_are_one():
     assert sum(p.numel() for p in learner.parameters()) == below + 3 * above + (8 * 3 + 3) + 6
 
 
-def test_mistakes():
+def test_invalid_branches_raise():
     terms = {"task": Term(TaskLoss(), teacher=None)}
-    with pytest.raises(ValueError, match="branches=1: an ensemble takes the student and at least one further branch"):
-        ONE(StudentConvNet(), ["conv.0"], 32, terms, branches=1)
+    with pytest.raises(ValueError, match="num_branches=1 must be at least 2"):
+        ONE(StudentConvNet(), ["conv.0"], 32, terms, num_branches=1)
     batch = (torch.zeros(2, 3, 28, 28), torch.tensor([3, 7]))
     with pytest.raises(ValueError, match=r"below the branching point 'conv.1' there run conv.0 as well"):
         ONE(StudentConvNet(), ["conv.1"], 32, terms).compute_losses(batch)

@@ -58,7 +58,7 @@ def test_three_steps_written_out():
         torch.manual_seed(step)
         shared = light[:3](x)
         z_l, z_b = light[3:](shared), heavy(shared)
-        # as the authors write it: 0.03 times the squared differences, summed over the classes, for each sample
+        # as in the authors' code: 0.03 times the squared differences, summed over the classes, for each sample
         hint = 0.03 * ((z_b.detach() - z_l) ** 2).sum() / 16
         task = functional.cross_entropy(z_l, y) + functional.cross_entropy(z_b, y)
         theirs.zero_grad()
@@ -74,7 +74,7 @@ def test_three_steps_written_out():
         assert torch.allclose(value, true, rtol=0, atol=1e-10), name
 
 
-def test_the_hint_moves_the_student_alone():
+def test_the_hint_has_gradients_in_the_student_alone():
     learner, (batch,) = rocket().double(), batches(1)
     losses = learner.compute_losses(batch)
     own = list(learner.booster.parameters())
@@ -84,7 +84,7 @@ def test_the_hint_moves_the_student_alone():
         assert torch.autograd.grad(losses["hint"], parameter, retain_graph=True)[0].any()
 
 
-def test_the_shared_layers_learn_from_the_labels_by_both_ways():
+def test_the_shared_layers_learn_from_the_labels_through_both_networks():
     learner, ((x, y),) = rocket().double().eval(), batches(1)
     weight = learner.student[2].weight
     both = torch.autograd.grad(learner.compute_losses((x, y))["task"], weight)[0]
@@ -96,7 +96,7 @@ def test_the_shared_layers_learn_from_the_labels_by_both_ways():
     assert torch.allclose(both, by_light + by_booster, rtol=0, atol=1e-12)
 
 
-def test_the_student_is_deployed_and_both_are_evaluated(tmp_path):
+def test_the_student_is_the_inference_network_and_both_are_evaluated(tmp_path):
     learner, x = rocket().eval(), torch.rand(5, 3, 28, 28)
     assert torch.equal(learner(x), learner.student(x))
     logits = learner.evaluated_logits(x)
@@ -106,7 +106,7 @@ def test_the_student_is_deployed_and_both_are_evaluated(tmp_path):
     assert measured["val/nll"] == measured["val/nll/student"] != measured["val/nll/booster"]
 
 
-def test_terms_see_each_network_under_its_own_names():
+def test_terms_address_each_network_by_its_own_layer_names():
     terms = {"hint": Term(LogitMSELoss(), student="3", teacher="4")}
     light = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5))
     heavy = nn.Sequential(nn.Tanh(), nn.Linear(6, 9), nn.Tanh(), nn.Tanh(), nn.Linear(9, 5), nn.Linear(5, 5))
@@ -116,7 +116,7 @@ def test_terms_see_each_network_under_its_own_names():
     assert torch.allclose(learner.compute_losses((x, torch.zeros(7)))["hint"], expected)
 
 
-def test_mistakes():
+def test_invalid_layers_and_boosters_raise():
     terms = {"task": Term(TaskLoss(), teacher=None)}
     with pytest.raises(ValueError, match=r"StudentConvNet has no layer 'conv1'; the nearest names are conv\.1"):
         RocketLaunching(StudentConvNet(), ConvNet(8, in_channels=32), "conv1", terms)
@@ -124,7 +124,7 @@ def test_mistakes():
     with pytest.raises(ValueError, match="student and booster share parameters"):
         RocketLaunching(student, nn.Sequential(student.conv[2:], nn.Flatten(), nn.Linear(512, 10)), "conv.1", terms)
     learner = RocketLaunching(student, ConvNet(8), "conv.1", terms)
-    remedy = r"the booster cannot take \(2, 32, 13, 13\), .* 'conv.1' gives .*: build it .* in_channels=32"
+    remedy = r"the booster cannot take the output \(2, 32, 13, 13\) of .* 'conv.1' .*: build it .* in_channels=32"
     with pytest.raises(ValueError, match=remedy):
         learner.compute_losses((torch.zeros(2, 3, 28, 28), torch.tensor([3, 7])))
     learner = RocketLaunching(student, ConvNet(8, 32, num_classes=5), "conv.1", {"hint": Term(LogitMSELoss())})

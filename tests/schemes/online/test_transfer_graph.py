@@ -12,10 +12,17 @@ from torch.nn import functional
 
 from kd_lightning import OfflineDistiller, Term
 from kd_lightning.callbacks import TeacherFreezing
-from kd_lightning.losses import KDLoss, LogitMSELoss, TaskLoss
+from kd_lightning.losses import FeatureMSELoss, KDLoss, LogitMSELoss, TaskLoss
 from kd_lightning.networks import exclude_from_state_dict, freeze
-from kd_lightning.schemes import KnowledgeTransferGraph, MutualLearning
-from kd_lightning.schemes.online.transfer_graph import CorrectGate, CutOffGate, Edge, LinearGate, ThroughGate
+from kd_lightning.schemes import (
+    CorrectGate,
+    CutOffGate,
+    Edge,
+    KnowledgeTransferGraph,
+    LinearGate,
+    MutualLearning,
+    ThroughGate,
+)
 from tests import toys
 from tests.schemes.online.test_mutual import batches, conv, follows, kl, networks, says, sgd, without_dropout
 
@@ -47,7 +54,7 @@ def every_gate() -> KnowledgeTransferGraph:
 
 
 def joint(**changes) -> KnowledgeTransferGraph:
-    """configs/teachers/joint.yaml, smaller: one directed edge, and everything that could move a teacher."""
+    """A smaller configs/teachers/joint.yaml: one directed edge, and everything that could change a teacher."""
     edges = {"teacher_task": task("peers.0"), "task": task("student"), "kd": kd("peers.0", "student")}
     return graph(
         [toys.network(8, seed=1), toys.network(16, seed=2)],
@@ -160,7 +167,7 @@ def test_three_steps_with_every_gate_are_those_of_a_plain_loop(tmp_path):
     assert 0 < max(rightly) < 16
 
 
-def test_correct_passes_what_the_source_has_right():
+def test_the_correct_gate_passes_samples_that_the_source_classifies_correctly():
     generator = torch.Generator().manual_seed(1)
     own, other = torch.randn(2, 6, 10, generator=generator)
     own.requires_grad_()
@@ -171,11 +178,11 @@ def test_correct_passes_what_the_source_has_right():
         loss = CorrectGate()(term, {"logits": own}, {"logits": other}, {"target": y})
         expected = sum(((own[n, c] - other[n, c]).item() ** 2 for n in right for c in range(10)), 0.0) / 60
         assert loss.item() == pytest.approx(expected, rel=1e-5)
-        (gradient,) = torch.autograd.grad(loss, own)  # there is a graph even where nothing passes
+        (gradient,) = torch.autograd.grad(loss, own)  # the loss has a graph even if no sample passes
         assert [n for n in range(6) if gradient[n].any()] == right
 
 
-def test_correct_asks_for_class_indices():
+def test_the_correct_gate_needs_class_indices():
     logits = {"logits": torch.zeros(2, 10)}
     for labels, found in (({}, "none"), ({"target": torch.zeros(2, 10)}, r"torch.float32 \(2, 10\)")):
         with pytest.raises(ValueError, match=f"target {found}: use another gate"):
@@ -183,7 +190,7 @@ def test_correct_asks_for_class_indices():
 
 
 class Passed(Callback):
-    """How much of its loss the linear gate lets through in each batch."""
+    """The share of the loss that the linear gate passes in each batch."""
 
     def __init__(self) -> None:
         self.parts: list[float] = []
@@ -212,6 +219,37 @@ def test_the_linear_gate_counts_optimizer_steps_under_accumulation_and_after_a_r
     assert fit(ckpt_path=tmp_path / "step=3.ckpt") == parts[6:]
 
 
+class Counted(ThroughGate):
+    """A user's gate that depends on the step and needs logits."""
+
+    depends_on_step = True
+    selects_samples = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+
+    def set_step(self, step):
+        self.steps.append(step)
+
+    def forward(self, term, target, source, labels):
+        assert "logits" in source
+        return super().forward(term, target, source, labels)
+
+
+def test_a_gate_of_a_user_declares_what_it_needs(tmp_path):
+    gate = Counted()
+    hint = Term(FeatureMSELoss(), student="1", teacher="1")
+    edges = {"task": task("student"), "peer_task": task("peers.0"), "hint": Edge("student", hint, "peers.0", gate)}
+    learner = graph([toys.network(seed=1), toys.network(seed=2)], edges)
+    assert not learner.steps_are_alike
+    toys.trainer(tmp_path, max_steps=3).fit(learner, toys.data())
+    assert gate.steps == [0, 1, 2]
+    hint.loss.compares_samples = True
+    with pytest.raises(ValueError, match="and a Counted selects some of them"):
+        graph([toys.network(seed=1), toys.network(seed=2)], edges)
+
+
 # ---- teachers that learn beside their student
 
 
@@ -235,7 +273,7 @@ class Teacher(Callback):
     ],
 )
 def test_a_joint_teacher_learns_in_its_epochs_and_is_bit_equal_in_the_others(freezing, learns, tmp_path):
-    """With momentum, weight decay, clipping and BatchNorm, any of which could move it."""
+    """With momentum, weight decay, clipping and BatchNorm, each of which could change it."""
     learner, teacher = joint(), Teacher()
     before = (-1, {name: value.clone() for name, value in learner.peers[0].state_dict().items()})
     trainer = toys.trainer(tmp_path, freezing, teacher, max_epochs=4, gradient_clip_val=0.05)
@@ -247,7 +285,7 @@ def test_a_joint_teacher_learns_in_its_epochs_and_is_bit_equal_in_the_others(fre
             assert torch.equal(last[name], state[name]) is (epoch not in learns)
 
 
-def test_the_student_learns_while_the_teacher_stays(tmp_path):
+def test_the_student_learns_while_the_teacher_is_frozen(tmp_path):
     learner, student = joint(), []
     toys.trainer(tmp_path, TeacherFreezing("peers.0", freeze_at=1), max_epochs=1).fit(learner, toys.data())
     assert learner.inference_network_name == "student"
@@ -257,10 +295,10 @@ def test_the_student_learns_while_the_teacher_stays(tmp_path):
     assert not toys.same(student, toys.weights(learner.student))
 
 
-# ---- which network, which layers, what is refused
+# ---- the best network, the recorded layers, errors
 
 
-def test_the_best_is_one_that_the_checkpoint_holds(tmp_path):
+def test_the_best_network_is_one_that_the_checkpoint_holds(tmp_path):
     edges = {"task": task("student"), "peer_task": task("peers.0"), "kd": kd("peers.1", "student")}
     nodes = [says(3), says(4), exclude_from_state_dict(freeze(says(7)))]
     learner = graph(nodes, edges, deploy="best", optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
@@ -271,8 +309,8 @@ def test_the_best_is_one_that_the_checkpoint_holds(tmp_path):
     assert learner.inference_network_name == "peers.0"
 
 
-def test_each_node_is_tapped_where_its_own_edges_look():
-    """Maps of unlike networks: layer 2 of one teaches layer 4 of the other."""
+def test_each_node_is_tapped_at_the_layers_of_its_own_edges():
+    """Feature maps of different networks: layer 2 of one teaches layer 4 of the other."""
     hint = Term(nn.L1Loss(), student="2", teacher="4")
     hint.loss.forward = lambda student, teacher, target: (student.mean((1, 2, 3)) - teacher.mean(1)).abs().mean()
     edges = {"task": task("student"), "peer_task": task("peers.0"), "hint": Edge("student", hint, "peers.0")}
@@ -287,7 +325,7 @@ def test_each_node_is_tapped_where_its_own_edges_look():
     assert all(parameter.grad is None for parameter in built[1].parameters())
 
 
-def test_graphs_that_make_no_sense_are_refused():
+def test_invalid_graphs_raise():
     def refused(match: str, *edges: Edge, built: list[nn.Module] | None = None):
         with pytest.raises(ValueError, match=match):
             graph(built or networks()[:2], {f"edge{i}": edge for i, edge in enumerate(edges)})
@@ -298,7 +336,7 @@ def test_graphs_that_make_no_sense_are_refused():
     refused("leads from 'student' to itself", *both, kd("student", "student"))
     refused(r"source=None and the term's teacher='logits'", *both, Edge("student", Term(KDLoss())))
     refused(r"source='peers.0' and the term's teacher=None", *both, Edge("student", both[0].term, "peers.0"))
-    refused("no edge leads to 'peers.0', which would stay as it is", task("student"), kd("peers.0", "student"))
+    refused("no edge leads to 'peers.0', which would not learn", task("student"), kd("peers.0", "student"))
     refused("no edge leads to 'peers.0'", task("student"))
     frozen = [toys.network(seed=1), freeze(toys.network(seed=2))]
     refused("leads to 'peers.0', which is frozen", *both, built=frozen)

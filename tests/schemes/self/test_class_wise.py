@@ -36,11 +36,11 @@ def batch(seed: int = 0, count: int = 5) -> tuple[Tensor, Tensor]:
     return torch.rand(2 * count, 3, 28, 28, generator=generator), target.repeat(2)
 
 
-# ---- the step, written out
+# ---- the step against the formulas
 
 
 def by_hand(network: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """The paper: CE(x) + lambda T^2 KL(P(x') || P(x)); x and x' one after the other, as in the authors' code."""
+    """The paper's loss: CE(x) + lambda T^2 KL(P(x') || P(x)); x and x' in two passes, as in the authors' code."""
     logits = network(x[:5])
     with torch.no_grad():
         partner = network(x[5:])
@@ -78,7 +78,7 @@ def test_three_steps_are_those_of_the_paper():
         torch.testing.assert_close(own.student.state_dict()[name], value, rtol=1e-9, atol=1e-12)
 
 
-def test_nothing_flows_to_the_partner_and_the_partner_counts():
+def test_the_partner_gets_no_gradient_and_changes_the_loss():
     x, y = batch()
     x.requires_grad_()
     own = learner()
@@ -115,26 +115,26 @@ def test_labels_by_any_name_and_inputs_by_name_are_halved_as_well():
     torch.testing.assert_close(losses["same_class"], KDLoss(4.0)(logits[:3], logits[3:]))
 
 
-# ---- what is refused
+# ---- errors
 
 
-def test_a_batch_of_an_odd_number_is_refused():
+def test_a_batch_with_an_odd_number_of_rows_raises():
     x, y = batch()
-    with pytest.raises(ValueError, match="a batch of 9 rows has no two halves: give the data as SameClassPairs"):
+    with pytest.raises(ValueError, match="a batch of 9 rows cannot be halved: use the data module SameClassPairs"):
         learner().compute_losses((x[:9], y[:9]))
 
 
-def test_data_without_partners_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="two halves of a batch are not of the same classes: give the data as SameCl"):
+def test_data_without_partners_raises(tmp_path):
+    with pytest.raises(ValueError, match="two halves of a batch have different classes: use the data module SameCl"):
         toys.trainer(tmp_path).fit(learner(), toys.data())
     x, y = batch()
-    with pytest.raises(ValueError, match="not of the same classes"):
+    with pytest.raises(ValueError, match="have different classes"):
         learner().on_train_batch_start((x, y.sort().values), 0)
-    learner().on_train_batch_start((x, y.sort().values), 1)  # seen at the epoch's start
+    learner().on_train_batch_start((x, y.sort().values), 1)  # checked at the epoch's start only
     learner().on_train_batch_start((x, y), 0)
 
 
-def test_data_without_labels_is_not_looked_at():
+def test_data_without_labels_is_not_checked():
     own = learner()
     del own.terms["task"]
     own.on_train_batch_start(batch()[0], 0)

@@ -79,7 +79,7 @@ def batch(seed: int = 0, rows: int = 6) -> tuple[Tensor, Tensor]:
     return torch.rand(rows, 3, 28, 28, generator=generator), torch.randint(10, (rows,), generator=generator)
 
 
-# ---- the step, written out
+# ---- the step against the formulas
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -163,21 +163,21 @@ def test_three_steps_are_those_of_the_paper(build, by_hand):
         ("hint_1", ("network.1", "network.2", "exits.1.features")),
     ],
 )
-def test_a_term_moves_what_leads_to_its_student_and_nothing_else(term, moved):
+def test_a_term_has_gradients_only_in_the_layers_below_its_student(term, moved):
     learner = byot()
     learner.compute_losses(batch())[term].backward()
     learned = {name for name, parameter in learner.student.named_parameters() if parameter.grad is not None}
     assert learned == {name for name, _ in learner.student.named_parameters() if name.startswith(moved)}
 
 
-def test_attention_moves_the_shallower_layer_alone():
+def test_attention_has_gradients_in_the_shallower_layer_alone():
     learner = sad()
     learner.compute_losses(batch())["sad_1"].backward()
     learned = {name for name, parameter in learner.student.named_parameters() if parameter.grad is not None}
     assert learned == {"1.0.weight", "1.1.weight", "1.1.bias"}
 
 
-# ---- what is evaluated and deployed
+# ---- evaluation and the inference network
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_attention_moves_the_shallower_layer_alone():
         (1, "student", ["exits.0", "network"]),
     ],
 )
-def test_every_exit_is_evaluated_and_one_classifier_is_deployed(answer, deploy, others, tmp_path):
+def test_every_exit_is_evaluated_and_one_is_the_inference_network(answer, deploy, others, tmp_path):
     learner, data = byot(answer, deploy), toys.data(val_size=100)
     (measured,) = toys.trainer(tmp_path).validate(learner, data, verbose=False)
     ((x, y, _),) = data.val_dataloader()
@@ -203,17 +203,17 @@ def test_every_exit_is_evaluated_and_one_classifier_is_deployed(answer, deploy, 
     assert torch.equal(learner.eval()(x), answers[deployed])
 
 
-def test_a_plain_network_has_one_answer(tmp_path):
+def test_a_plain_network_has_one_evaluated_output(tmp_path):
     (measured,) = toys.trainer(tmp_path).validate(sad(), toys.data(val_size=20), verbose=False)
     assert measured.keys() == {"val/acc", "val/nll"}
 
 
-# ---- what is refused
+# ---- errors
 
 
 @pytest.mark.parametrize("deploy", ["students", "student.exit", "student.exits.0", "network"])
-def test_what_cannot_be_used_alone_is_not_deployed(deploy):
-    with pytest.raises(ValueError, match=f"deploy='{deploy}' is no network that could be used alone"):
+def test_an_inference_network_that_cannot_be_used_alone_raises(deploy):
+    with pytest.raises(ValueError, match=f"deploy='{deploy}' is no network that can be used alone"):
         byot(deploy=deploy)
 
 
@@ -231,19 +231,19 @@ def test_a_network_may_have_a_part_called_exits():
         (0, "logits", "network"),
     ],
 )
-def test_a_classifier_that_would_not_learn_is_refused(answer, address, idle):
+def test_an_exit_without_a_term_raises(answer, address, idle):
     with pytest.raises(ValueError, match=f"no term has '{idle}' as its student"):
         byot(answer, task=Term(TaskLoss(), student=address, teacher=None))
 
 
-def test_features_alone_do_not_teach_an_exits_classifier():
+def test_a_term_on_features_alone_does_not_train_an_exit():
     other = Term(FeatureMSELoss(), student="exits.1.features", teacher="network.3")
     with pytest.raises(ValueError, match=r"no term has 'exits.1' as its student"):
         byot(task_1=other, kd_1=other)
 
 
 @pytest.mark.parametrize("answer", [None, 1])
-def test_the_classifier_that_answers_may_be_addressed_as_logits(answer):
+def test_the_classifier_in_use_may_be_addressed_as_logits(answer):
     answering = "task" if answer is None else "task_1"
     learner = byot(answer, **{answering: Term(TaskLoss(), teacher=None)})
     same = byot(answer)
