@@ -80,7 +80,7 @@ def test_it_is_logged_as_a_number_and_no_schedule_moves_it(tmp_path):
     logged = trainer.callback_metrics["temperature/kd"].item()
     assert 1 < logged < 21
     assert logged != pytest.approx(temperature(1.0), abs=1e-6)
-    with pytest.raises(ValueError, match="no loss of kd has a temperature to schedule"):
+    with pytest.raises(ValueError, match="no loss of kd has a temperature: name another term"):
         toys.trainer(tmp_path, TemperatureSchedule(Constant(2.0)), max_epochs=1).fit(learner(), toys.data())
 
 
