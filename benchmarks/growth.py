@@ -20,8 +20,8 @@ from torch import Tensor
 
 from kd_lightning.losses import KDLoss
 from kd_lightning.networks import ConvNet, StudentConvNet
-from kd_lightning.speed.teacher_cache.lookup_table import Tables
-from kd_lightning.speed.teacher_cache.training_rows import Inputs
+from kd_lightning.speed.teacher_cache.lookup_table import LookupTable
+from kd_lightning.speed.teacher_cache.training_rows import RowFingerprints
 
 PAGE = Path(__file__).parent.parent / "docs" / "growth.png"
 BATCH = 64
@@ -53,22 +53,22 @@ def milliseconds(step: Callable[[], object], repeats: int = 15) -> float:
     return median(found)
 
 
-def tables(images: int, classes: int = 10) -> Tables:
+def tables(images: int, classes: int = 10) -> LookupTable:
     """What a teacher showed of images that are numbered through."""
     index = torch.arange(images)
-    return Tables(Inputs(index, index * 7), {"logits": torch.randn(images + 1, classes)})
+    return LookupTable(RowFingerprints(index, index * 7), {"logits": torch.randn(images + 1, classes)})
 
 
-def size(cache: Tables) -> float:
+def size(cache: LookupTable) -> float:
     """MiB."""
-    kept = [cache.row_of, cache.fingerprints, *cache.shown.values()]
+    kept = [cache.position_of, cache.fingerprints, *cache.outputs.values()]
     return sum(tensor.numel() * tensor.element_size() for tensor in kept) / 2**20
 
 
-def looked_up(cache: Tables) -> Callable[[], object]:
+def looked_up(cache: LookupTable) -> Callable[[], object]:
     """A batch of the cache's rows, with the inputs compared."""
     generator = torch.Generator().manual_seed(0)
-    batches = [torch.randint(cache.rows, (BATCH,), generator=generator) for _ in range(50)]
+    batches = [torch.randint(cache.num_rows, (BATCH,), generator=generator) for _ in range(50)]
     at = 0
 
     def step() -> object:

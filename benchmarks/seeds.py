@@ -38,7 +38,7 @@ def recalls(seed: int, teacher: str, epochs: int, cache: str) -> list[float]:
         terms,
         optimizer=lambda p: torch.optim.Adam(p, fused=True),
     )
-    callbacks: list[Callback] = [ExactResume(), ChannelsLast(), TeacherCache(folder=cache), FastLoop()]
+    callbacks: list[Callback] = [ExactResume(), ChannelsLast(), TeacherCache(cache_dir=cache), FastLoop()]
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="cpu",

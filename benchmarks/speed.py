@@ -61,7 +61,7 @@ class Bench:
 
     def cache(self) -> str:
         """The argument that has the teacher looked up."""
-        cache = f"{{class_path: TeacherCache, init_args: {{folder: {self.place / 'cache'}, precision: bf16}}}}"
+        cache = f"{{class_path: TeacherCache, init_args: {{cache_dir: {self.place / 'cache'}, precision: bf16}}}}"
         return f"--trainer.callbacks+={cache}"
 
     def in_bfloat16(self) -> str:

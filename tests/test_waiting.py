@@ -87,8 +87,8 @@ class OnDevice(Callback):
         self.cache = cache
 
     def on_train_start(self, trainer, pl_module):
-        assert self.cache._tables is not None
-        self.cache._tables.waits = True
+        assert self.cache._table is not None
+        self.cache._table.defers_checks = True
 
 
 def adam(parameters):

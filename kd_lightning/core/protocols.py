@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 
 @runtime_checkable
-class TrainingRows(Protocol):
+class ProvidesTrainingRows(Protocol):
     """A data module whose training rows can be visited once each, in one fixed form and order.
 
     `isinstance` compares names alone, so that any data module can offer it. Callbacks that need every training row
@@ -31,7 +31,7 @@ class TrainingRows(Protocol):
 
 
 @runtime_checkable
-class AugmentedTrainingRows(TrainingRows, Protocol):
+class ProvidesAugmentedRows(ProvidesTrainingRows, Protocol):
     """Training rows under an augmentation with a fixed number of views, each of which can be visited."""
 
     @property

@@ -27,6 +27,7 @@ ARGUMENTS: dict[tuple[str, str], str] = {
     ("SourceDataModule", "channels"): "num_channels",
     ("SourceDataModule", "epoch_steps"): "steps_per_epoch",
     ("SyntheticImagesLogger", "images"): "num_images",
+    ("TeacherCache", "folder"): "cache_dir",
 }
 """The present name of a class, of a base of it, or of a function, and the old name of an argument; its new name."""
 

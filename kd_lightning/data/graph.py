@@ -57,7 +57,7 @@ class KNNGraphDataModule(SourceDataModule):
     """
 
     training_is_random = False
-    """A node is the same each time; see `kd_lightning.core.protocols.TrainingRows`."""
+    """False: a node's features never change; see `kd_lightning.core.protocols.ProvidesTrainingRows`."""
     example_input_array = None
     """None, because the scheme says which view a network sees."""
 
@@ -177,7 +177,7 @@ class KNNGraphDataModule(SourceDataModule):
         _ = self.parts, self.visible_edges
 
     def train_rows(self, rank: int = 0, world_size: int = 1, batch_size: int | None = None) -> EvaluationViewLoader:
-        """Every node of training batches once, with its target; see `kd_lightning.core.protocols.TrainingRows`."""
+        """Batches of every training node once; see `kd_lightning.core.protocols.ProvidesTrainingRows`."""
         size = min(batch_size or self.eval_batch_size, self.eval_batch_size)
         loader = EvaluationLoader(self._resident(self.node_set), self._train_rows, size, None, rank, world_size)
         return EvaluationViewLoader(loader, self._views(self.visible_edges))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning import UsageError
-from kd_lightning.core.protocols import AugmentedTrainingRows, TrainingRows
+from kd_lightning.core.protocols import ProvidesAugmentedRows, ProvidesTrainingRows
 from kd_lightning.data import MNIST, Digits, KNNGraphDataModule
 from kd_lightning.data.graph import nearest_neighbor_edges
 from tests.data.shapes import Shapes
@@ -111,8 +111,8 @@ def test_nodes_are_the_images_of_the_test_set_or_all_of_any_source():
 def test_every_node_of_training_batches_can_be_visited_once_with_its_target():
     for train_nodes, count in (("labeled", 20), ("all", 1797)):
         given = data(train_nodes=train_nodes)
-        assert isinstance(given, TrainingRows)
-        assert not isinstance(given, AugmentedTrainingRows)
+        assert isinstance(given, ProvidesTrainingRows)
+        assert not isinstance(given, ProvidesAugmentedRows)
         batches = [batch for rank in range(2) for batch in given.train_rows(rank, 2, batch_size=500)]
         index = torch.cat([batch["index"] for batch in batches])
         assert sorted(index.tolist()) == given.parts["labeled" if train_nodes == "labeled" else "visible"].tolist()

@@ -10,7 +10,7 @@ import torch
 
 from kd_lightning import UsageError
 from kd_lightning.cli.configs import SHIPPED, methods
-from kd_lightning.core.protocols import TrainingRows
+from kd_lightning.core.protocols import ProvidesTrainingRows
 from kd_lightning.data import MNIST, MNISTDataModule, NoiseDataModule, NoiseLoader
 from tests.data.shapes import Shapes
 
@@ -100,7 +100,7 @@ def test_the_test_is_on_the_real_test_set_and_there_are_no_training_rows():
     for stage in ("fit", "test", "predict"):
         given.setup(stage)
     assert source.reads == ["test"]
-    assert not isinstance(given, TrainingRows)
+    assert not isinstance(given, ProvidesTrainingRows)
     assert not hasattr(given, "train_rows")
     assert set(given.hparams) == {"batch_size", "steps_per_epoch", "seed", "eval_batch_size", "num_channels"} | {
         "image_shape",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kd_lightning import UsageError
 from kd_lightning.cli.configs import SHIPPED
-from kd_lightning.core.protocols import AugmentedTrainingRows, TrainingRows
+from kd_lightning.core.protocols import ProvidesAugmentedRows, ProvidesTrainingRows
 from kd_lightning.data import LabeledImages, MNISTDataModule, ResidentDataModule, Source
 from kd_lightning.data.sources.mnist import PACKAGED
 from kd_lightning.data.split import TrainingRequest, TrainingSplit, split_rows
@@ -203,8 +203,8 @@ def test_a_checkpoint_of_any_source_is_plain_and_takes_the_source_again(tmp_path
 
 
 def test_what_a_cache_asks_for_is_there():
-    assert isinstance(ResidentDataModule(Shapes()), TrainingRows)
-    assert isinstance(ResidentDataModule(Shapes()), AugmentedTrainingRows)
+    assert isinstance(ResidentDataModule(Shapes()), ProvidesTrainingRows)
+    assert isinstance(ResidentDataModule(Shapes()), ProvidesAugmentedRows)
 
 
 def test_what_is_no_source_is_refused():

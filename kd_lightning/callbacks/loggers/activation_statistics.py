@@ -14,7 +14,7 @@ from kd_lightning.core.activations import tap
 from kd_lightning.core.batch import target_of
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import Learner
-from kd_lightning.core.protocols import TrainingRows
+from kd_lightning.core.protocols import ProvidesTrainingRows
 
 
 class ActivationStatistics(Callback):
@@ -71,7 +71,7 @@ class ActivationStatistics(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the data module and the scheme before training."""
         data: object = getattr(trainer, "datamodule", None)
-        if not isinstance(data, TrainingRows) or not isinstance(pl_module, Learner):
+        if not isinstance(data, ProvidesTrainingRows) or not isinstance(pl_module, Learner):
             raise UsageError(
                 f"ActivationStatistics needs a Learner and the training rows of a data module, and there are "
                 f"{type(pl_module).__name__} and {type(data).__name__}: use a data module of kd_lightning.data"
@@ -85,7 +85,7 @@ class ActivationStatistics(Callback):
         network = pl_module.get_submodule(pl_module.inference_network_name)
         training = network.training
         network.eval()
-        data = cast("TrainingRows", getattr(trainer, "datamodule", None))  # checked by `on_fit_start`
+        data = cast("ProvidesTrainingRows", getattr(trainer, "datamodule", None))  # checked by `on_fit_start`
         found = statistics(network, (self._inputs_and_classes(pl_module, batch) for batch in data.train_rows()), self)
         network.train(training)
         path = Path(trainer.default_root_dir, "statistics.safetensors") if self.file is None else Path(self.file)

@@ -1,4 +1,4 @@
-"""The files that teacher caches share: which one holds what a run needs, written by one process and read by all."""
+"""The files in a cache directory: which one belongs to a run, written by one process and read by all."""
 
 from __future__ import annotations
 
@@ -14,131 +14,136 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from kd_lightning.speed.teacher_cache.file import CorruptFileError, Kind, Writer, read
-from kd_lightning.speed.teacher_cache.lookup_table import Tables, sentinel_row
-from kd_lightning.speed.teacher_cache.training_rows import Inputs
+from kd_lightning.speed.teacher_cache.file import CorruptFileError, TensorSpec, Writer, read
+from kd_lightning.speed.teacher_cache.lookup_table import LookupTable, sentinel_row
+from kd_lightning.speed.teacher_cache.training_rows import RowFingerprints
 
-SHOWN = "shown."
+PREFIX = "teacher."
+"""Begins the names of the teacher's activations in a file."""
 
 
 class CacheDirectory:
-    """Finds a file by what it depends on: the teacher and how it is asked, and every row's input.
+    """Finds and writes files, which are named by the teacher's settings and by every row's input.
 
     Args:
-        folder: Where the files are; all processes must see the same.
-        trainer: Of the run.
-        about: What the teacher's answers depend on, besides what it is shown: plain values.
-        limit: Bytes; a file that holds more is mapped, and not read into memory.
+        directory: Directory of the files; all processes must share it.
+        trainer: The run's trainer.
+        settings: Plain values that the teacher's outputs depend on, the inputs apart.
+        limit: Size in bytes above which a file is mapped and not read into memory.
     """
 
-    def __init__(self, folder: Path, trainer: Trainer, about: dict[str, Any], limit: float) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path, trainer: Trainer, settings: dict[str, Any], limit: float) -> None:
+        self.directory = directory
         self.trainer = trainer
-        self.about = json.dumps(about, sort_keys=True).encode()
+        self.settings = json.dumps(settings, sort_keys=True).encode()
         self.limit = limit
-        self.name = f"teacher-{hashlib.sha256(self.about).hexdigest()[:12]}"
+        self.name = f"teacher-{hashlib.sha256(self.settings).hexdigest()[:12]}"
 
-    def has_some(self) -> bool:
-        """Whether there is a file for this teacher at all, so that it pays to look at the rows."""
-        return self.trainer.strategy.broadcast(any(self.folder.glob(f"{self.name}-*")))
+    def has_candidates(self) -> bool:
+        """Return True if a file of this teacher exists, so that fingerprinting the rows may save the pass."""
+        return self.trainer.strategy.broadcast(any(self.directory.glob(f"{self.name}-*")))
 
-    def key(self, inputs: Inputs) -> str:
-        """What a file depends on, in one number; the order of the rows, in which processes differ, does not count."""
-        total = hashlib.sha256(self.about)
-        order = inputs.indices.argsort()
-        for part in (inputs.indices, *inputs.fingerprints.split(len(order))):
+    def key(self, rows: RowFingerprints) -> str:
+        """Hash the settings and all rows, in the order of their indices: processes visit them in other orders."""
+        total = hashlib.sha256(self.settings)
+        order = rows.indices.argsort()
+        for part in (rows.indices, *rows.fingerprints.split(len(order))):
             total.update(part[order].cpu().numpy().data)
         return total.hexdigest()
 
     def path(self, key: str) -> Path:
-        """The file of a key."""
-        return self.folder / f"{self.name}-{key[:16]}.safetensors"
+        """Return the path of a key's file."""
+        return self.directory / f"{self.name}-{key[:16]}.safetensors"
 
-    def find(self, key: str, device: torch.device) -> Tables | None:
-        """What the file of a key holds, if there is one and it is whole for every process."""
-        tables = None
+    def load(self, key: str, device: torch.device) -> LookupTable | None:
+        """Read the file of a key; None if it is missing or corrupt for any process."""
+        table = None
         if self.path(key).exists():
             try:
-                tables = self._read(key, device)
+                table = self._read(key, device)
             except CorruptFileError as error:
-                rank_zero_warn(f"{error}: the teacher is asked anew")
-        return tables if self.trainer.strategy.reduce_boolean_decision(tables is not None) else None
+                rank_zero_warn(f"{error}: the teacher's outputs are computed again")
+        return table if self.trainer.strategy.reduce_boolean_decision(table is not None) else None
 
     @contextmanager
-    def writing(self, rows: int, kinds: dict[str, Kind]) -> Generator[Writing]:
-        """Begins a file of so many rows, in one process; what is not finished when the context closes is removed."""
-        writing = Writing(self)
+    def write(self, num_rows: int, specs: dict[str, TensorSpec]) -> Generator[SharedWriter]:
+        """Begin a file in one process; an unfinished file is removed when the context closes."""
+        writer = SharedWriter(self)
         try:
-            writing.begin(rows, kinds)
-            yield writing
+            writer.start(num_rows, specs)
+            yield writer
         finally:
-            writing.discard()
+            writer.discard()
 
-    def _read(self, key: str, device: torch.device) -> Tables:
+    def _read(self, key: str, device: torch.device) -> LookupTable:
         tensors = read(self.path(key), key)
-        shown = {name.removeprefix(SHOWN): table for name, table in tensors.items() if name.startswith(SHOWN)}
-        if sum(table.nbytes for table in shown.values()) <= self.limit:
-            shown = {layer: table.to(device, copy=True) for layer, table in shown.items()}
-        indices, inputs = (tensors[name].to(device, copy=True) for name in ("indices", "fingerprints"))
-        return Tables(Inputs(indices, inputs), shown)
+        outputs = {name.removeprefix(PREFIX): table for name, table in tensors.items() if name.startswith(PREFIX)}
+        if sum(table.nbytes for table in outputs.values()) <= self.limit:
+            outputs = {layer: table.to(device, copy=True) for layer, table in outputs.items()}
+        indices, fingerprints = (tensors[name].to(device, copy=True) for name in ("indices", "fingerprints"))
+        return LookupTable(RowFingerprints(indices, fingerprints), outputs)
 
 
-class Writing:
-    """A file that one process writes; what keeps it from that is an error for all."""
+class SharedWriter:
+    """A file that the first process writes; its failure raises in every process.
 
-    def __init__(self, folder: CacheDirectory) -> None:
-        self.folder = folder
-        self.strategy = folder.trainer.strategy
-        self.writes = folder.trainer.is_global_zero
+    Args:
+        directory: The cache directory.
+    """
+
+    def __init__(self, directory: CacheDirectory) -> None:
+        self.directory = directory
+        self.strategy = directory.trainer.strategy
+        self.is_writer = directory.trainer.is_global_zero
         self.writer: Writer | None = None
         self.failure = ""
 
-    def begin(self, rows: int, kinds: dict[str, Kind]) -> None:
-        """Takes the space for it."""
-        inputs = {"indices": rows, "fingerprints": next(iter(kinds.values())).shape[0] - 1}
-        numbers = {name: Kind(torch.int64, (size,)) for name, size in inputs.items()}
-        if self.writes:
-            with self._noticing():
-                tables = {SHOWN + layer: kind for layer, kind in kinds.items()}
-                self.writer = Writer(self.folder.folder, self.folder.name, tables | numbers)
-                for name, kind in tables.items():
-                    self.writer.put(name, kind.shape[0] - 1, sentinel_row(kind))
-        self._agree()
+    def start(self, num_rows: int, specs: dict[str, TensorSpec]) -> None:
+        """Create the file and reserve its space."""
+        sizes = {"indices": num_rows, "fingerprints": next(iter(specs.values())).shape[0] - 1}
+        integers = {name: TensorSpec(torch.int64, (size,)) for name, size in sizes.items()}
+        if self.is_writer:
+            with self._recording_failure():
+                outputs = {PREFIX + layer: spec for layer, spec in specs.items()}
+                self.writer = Writer(self.directory.directory, self.directory.name, outputs | integers)
+                for name, spec in outputs.items():
+                    self.writer.put(name, spec.shape[0] - 1, sentinel_row(spec))
+        self._raise_in_all()
 
     def put(self, layer: str, row: int, values: Tensor) -> None:
-        """Writes what the teacher showed at a layer of rows, from the given one on."""
+        """Write the teacher's outputs at a layer, beginning with row number `row`."""
         if self.writer is not None and not self.failure:
-            with self._noticing():
-                self.writer.put(SHOWN + layer, row, values)
+            with self._recording_failure():
+                self.writer.put(PREFIX + layer, row, values)
 
-    def finish(self, inputs: Inputs) -> str:
-        """Completes the file with what the rows looked like; its key."""
-        key = self.folder.key(inputs)
+    def finish(self, rows: RowFingerprints) -> str:
+        """Complete the file with the rows' fingerprints, and return its key."""
+        key = self.directory.key(rows)
         if self.writer is not None and not self.failure:
-            with self._noticing():
-                self.writer.put("indices", 0, inputs.indices)
-                self.writer.put("fingerprints", 0, inputs.fingerprints)
-                self.writer.finish(self.folder.path(key), key)
+            with self._recording_failure():
+                self.writer.put("indices", 0, rows.indices)
+                self.writer.put("fingerprints", 0, rows.fingerprints)
+                self.writer.finish(self.directory.path(key), key)
                 self.writer = None
-        self._agree()
+        self._raise_in_all()
         return key
 
     def discard(self) -> None:
-        """Removes what is not finished."""
+        """Remove the file if it is unfinished."""
         if self.writer is not None:
             self.writer.discard()
 
     @contextmanager
-    def _noticing(self) -> Generator[None]:
-        # raised at once, it would leave the other processes waiting for this one
+    def _recording_failure(self) -> Generator[None]:
+        # raised here, an error would leave the other processes waiting for this one
         try:
             yield
         except (OSError, ValueError) as error:
             self.failure = getattr(error, "strerror", None) or str(error)
 
-    def _agree(self) -> None:
+    def _raise_in_all(self) -> None:
         if failure := self.strategy.broadcast(self.failure):
             raise OSError(
-                f"nothing can be written to {self.folder.folder} ({failure}): make room or give TeacherCache another "
-                "folder, or none, and it stays in memory"
+                f"TeacherCache cannot write to cache_dir={str(self.directory.directory)!r} ({failure}): free space, "
+                "name another directory, or remove cache_dir to keep the outputs in memory"
             )

@@ -1,4 +1,4 @@
-"""The file of a teacher cache: safetensors, written row by row, and read back only when it is whole."""
+"""A teacher cache's file: safetensors, written in pieces and sealed with a hash."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import hashlib
 import json
 import math
 import os
-import socket
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.files import AtomicFile
 
 BLANK = "0" * 64
-"""Stands in the header, while a digest is computed, for the digest itself."""
+"""Placeholder for the file's hash in the header, while that hash is computed."""
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -36,66 +35,63 @@ _NAMES = {
 
 
 class CorruptFileError(ValueError):
-    """A file that is not what was written."""
+    """A file whose content differs from what was written."""
 
 
-class Kind(NamedTuple):
-    """A tensor that a file is to hold."""
+class TensorSpec(NamedTuple):
+    """Dtype and shape of a tensor in a file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
 
     @property
-    def size(self) -> int:
-        """In bytes."""
+    def num_bytes(self) -> int:
+        """The tensor's size in bytes."""
         return self.dtype.itemsize * math.prod(self.shape)
 
 
 class Writer:
-    """Fills a file row by row beside its place, to which it comes when it is whole.
+    """Writes tensors in pieces to a temporary file, which gets its final name when it is complete.
 
-    The space is taken at once, so that a full disk is found before there is anything to write. Whoever looks sees no
-    file or a whole one. What a writer that was killed has left is removed by the next of the same name on this machine.
+    The space is reserved first, so that a full disk is found before the first write.
 
     Args:
-        folder: Made if it is missing.
-        name: Of what is being written; the file gets its own when it is finished.
-        kinds: The tensors by name.
+        directory: Directory of the file; created if missing.
+        name: Identifies the temporary file; the final name is given to `finish`.
+        specs: The tensors by name.
 
     Raises:
-        OSError: The folder cannot be written to, or has no room.
-        UsageError: A tensor is of a dtype that the format does not have.
+        OSError: The directory is not writable or the disk is full.
+        UsageError: safetensors has no such dtype.
     """
 
-    def __init__(self, folder: Path, name: str, kinds: Mapping[str, Kind]) -> None:
-        # the widest first, so that each begins at a multiple of its own width
-        self.kinds = dict(sorted(kinds.items(), key=lambda item: -item[1].dtype.itemsize))
-        self.starts: dict[str, int] = {}
-        at = 0
-        for tensor, kind in self.kinds.items():
-            self.starts[tensor] = at
-            at += kind.size
-        head = self._header(BLANK, BLANK)
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_what_was_left(folder, name)
-        self.path = folder / f".{name}.{socket.gethostname()}.{os.getpid()}"
-        self.stream = self.path.open("w+b")
-        self.begins = len(head)
+    def __init__(self, directory: Path, name: str, specs: Mapping[str, TensorSpec]) -> None:
+        # the widest dtype first, so that each tensor is aligned to its item size
+        self.specs = dict(sorted(specs.items(), key=lambda item: -item[1].dtype.itemsize))
+        self.offsets: dict[str, int] = {}
+        size = 0
+        for tensor, spec in self.specs.items():
+            self.offsets[tensor] = size
+            size += spec.num_bytes
+        header = self._header(BLANK, BLANK)
+        self.data_start = len(header)
+        self.file = AtomicFile(directory, name)
+        self.stream = self.file.stream
         try:
-            self._take(self.begins + at)
+            self._reserve(self.data_start + size)
         except OSError:
             self.discard()
             raise
 
     def put(self, name: str, row: int, values: Tensor) -> None:
-        """Writes rows of a tensor, from the given one on."""
-        kind = self.kinds[name]
-        self.stream.seek(self.begins + self.starts[name] + row * (kind.size // kind.shape[0]))
+        """Write rows of a tensor, beginning with row number `row`."""
+        spec = self.specs[name]
+        self.stream.seek(self.data_start + self.offsets[name] + row * (spec.num_bytes // spec.shape[0]))
         values = values.detach().cpu().contiguous()
         self.stream.write(values.flatten().view(torch.uint8).numpy().data)  # numpy has no bfloat16
 
     def finish(self, path: Path, key: str) -> None:
-        """Seals the file with its digest, and gives it its name."""
+        """Write the header with the key and the file's hash, and rename the file."""
         self.stream.seek(0)
         self.stream.write(self._header(key, BLANK))
         self.stream.flush()
@@ -103,88 +99,72 @@ class Writer:
         sealed = self._header(key, hashlib.file_digest(self.stream, "sha256").hexdigest())
         self.stream.seek(0)
         self.stream.write(sealed)
-        self.stream.flush()
-        os.fsync(self.stream.fileno())
-        self.stream.close()
-        self.path.replace(path)
+        self.file.commit(path)
 
     def discard(self) -> None:
-        """Removes what is not finished."""
-        with suppress(OSError):  # what could not be written when the disk is full is tried again here
-            self.stream.close()
-        self.path.unlink(missing_ok=True)
+        """Remove the temporary file."""
+        self.file.discard()
 
-    def _take(self, size: int) -> None:
+    def _reserve(self, size: int) -> None:
         if hasattr(os, "posix_fallocate"):
             try:
                 os.posix_fallocate(self.stream.fileno(), 0, size)
                 return
             except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # of file systems that cannot
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # file systems without preallocation
                     raise
         self.stream.truncate(size)
 
-    def _header(self, key: str, digest: str) -> bytes:
-        about: dict[str, object] = {"__metadata__": {"key": key, "sha256": digest}}
-        for name, kind in self.kinds.items():
-            if kind.dtype not in _NAMES:
-                raise UsageError(f"{name} is {kind.dtype}, which no safetensors file holds: keep it in memory")
-            start = self.starts[name]
-            about[name] = {
-                "dtype": _NAMES[kind.dtype],
-                "shape": list(kind.shape),
-                "data_offsets": [start, start + kind.size],
+    def _header(self, key: str, sha256: str) -> bytes:
+        content: dict[str, object] = {"__metadata__": {"key": key, "sha256": sha256}}
+        for name, spec in self.specs.items():
+            if spec.dtype not in _NAMES:
+                raise UsageError(
+                    f"the teacher's {name} is {spec.dtype}, which safetensors cannot hold: remove TeacherCache's "
+                    "cache_dir"
+                )
+            start = self.offsets[name]
+            content[name] = {
+                "dtype": _NAMES[spec.dtype],
+                "shape": list(spec.shape),
+                "data_offsets": [start, start + spec.num_bytes],
             }
-        text = json.dumps(about, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # so that the data begins at a multiple of eight bytes
+        text = json.dumps(content, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # aligns the data to eight bytes
         return len(text).to_bytes(8, "little") + text
 
 
 def read(path: Path, key: str) -> dict[str, Tensor]:
-    """The tensors of a file, mapped: what is not looked at is not in memory.
+    """Map the tensors of a file into memory: only pages that are used are loaded.
 
-    The whole file is read once, 1.4 GB a second on one core, so that a single bit that is another is found.
+    The whole file is hashed once, at 1.4 GB a second on one core, so that one changed bit is found.
 
     Args:
         path: A file that a `Writer` finished.
-        key: What it was written under.
+        key: The key that was given to `Writer.finish`.
 
     Raises:
-        CorruptFileError: The file is missing, cut off, changed, or was written under another key.
+        CorruptFileError: The file is missing, truncated, changed, or has another key.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about: dict[str, str] = file.metadata() or {}
+            metadata: dict[str, str] = file.metadata() or {}
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        found = _digest(path, about.get("sha256", ""))
+        found = _file_hash(path, metadata.get("sha256", ""))
     except (SafetensorError, OSError, ValueError) as error:
-        raise CorruptFileError(f"{path} is no whole file ({' '.join(str(error).split())[:80]})") from None
-    if about.get("key") != key or found != about.get("sha256"):
-        raise CorruptFileError(f"{path} is not what was written there")
+        raise CorruptFileError(f"{path} is missing or truncated ({' '.join(str(error).split())[:80]})") from None
+    if metadata.get("key") != key or found != metadata.get("sha256"):
+        raise CorruptFileError(f"{path} differs from what was written")
     return tensors
 
 
-def _digest(path: Path, sealed_with: str) -> str:
-    """SHA-256 of a file, its own digest left blank."""
+def _file_hash(path: Path, sealed_with: str) -> str:
+    """Compute the SHA-256 of a file with its own hash in the header blanked."""
     total = hashlib.sha256()
     with path.open("rb") as stream:
         length = stream.read(8)
-        head = stream.read(int.from_bytes(length, "little"))
-        total.update(length + head.replace(sealed_with.encode() or b"?", BLANK.encode()))
+        header = stream.read(int.from_bytes(length, "little"))
+        total.update(length + header.replace(sealed_with.encode() or b"?", BLANK.encode()))
         while part := stream.read(1 << 20):
             total.update(part)
     return total.hexdigest()
-
-
-def _remove_what_was_left(folder: Path, name: str) -> None:
-    """Removes what processes of this machine were writing that are there no more."""
-    if os.name != "posix":  # elsewhere the question below is no question
-        return
-    for path in folder.glob(f".{name}.{socket.gethostname()}.*"):
-        pid = path.name.rpartition(".")[2]
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            path.unlink(missing_ok=True)
-        except (OSError, ValueError):  # of another user, and so there; or no file of ours
-            continue

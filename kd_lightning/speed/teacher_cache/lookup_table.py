@@ -1,4 +1,4 @@
-"""What a teacher showed of every training row: looked up by the row's index, and compared by its fingerprint."""
+"""A teacher's outputs for every training row: looked up by the row's index, and checked by its fingerprint."""
 
 from __future__ import annotations
 
@@ -9,113 +9,119 @@ from torch import Tensor
 
 from kd_lightning.core.activations import Activations
 from kd_lightning.core.errors import UsageError
-from kd_lightning.speed.teacher_cache.file import Kind
-from kd_lightning.speed.teacher_cache.training_rows import Inputs
+from kd_lightning.speed.teacher_cache.file import TensorSpec
+from kd_lightning.speed.teacher_cache.training_rows import RowFingerprints
 
 
 class CacheMismatchError(RuntimeError):
-    """A row's input is not the one that the teacher was asked about.
+    """A row's input differs from the one that its cached outputs were computed from.
 
     Attributes:
-        row: Its index.
-        others: How many others of the batch, where that is known.
-        known: Whether the row is in the tables at all.
+        row: Index of the row.
+        others: Number of other such rows in the batch; None where it is unknown.
+        is_cached: False if the table has no such row.
     """
 
-    def __init__(self, row: int, others: int | None, known: bool) -> None:
+    def __init__(self, row: int, others: int | None, is_cached: bool) -> None:
         super().__init__(row)
-        self.row, self.others, self.known = row, others, known
+        self.row, self.others, self.is_cached = row, others, is_cached
 
 
-class Tables:
-    """What a teacher showed of R rows in V views, and the fingerprints of what it was shown.
+class LookupTable:
+    """A teacher's outputs for R rows in V views, and the fingerprints of their inputs.
 
     Args:
-        inputs: The rows, and the fingerprints of what they look like.
-        shown: The teacher's activations (V * R + 1, ...) by layer; what stands last is given for no row.
+        rows: Indices and fingerprints of the rows.
+        outputs: The teacher's activations (V * R + 1, ...) by layer; the last entry is the sentinel row.
     """
 
-    def __init__(self, inputs: Inputs, shown: Activations) -> None:
-        index = inputs.indices
-        self.rows = len(index)
-        self.none = len(inputs.fingerprints)
-        self.fingerprints = torch.cat([inputs.fingerprints, inputs.fingerprints.new_zeros(1)])
-        self.shown = shown
-        self.waits = index.device.type != "cpu"
-        # On a CPU, no row stands where there is nothing, which is an error of torch's at once. Elsewhere that would end
-        # the process, and to notice anything would mean to wait at each step: there no row has a place, and the largest
-        # index of a row that changed is kept until somebody looks.
-        self.no_row = self.none if self.waits else self.none + 1
-        self.last = int(index.max()) + 1  # stands for all indices that are larger
-        self.row_of = index.new_full((self.last + 1,), self.no_row)
-        self.row_of[index] = torch.arange(self.rows, device=index.device)
+    def __init__(self, rows: RowFingerprints, outputs: Activations) -> None:
+        index = rows.indices
+        self.num_rows = len(index)
+        self.sentinel = len(rows.fingerprints)
+        self.fingerprints = torch.cat([rows.fingerprints, rows.fingerprints.new_zeros(1)])
+        self.outputs = outputs
+        self.defers_checks = index.device.type != "cpu"
+        # On a CPU a missing row has a position outside the table, and torch raises at once. On a GPU that would end
+        # the process, and a check in each step would wait for the device: there a missing row has the sentinel's
+        # position, and the largest index of a changed row is kept until `check_deferred` reads it.
+        self.missing = self.sentinel if self.defers_checks else self.sentinel + 1
+        self.last = int(index.max()) + 1  # stands for all larger indices
+        self.position_of = index.new_full((self.last + 1,), self.missing)
+        self.position_of[index] = torch.arange(self.num_rows, device=index.device)
         self.changed = index.new_tensor(-1)
 
-    def look_up(self, index: Tensor, inputs: Tensor | None, view: int = 0) -> Activations:
-        """What the teacher showed of the rows of a batch, on their device.
+    def look_up(self, index: Tensor, fingerprints: Tensor | None, view: int = 0) -> Activations:
+        """Return the teacher's outputs for the rows of a batch, on their device.
 
         Args:
-            index: Their indices.
-            inputs: The fingerprints of what the teacher would be shown; without them, that is known.
-            view: The view of the batch.
+            index: Indices of the rows, (N,).
+            fingerprints: Fingerprints of the rows' inputs, (N,); None for inputs that need no comparison.
+            view: View of the batch.
 
         Raises:
-            CacheMismatchError: An input is not the one that the teacher was asked about, or there is no such row.
-            UsageError: There are not as many indices as inputs.
+            CacheMismatchError: An input has changed since the pass, or a row is missing.
+            UsageError: The numbers of indices and of inputs differ.
         """
-        if self.waits:
-            return self._take(self._find_later(index, inputs, view))
+        if self.defers_checks:
+            return self._take(self._positions_without_waiting(index, fingerprints, view))
         try:
-            at = self.row_of.index_select(0, index)
+            position = self.position_of.index_select(0, index)
             if view:
-                at = at + view * self.rows
-            if inputs is not None and not torch.equal(known := self.fingerprints.index_select(0, at), inputs):
-                if known.shape != inputs.shape:
+                position = position + view * self.num_rows
+            if fingerprints is not None and not torch.equal(
+                known := self.fingerprints.index_select(0, position), fingerprints
+            ):
+                if known.shape != fingerprints.shape:
                     raise UsageError(
-                        f"a batch has {len(known)} indices and {len(inputs)} rows of input: give each row its own"
+                        f"a batch has {len(known)} indices and {len(fingerprints)} rows of input: give each row its "
+                        "own index"
                     )
-                raise self._error(index, known != inputs, known=True)
-            return self._take(at)
+                raise self._error(index, known != fingerprints, is_cached=True)
+            return self._take(position)
         except IndexError:
-            missing = self.row_of[index.clamp(0, self.last)] == self.no_row
+            missing = self.position_of[index.clamp(0, self.last)] == self.missing
             if not missing.any():
                 raise
-            raise self._error(index, missing, known=False) from None
+            raise self._error(index, missing, is_cached=False) from None
 
-    def settle(self) -> None:
-        """Waits for the device, and looks whether a row has changed in the batches so far.
+    def check_deferred(self) -> None:
+        """Wait for the device, and raise if a row of any batch so far has changed.
 
         Raises:
-            CacheMismatchError: One has.
+            CacheMismatchError: A row has changed.
         """
-        if self.waits and (row := int(self.changed)) >= 0:
+        if self.defers_checks and (row := int(self.changed)) >= 0:
             raise CacheMismatchError(row, None, True)
 
-    def _take(self, at: Tensor) -> Activations:
-        return {layer: table.index_select(0, at.to(table.device)).to(at.device) for layer, table in self.shown.items()}
+    def _take(self, position: Tensor) -> Activations:
+        return {
+            layer: table.index_select(0, position.to(table.device)).to(position.device)
+            for layer, table in self.outputs.items()
+        }
 
-    def _find_later(self, index: Tensor, inputs: Tensor | None, view: int) -> Tensor:
-        at = self.row_of.index_select(0, index.clamp(0, self.last))
+    def _positions_without_waiting(self, index: Tensor, fingerprints: Tensor | None, view: int) -> Tensor:
+        position = self.position_of.index_select(0, index.clamp(0, self.last))
         if view:
-            at = (at + view * self.rows).clamp(max=self.none)
-        if inputs is not None:
-            known = self.fingerprints.index_select(0, at)
-            changed = index.where(known != inputs, -1).amax()
-            torch.maximum(self.changed, changed, out=self.changed)  # in place, for a step may be replayed
-        return at
+            position = (position + view * self.num_rows).clamp(max=self.sentinel)
+        if fingerprints is not None:
+            known = self.fingerprints.index_select(0, position)
+            changed = index.where(known != fingerprints, -1).amax()
+            torch.maximum(self.changed, changed, out=self.changed)  # in place: a CUDA graph may replay the step
+        return position
 
-    def _error(self, index: Tensor, wrong: Tensor, known: bool) -> CacheMismatchError:
+    def _error(self, index: Tensor, wrong: Tensor, is_cached: bool) -> CacheMismatchError:
         rows = index[wrong]
-        return CacheMismatchError(int(rows[0]), len(rows) - 1, known)
+        return CacheMismatchError(int(rows[0]), len(rows) - 1, is_cached)
 
 
-def empty(kind: Kind, device: torch.device) -> Tensor:
-    """A table to be filled: what stands last is of no row."""
-    table = torch.empty(kind.shape, dtype=kind.dtype, device=device)
-    table[-1:] = sentinel_row(kind)
+def empty_table(spec: TensorSpec, device: torch.device) -> Tensor:
+    """Allocate a table whose last entry is the sentinel row."""
+    table = torch.empty(spec.shape, dtype=spec.dtype, device=device)
+    table[-1:] = sentinel_row(spec)
     return table
 
 
-def sentinel_row(kind: Kind) -> Tensor:
-    """What a teacher shows of no row, (1, ...): NaN, where the numbers can be."""
-    return torch.full((1, *kind.shape[1:]), math.nan if kind.dtype.is_floating_point else 0, dtype=kind.dtype)
+def sentinel_row(spec: TensorSpec) -> Tensor:
+    """Return the outputs (1, ...) that stand for a missing row: NaN, or 0 in integers."""
+    return torch.full((1, *spec.shape[1:]), math.nan if spec.dtype.is_floating_point else 0, dtype=spec.dtype)

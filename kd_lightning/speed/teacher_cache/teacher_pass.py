@@ -1,4 +1,4 @@
-"""A teacher, asked about every training row."""
+"""A pass of a teacher over all training rows."""
 
 from __future__ import annotations
 
@@ -19,100 +19,109 @@ from kd_lightning.core.hashing import weights_hash
 from kd_lightning.core.learner import Batch
 from kd_lightning.core.torch_internals import BatchNorm
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
-from kd_lightning.speed.teacher_cache.file import Kind
-from kd_lightning.speed.teacher_cache.training_rows import Inputs, Walk, index_of, merged
+from kd_lightning.speed.teacher_cache.file import TensorSpec
+from kd_lightning.speed.teacher_cache.training_rows import RowFingerprints, TrainingRows, all_gather_rows, index_of
 
-Put = Callable[[str, int, Tensor], None]
-"""Keeps what was shown at a layer of rows, from the given one on."""
+FORMAT = 2
+"""Version of the file's layout; a change makes older files unused."""
+StoreRows = Callable[[str, int, Tensor], None]
+"""Stores the outputs at a layer, beginning with the given row number."""
 
 
-class Asking:
-    """What a scheme's teacher shows of the rows of a walk.
+class TeacherPass:
+    """Computes a scheme's teacher outputs for all training rows.
 
     Args:
-        walk: Over the rows.
-        learner: The scheme, `require_cacheable`.
-        halves: Computes in bfloat16, and rounds to it what is then kept as float32.
+        rows: The training rows.
+        learner: The scheme, checked by `require_cacheable`.
+        autocast_bf16: Compute in bfloat16; outputs are then rounded to it and stored as float32.
     """
 
-    def __init__(self, walk: Walk, learner: FrozenTeacher, halves: bool) -> None:
-        self.walk = walk
+    def __init__(self, rows: TrainingRows, learner: FrozenTeacher, autocast_bf16: bool) -> None:
+        self.rows = rows
         self.learner = learner
-        self.halves = halves
-        self.kinds: dict[str, Kind] = {}
-        self._asked = self._ask()
+        self.autocast_bf16 = autocast_bf16
+        self.specs: dict[str, TensorSpec] = {}
+        self._outputs = self._run()
         self._first: list[tuple[int, Activations]] = []
 
-    def live(self, batch: Batch) -> Activations:
-        """What the teacher shows of a batch as it does in a training step."""
-        half = torch.autocast(self.learner.device.type, torch.bfloat16) if self.halves else nullcontext()
-        with self.walk.trainer.precision_plugin.train_step_context(), half:
-            shown = self.learner.run_teacher(batch)
-        if not self.halves:
-            return shown
-        return {layer: values.float() if values.is_floating_point() else values for layer, values in shown.items()}
+    def compute(self, batch: Batch) -> Activations:
+        """Run the teacher on a batch as in a training step."""
+        autocast = torch.autocast(self.learner.device.type, torch.bfloat16) if self.autocast_bf16 else nullcontext()
+        with self.rows.trainer.precision_plugin.train_step_context(), autocast:
+            outputs = self.learner.run_teacher(batch)
+        if not self.autocast_bf16:
+            return outputs
+        return {layer: values.float() if values.is_floating_point() else values for layer, values in outputs.items()}
 
-    def begin(self) -> dict[str, Kind]:
-        """Asks about the first rows: what tables it takes for all, with a place that is of no row."""
-        start, answers = next(self._asked)
-        self._first = [(start, answers)]
-        size = self.walk.num_rows * (self.walk.views or 1) + 1
-        self.kinds = {layer: Kind(values.dtype, (size, *values.shape[1:])) for layer, values in answers.items()}
-        return self.kinds
+    def start(self) -> dict[str, TensorSpec]:
+        """Run the teacher on the first batch, and return the tables that all rows and the sentinel row need."""
+        start, outputs = next(self._outputs)
+        self._first = [(start, outputs)]
+        size = self.rows.num_rows * (self.rows.views or 1) + 1
+        self.specs = {layer: TensorSpec(values.dtype, (size, *values.shape[1:])) for layer, values in outputs.items()}
+        return self.specs
 
-    def finish(self, put: Put) -> Inputs:
-        """Asks about the others, and hands all answers over; what the rows looked like."""
-        for start, answers in chain(self._first, self._asked):
-            for layer, values in answers.items():
-                if (shape := tuple(values.shape[1:])) != (first := self.kinds[layer].shape[1:]):
+    def finish(self, store: StoreRows) -> RowFingerprints:
+        """Run the teacher on the other batches, store all outputs, and return the rows' fingerprints."""
+        for start, outputs in chain(self._first, self._outputs):
+            for layer, values in outputs.items():
+                if (shape := tuple(values.shape[1:])) != (first := self.specs[layer].shape[1:]):
                     raise UsageError(
                         f"the teacher's {layer} is {first} for some rows and {shape} for others: bring all inputs to "
-                        "one size, or train without TeacherCache"
+                        "one size, or remove TeacherCache"
                     )
-                put(layer, start, values)
+                store(layer, start, values)
         self._first = []
-        return self.walk.inputs()
+        return self.rows.take_fingerprints()
 
-    def depends_on(self) -> dict[str, Any]:
-        """What the answers depend on besides what the teacher is shown: plain values."""
+    def settings(self) -> dict[str, Any]:
+        """List the plain values that the outputs depend on, the inputs apart."""
         learner = self.learner
         return {
+            "format": FORMAT,
             "teacher": weights_hash(learner.teacher),
-            "network": sha256(repr(learner.teacher).encode()).hexdigest(),  # a stride is no weight
+            "network": sha256(repr(learner.teacher).encode()).hexdigest(),  # weights do not tell a stride
             "run by": type(learner).run_teacher.__qualname__,
             "layers": sorted(learner.terms.layers("teacher")),
-            "precision": [self.walk.trainer.precision, self.halves, torch.get_float32_matmul_precision()],
+            "precision": [self.rows.trainer.precision, self.autocast_bf16, torch.get_float32_matmul_precision()],
             "device": learner.device.type,
-            "views": self.walk.views,
-            "torch": torch.__version__,  # another release may round otherwise
+            "views": self.rows.views,
+            "torch": torch.__version__,  # another release may round differently
         }
 
-    def _ask(self) -> Generator[tuple[int, Activations]]:
-        for start, batch in self.walk:
-            own, answers = len(index_of(batch)), self.live(batch)
-            for layer, values in answers.items():
-                if values.shape[:1] != (own,):
+    def _run(self) -> Generator[tuple[int, Activations]]:
+        for start, batch in self.rows:
+            num_rows, outputs = len(index_of(batch)), self.compute(batch)
+            for layer, values in outputs.items():
+                if values.shape[:1] != (num_rows,):
                     raise UsageError(
-                        f"the teacher's {layer} is {tuple(values.shape)} for {own} rows, and has none for each: "
-                        "address another layer, or train without TeacherCache"
+                        f"the teacher's {layer} is {tuple(values.shape)} for {num_rows} rows, not one entry a row: "
+                        "address another layer, or remove TeacherCache"
                     )
-            yield start, {layer: merged(values) for layer, values in answers.items()}
+            yield start, {layer: all_gather_rows(values) for layer, values in outputs.items()}
 
 
 def require_cacheable(module: LightningModule) -> FrozenTeacher:
-    """A scheme whose teacher's answers are fixed by its input.
+    """Return a scheme if its teacher's outputs are functions of each row's input.
 
     Raises:
-        UsageError: They are not, or it has no teacher whose place could be taken.
+        UsageError: They are not, or the scheme has no frozen teacher.
     """
     if not isinstance(module, FrozenTeacher) or not module.teacher_sees_data:
         raise UsageError(
-            f"{type(module).__name__} has no frozen teacher whose inputs are rows of the data: drop TeacherCache"
+            f"{type(module).__name__} has no frozen teacher whose inputs are rows of the data: remove TeacherCache"
         )
     if parameters := set(module.terms.layers("teacher")) & {name for name, _ in module.teacher.named_parameters()}:
-        raise UsageError(f"terms look at the teacher's {', '.join(parameters)}, which no row has: drop TeacherCache")
+        raise UsageError(
+            f"TeacherCache cannot cache terms on teacher parameters ({', '.join(sorted(parameters))}): remove these "
+            "terms or TeacherCache"
+        )
     if any(isinstance(layer, BatchNorm) and layer.running_mean is None for layer in module.teacher.modules()):
-        raise UsageError("the teacher's BatchNorm looks at the whole batch, which differs: train without TeacherCache")
+        raise UsageError(
+            "the teacher's BatchNorm has no running statistics and normalizes by each batch's own: set its "
+            "track_running_stats, or remove TeacherCache"
+        )
     if not is_frozen(module.teacher):
-        raise UsageError("the teacher is not frozen, and what it said would not hold: train without TeacherCache")
+        raise UsageError("the teacher is not frozen, so that cached outputs would be stale: remove TeacherCache")
     return module

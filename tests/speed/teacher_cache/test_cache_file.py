@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kd_lightning.speed.teacher_cache.file import CorruptFileError, Kind, Writer, read
+from kd_lightning.speed.teacher_cache.file import CorruptFileError, TensorSpec, Writer, read
 
 KEY = "ab" * 32
 TENSORS = {
@@ -25,7 +25,7 @@ TENSORS = {
 
 def written(folder: Path, tensors=TENSORS, key: str = KEY) -> Path:
     """In pieces, and from the end."""
-    writer = Writer(folder, "teacher", {name: Kind(value.dtype, value.shape) for name, value in tensors.items()})
+    writer = Writer(folder, "teacher", {name: TensorSpec(value.dtype, value.shape) for name, value in tensors.items()})
     for start in (3, 1, 0):
         for name, value in tensors.items():
             writer.put(name, start, value[start : {3: 4, 1: 3, 0: 1}[start]])
@@ -65,15 +65,15 @@ def test_every_byte_counts(tmp_path):
     content = path.read_bytes()
     for at in range(len(content)):
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        with pytest.raises(CorruptFileError, match=r"file\.safetensors is ") as caught:
+        with pytest.raises(CorruptFileError, match=r"file\.safetensors (is missing|differs)") as caught:
             read(path, KEY)
         assert "\n" not in str(caught.value)
     for length in range(0, len(content), 7):
         path.write_bytes(content[:length])
-        with pytest.raises(CorruptFileError, match="no whole file"):
+        with pytest.raises(CorruptFileError, match="is missing or truncated"):
             read(path, KEY)
     path.write_bytes(content + b"\0")
-    with pytest.raises(CorruptFileError, match="no whole file"):
+    with pytest.raises(CorruptFileError, match="is missing or truncated"):
         read(path, KEY)
     path.write_bytes(content)
     read(path, KEY)
@@ -81,9 +81,9 @@ def test_every_byte_counts(tmp_path):
 
 def test_a_file_of_another_key_or_none_is_refused(tmp_path):
     path = written(tmp_path)
-    with pytest.raises(CorruptFileError, match="is not what was written there"):
+    with pytest.raises(CorruptFileError, match="differs from what was written"):
         read(path, "cd" * 32)
-    with pytest.raises(CorruptFileError, match="no whole file"):
+    with pytest.raises(CorruptFileError, match="is missing or truncated"):
         read(tmp_path / "missing.safetensors", KEY)
 
 
@@ -93,7 +93,7 @@ def test_a_full_disk_is_found_before_anything_is_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left on device"):
-        Writer(tmp_path, "teacher", {"logits": Kind(torch.float32, (1000, 10))})
+        Writer(tmp_path, "teacher", {"logits": TensorSpec(torch.float32, (1000, 10))})
     assert names(tmp_path) == []
 
 
@@ -110,7 +110,7 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     path = written(tmp_path)
     old = read(path, KEY)
     others = {name: value.flip(0) for name, value in TENSORS.items()}
-    writer = Writer(tmp_path, "teacher", {name: Kind(value.dtype, value.shape) for name, value in others.items()})
+    writer = Writer(tmp_path, "teacher", {name: TensorSpec(value.dtype, value.shape) for name, value in others.items()})
     for name, value in others.items():
         writer.put(name, 0, value)
         assert torch.equal(read(path, KEY)["index"], TENSORS["index"])
@@ -120,15 +120,15 @@ def test_a_file_is_whole_or_not_there(tmp_path):
 
 
 def test_what_is_given_up_or_was_killed_leaves_nothing_behind(tmp_path):
-    kinds = {"logits": Kind(torch.float32, (10, 10))}
-    Writer(tmp_path, "teacher", kinds).discard()
+    specs = {"logits": TensorSpec(torch.float32, (10, 10))}
+    Writer(tmp_path, "teacher", specs).discard()
     assert names(tmp_path) == []
     dead = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
     ).stdout.strip()
-    left = Writer(tmp_path, "teacher", kinds)
+    left = Writer(tmp_path, "teacher", specs)
     left.stream.close()
-    killed = left.path.rename(left.path.with_suffix(f".{dead}")).name
+    killed = left.file.temporary.rename(left.file.temporary.with_suffix(f".{dead}")).name
     elsewhere, other, living = (
         killed.replace(socket.gethostname(), "elsewhere"),
         killed.replace("teacher", "another"),
@@ -136,11 +136,11 @@ def test_what_is_given_up_or_was_killed_leaves_nothing_behind(tmp_path):
     )
     for name in (elsewhere, other, living):
         (tmp_path / name).touch()
-    Writer(tmp_path, "teacher", kinds).discard()
+    Writer(tmp_path, "teacher", specs).discard()
     assert names(tmp_path) == sorted([elsewhere, other, living])
 
 
 def test_a_tensor_that_the_format_does_not_have_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"map is torch.complex64, which no safetensors file holds"):
-        Writer(tmp_path, "teacher", {"map": Kind(torch.complex64, (3,))})
+    with pytest.raises(ValueError, match=r"map is torch.complex64, which safetensors cannot hold"):
+        Writer(tmp_path, "teacher", {"map": TensorSpec(torch.complex64, (3,))})
     assert names(tmp_path) == []

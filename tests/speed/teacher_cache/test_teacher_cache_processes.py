@@ -28,15 +28,15 @@ RUNS: dict[str, dict[str, Any]] = {
 FOLDERS = {"": None, "file": {}, "map": {"memory_limit_mib": 1e-4}}
 
 
-class Tables(Callback):
+class KeepsTable(Callback):
     """Keeps what the cache holds, by the rows' indices, and how many rows the teacher was asked about before."""
 
     def on_train_start(self, trainer, pl_module):
         (cache,) = (callback for callback in trainer.callbacks if isinstance(callback, TeacherCache))
-        tables = cache._tables
-        self.rows = tables.row_of[: tables.last]
-        self.found = {"fingerprints": tables.fingerprints.clone()}
-        self.found |= {layer: table.clone() for layer, table in tables.shown.items()}
+        table = cache._table
+        self.rows = table.position_of[: table.last]
+        self.found = {"fingerprints": table.fingerprints.clone()}
+        self.found |= {layer: values.clone() for layer, values in table.outputs.items()}
         self.asked = sum(pl_module.asked)
 
     def by_index(self) -> dict[str, Tensor]:
@@ -68,7 +68,7 @@ class Wide(torch.nn.Module):
 
 def fit(folder: Path, ranks: int, changes: dict[str, Any], cache: TeacherCache) -> tuple[dict[str, Tensor], int]:
     """What the cache held, with the parameters in the end, and the rows that this process asked about."""
-    tables, module = Tables(), Counts()
+    tables, module = KeepsTable(), Counts()
     parallel: dict[str, Any] = {"strategy": "ddp", "devices": ranks} if ranks > 1 else {}
     parallel["precision"] = changes.get("precision", "32-true")
     data = {"augmentation": None, "train_size": 67, "eval_batch_size": 9, "batch_size": 16 // ranks} | changes
@@ -149,8 +149,8 @@ def test_a_file_of_two_processes_is_one_processs_file(name, kind, out, ranks, tm
 def test_what_keeps_one_process_from_writing_is_an_error_for_both(ranks):
     for rank in ranks:
         assert rank["unwritable"] == rank["unwritable"].splitlines()[0]
-        assert rank["unwritable"].startswith("nothing can be written to ")
-        assert "is not there for all processes: give TeacherCache a folder that they share" in rank["not shared"]
+        assert rank["unwritable"].startswith("TeacherCache cannot write to cache_dir=")
+        assert "does not exist for all processes: give TeacherCache a cache_dir that they share" in rank["not shared"]
 
 
 def refused(folder: Path, cache: TeacherCache) -> str:
