@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from kd_lightning.core.errors import UsageError
     from kd_lightning.core.freezing import exclude_from_state_dict, freeze
     from kd_lightning.core.learner import Learner
-    from kd_lightning.core.terms import Term
+    from kd_lightning.core.term import Term
     from kd_lightning.schemes import Classifier, OfflineDistiller
     from kd_lightning.weights.loading import load_student, load_teacher
 
@@ -36,7 +36,7 @@ _HOMES = {
     "Classifier": "schemes",
     "Learner": "core.learner",
     "OfflineDistiller": "schemes",
-    "Term": "core.terms",
+    "Term": "core.term",
     "UsageError": "core.errors",
     "freeze": "core.freezing",
     "exclude_from_state_dict": "core.freezing",

@@ -30,7 +30,8 @@ from kd_lightning.core.lightning_internals import active_results, average_model
 from kd_lightning.core.loss import loss_trait
 from kd_lightning.core.progress import should_log
 from kd_lightning.core.teacher_holder import TeacherHolder
-from kd_lightning.core.terms import Term, Terms, finetunes
+from kd_lightning.core.term import Term
+from kd_lightning.core.terms import Terms, finetunes
 from kd_lightning.core.traits import is_changed
 
 

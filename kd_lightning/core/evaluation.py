@@ -14,7 +14,7 @@ from kd_lightning.core.errors import UsageError
 from kd_lightning.core.label_kinds import infer_kind, prepare, update
 from kd_lightning.core.loss import LabelKind, loss_trait
 from kd_lightning.core.metrics import DEFAULTS, Metrics, Mode, default_monitor, direction
-from kd_lightning.core.terms import Term
+from kd_lightning.core.term import Term
 
 Stage = Literal["val", "test"]
 
@@ -55,9 +55,10 @@ class Evaluation:
         """``max`` or ``min``: which value of the monitored metric is better."""
         return self.metrics.mode if isinstance(self.metrics, Metrics) else direction(self._collection(), self.monitor)
 
-    def start(self, stage: Stage, networks: Sequence[str], loaders: Sequence[str], device: torch.device) -> None:
-        """Reset the metrics of a stage for these networks and loaders."""
-        self._loaders = list(loaders) if len(loaders) > 1 else []
+    def start(self, stage: Stage, networks: Sequence[str], loaders: Any, device: torch.device) -> None:
+        """Reset the metrics of a stage for these networks and the trainer's loaders."""
+        names = loader_names(loaders)
+        self._loaders = names if len(names) > 1 else []
         self._running = {key: value for key, value in self._running.items() if key[0] != stage}
         self._expected = [(network, loader) for network in networks for loader in (None, *self._loaders)]
         self._device = device

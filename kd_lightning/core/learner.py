@@ -15,13 +15,14 @@ from torchmetrics import MetricCollection
 
 from kd_lightning.core.activations import Activations, differentiable, logits, logits_of, run, tap
 from kd_lightning.core.batch import Batch, InputKeys, accepted_inputs, check_inputs, split_batch, split_by_keys
-from kd_lightning.core.evaluation import Evaluation, Stage, loader_names
+from kd_lightning.core.evaluation import Evaluation, Stage
 from kd_lightning.core.freezing import freeze, is_frozen
 from kd_lightning.core.hyperparameters import save_plain_hyperparameters
 from kd_lightning.core.lightning_internals import attached_trainer
 from kd_lightning.core.loss import loss_trait
 from kd_lightning.core.progress import completed_batches, should_log
-from kd_lightning.core.terms import Term, Terms, check_is_finite, finetunes
+from kd_lightning.core.term import Term
+from kd_lightning.core.terms import Terms, check_is_finite, finetunes
 
 OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
 LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
@@ -36,8 +37,7 @@ class Learner(LightningModule, ABC):
     and negative log-likelihood in nats (``nll``), for the kind of label that the task loss declares.
 
     Args:
-        student: The network to train. It returns logits, or an object that has
-            ``.logits``.
+        student: The network to train. It returns logits, or an object that has ``.logits``.
         terms: The losses by name, each with its addresses and weight.
         optimizer: Builds the optimizer from the trainable parameters.
         lr_scheduler: Builds a learning-rate scheduler from the optimizer.
@@ -178,11 +178,11 @@ class Learner(LightningModule, ABC):
 
     def on_validation_start(self) -> None:
         """Reset the validation metrics."""
-        self._start_evaluation("val", self.trainer.val_dataloaders)
+        self.evaluation.start("val", self.evaluated_networks, self.trainer.val_dataloaders, self.device)
 
     def on_test_start(self) -> None:
         """Reset the test metrics."""
-        self._start_evaluation("test", self.trainer.test_dataloaders)
+        self.evaluation.start("test", self.evaluated_networks, self.trainer.test_dataloaders, self.device)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the validation metrics."""
@@ -219,9 +219,6 @@ class Learner(LightningModule, ABC):
         check_is_finite(losses, total, self.trainer.global_step)
         self.log_dict(self.terms.log_values(losses))
         self.log("train/loss", total, prog_bar=True)
-
-    def _start_evaluation(self, stage: Stage, loaders: Any) -> None:
-        self.evaluation.start(stage, self.evaluated_networks, loader_names(loaders), self.device)
 
     def _evaluate(self, batch: Any, stage: Stage, loader: int) -> None:
         inputs, _, labels = self.split_batch(batch)

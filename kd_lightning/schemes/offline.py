@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
-from kd_lightning.core.terms import Term
+from kd_lightning.core.term import Term
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 
 

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kd_lightning.core.terms import Term, names
+from kd_lightning.core.term import Term, names
 from kd_lightning.losses import KDLoss, TaskLoss, kd_loss, task_loss
 from kd_lightning.losses.common.checks import check_width
 

@@ -12,7 +12,7 @@ from kd_lightning.callbacks.schedules.functions import Schedule
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.lookup import choose
 from kd_lightning.core.progress import epoch, optimizer_step
-from kd_lightning.core.terms import Term
+from kd_lightning.core.term import Term
 
 
 class ScheduledCallback(Callback, ABC):

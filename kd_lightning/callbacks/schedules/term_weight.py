@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from kd_lightning.callbacks.schedules.base import ScheduledCallback, find_terms
 from kd_lightning.callbacks.schedules.functions import Schedule
-from kd_lightning.core.terms import Term
+from kd_lightning.core.term import Term
 
 
 class TermWeightSchedule(ScheduledCallback):

@@ -10,7 +10,7 @@ from torchmetrics import MetricCollection
 
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
-from kd_lightning.core.terms import Term
+from kd_lightning.core.term import Term
 from kd_lightning.schemes.offline import OfflineDistiller
 
 

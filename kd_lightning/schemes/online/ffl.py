@@ -10,7 +10,7 @@ from torchmetrics import MetricCollection
 
 from kd_lightning.core.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.core.lookup import choose
-from kd_lightning.core.terms import Term
+from kd_lightning.core.term import Term
 from kd_lightning.networks.wrappers.fusion import FeatureFusion
 from kd_lightning.schemes.online.peers import detached
 

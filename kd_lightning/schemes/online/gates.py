@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kd_lightning.core.activations import Activations
 from kd_lightning.core.batch import target_of
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.terms import Term
+from kd_lightning.core.term import Term
 
 
 class EdgeGate(nn.Module, ABC):

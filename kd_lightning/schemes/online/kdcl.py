@@ -13,7 +13,7 @@ from kd_lightning.core.activations import Activations, tap
 from kd_lightning.core.batch import Batch, target_of
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
-from kd_lightning.core.terms import Term
+from kd_lightning.core.term import Term
 from kd_lightning.losses.common.checks import upcast
 from kd_lightning.schemes.online.ensembles import LogitEnsemble
 from kd_lightning.schemes.online.peers import PeerLearner

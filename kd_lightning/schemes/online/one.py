@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection
 
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import Learner, LRSchedulerCallable, OptimizerCallable
-from kd_lightning.core.terms import Term
+from kd_lightning.core.term import Term
 from kd_lightning.networks.wrappers.branches import BranchedEnsemble, Gate, branch, check_branch
 from kd_lightning.schemes.online.peers import detached
 

@@ -18,7 +18,7 @@ from kd_lightning.core.freezing import is_excluded_from_state_dict
 from kd_lightning.core.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.core.lightning_internals import validate_at_train_start
 from kd_lightning.core.progress import completed_batches
-from kd_lightning.core.terms import Term
+from kd_lightning.core.term import Term
 
 
 class PeerLearner(Learner, ABC):

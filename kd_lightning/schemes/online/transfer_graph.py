@@ -17,7 +17,7 @@ from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.core.lookup import choose
 from kd_lightning.core.loss import loss_trait
 from kd_lightning.core.progress import optimizer_step
-from kd_lightning.core.terms import Term, names
+from kd_lightning.core.term import Term, names
 from kd_lightning.schemes.online.gates import EdgeGate, ThroughGate
 from kd_lightning.schemes.online.peers import PeerLearner, detached
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from kd_lightning.core.terms import Term
+from kd_lightning.core.term import Term
 from kd_lightning.losses.response.probability_cross_entropy import (
     ProbabilityCrossEntropyLoss,
     probability_cross_entropy_loss,
