@@ -11,11 +11,13 @@ import pytest
 import torch
 import yaml
 
+from benchmarks import methods
 from kd_lightning.__main__ import main
-from kd_lightning.cli.configs import SHIPPED, readme_table
+from kd_lightning.cli.configs import SHIPPED
 from tests import toys
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 COMMANDS = [
     line.partition("#")[0].strip()
     for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
@@ -58,7 +60,7 @@ def test_its_terms_combine(workplace):
 def test_its_programs_run_one_after_the_other(workplace, monkeypatch):
     monkeypatch.setattr(
         "lightning.pytorch.Trainer",
-        lambda callbacks, **given: toys.trainer(workplace, *callbacks, **given | {"max_steps": 2}),
+        lambda callbacks=(), **given: toys.trainer(workplace, *callbacks, **given | {"max_steps": 2}),
     )
     names: dict[str, Any] = {}
     for program in PROGRAMS:
@@ -74,6 +76,15 @@ def test_its_programs_run_one_after_the_other(workplace, monkeypatch):
     assert not [name for name in learner.state_dict() if "teacher" in name]
 
 
-def test_its_table_of_methods_is_made_from_the_tree():
-    table = README.partition("<!-- methods: begin -->\n")[2].partition("<!-- methods: end -->")[0]
-    assert table == readme_table()
+def test_it_is_short_and_has_the_figures_of_the_comparison():
+    assert len(README.splitlines()) <= 200
+    page = (ROOT / "docs/comparison.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"\| training images .*?\n\n", README, re.DOTALL)
+    figures = re.findall(r"\d+\.\d+ ± \d+\.\d+|[+-]\d+\.\d+ \[[^]]*\]", table)
+    assert len(figures) >= 15
+    assert not [figure for figure in figures if figure not in page]
+
+
+def test_the_page_of_methods_is_made_from_the_tree():
+    written = methods.PAGE.read_text(encoding="utf-8") == methods.page()
+    assert written, "docs/methods.md is not what the files of configs/ give: run `make methods`"

@@ -49,23 +49,6 @@ def methods() -> list[Method]:
     return found
 
 
-def readme_table() -> str:
-    """The methods as a Markdown table: what each is, and the scheme, losses and callbacks that it is made of."""
-    rows = ["| config | what it is | scheme | losses | callbacks |", "|---|---|---|---|---|"]
-    for method in methods():
-        made_of: dict[str, list[str]] = {"model": [], "loss": [], "callbacks": []}
-        for keys, value, _ in read_settings(method.path):
-            where = keys[-3] if len(keys) > 2 and keys[-2].isdecimal() else ".".join(keys[-2:-1])
-            if keys[-1:] == ("class_path",) and where in made_of and value:
-                made_of[where].append(f"`{value.rpartition('.')[2]}`")
-        by_default = ["`TaskLoss`"] if made_of["model"] == ["`Classifier`"] else []
-        losses = made_of["loss"] or by_default
-        cells = [", ".join(dict.fromkeys(names)) for names in (made_of["model"], losses, made_of["callbacks"])]
-        link = f"[{method.name}](configs/{method.name}.yaml)"
-        rows.append(f"| {' | '.join([link, method.about, *cells])} |".replace("  |", " |"))
-    return "\n".join(rows) + "\n"
-
-
 def find_config(name: str) -> Path:
     """The YAML file of that name: in the working folder, or else among the shipped ones.
 
