@@ -116,7 +116,7 @@ def by_epoch(runs: dict[int, dict[str, Any]]) -> list[tuple[int, list[dict[str, 
 
 
 def floor(results: Results) -> list[str]:
-    """What the printed test loss says of the error rate, if every prediction is certain: (loss - floor) N / batches."""
+    """Error rate by the printed test loss if every prediction is certain, (loss - floor) N / batches, and by counting."""
     train, test = FLOOR * TRAIN_BATCHES / TRAIN_IMAGES, FLOOR * TEST_BATCHES / TEST_IMAGES
     rows: list[list[str]] = []
     for name in ("teacher", "student"):
@@ -149,13 +149,15 @@ def classes(results: Results) -> list[str]:
         for seed, run in results[name].items()
         if any(dead(row) for row in run["epochs"])
     ]
-    counts = ", ".join(
-        f"{NAMES[name]} {sum(bool(dead(run['epochs'][-1])) for run in whole)} of {len(whole)}"
+    counts = [
+        f"- {NAMES[name]}: {sum(bool(dead(run['epochs'][-1])) for run in whole)} of {len(whole)}"
         for name in NAMES
         if (whole := [run for run in results[name].values() if not run["stopped"]])
-    )
+    ]
     return [
-        f"Runs that end with a class at recall 0: {counts}.",
+        "Runs that end with a class at recall 0:",
+        "",
+        *counts,
         "",
         *table(["", "classes at recall 0, epoch by epoch", "test accuracy"], rows),
     ]
