@@ -116,7 +116,7 @@ def by_epoch(runs: dict[int, dict[str, Any]]) -> list[tuple[int, list[dict[str, 
 
 
 def floor(results: Results) -> list[str]:
-    """Error rate by the printed test loss if every prediction is certain, (loss - floor) N / batches, and by counting."""
+    """Error rate by the printed test loss if every prediction is certain, (loss - floor) N / batches, and counted."""
     train, test = FLOOR * TRAIN_BATCHES / TRAIN_IMAGES, FLOOR * TEST_BATCHES / TEST_IMAGES
     rows: list[list[str]] = []
     for name in ("teacher", "student"):
