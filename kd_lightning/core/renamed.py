@@ -4,12 +4,19 @@ from __future__ import annotations
 
 CLASSES: dict[str, str] = {
     "AnnotatedMNISTDataModule": "ResidentDataModule with `source: PseudoLabels`",
+    "Answerer": "RelationNetwork",
     "DataFreeMNISTDataModule": "NoiseDataModule with `source: MNIST` and `num_channels: 3`",
     "DigitGraphDataModule": "KNNGraphDataModule with a `source`",
     "DigitScenesDataModule": "ResidentDataModule with `source: MNIST` and `views: DigitScenes`",
+    "DigitsEncoder": "LabelEncoder",
+    "Exits": "MultiExitNetwork",
     "FashionMNISTDataModule": "ResidentDataModule with `source: FashionMNIST` and `num_channels: 3`",
+    "FixedDistribution": "ConstantPrior",
+    "Gate": "GatingNetwork",
+    "InBFloat16": "BFloat16Autocast",
     "PairedViewsDataModule": "ResidentDataModule with `source: MNIST`, `num_channels: 3` and `views: PairedViews`",
     "RotatedMNISTDataModule": "ResidentDataModule with `source: Rotated` and `num_channels: 3`",
+    "RowReader": "GRUClassifier",
     "Rows": "RowSequence",
 }
 """The old name of a class or function; its new name, or how it is written now."""
@@ -23,6 +30,7 @@ ARGUMENTS: dict[tuple[str, str], str] = {
     ("LossSchedule", "number"): "attribute",
     ("MNISTDataModule", "views"): "num_augmented_views",
     ("ONE", "branches"): "num_branches",
+    ("SceneEncoder", "across"): "parts_per_side",
     ("SnapshotTeacher", "every"): "interval",
     ("SourceDataModule", "channels"): "num_channels",
     ("SourceDataModule", "epoch_steps"): "steps_per_epoch",

@@ -1,4 +1,4 @@
-"""The networks, what keeps a teacher as it is, and how weights come from files."""
+"""Networks, and functions that freeze them, load their weights and change them."""
 
 from kd_lightning.core.exports import public_names
 from kd_lightning.core.freezing import (
@@ -25,15 +25,16 @@ from kd_lightning.networks.images.convnet import (
 from kd_lightning.networks.images.lenet import LeNet5 as LeNet5
 from kd_lightning.networks.images.mlp import MLP as MLP
 from kd_lightning.networks.priors import ConstantPrior as ConstantPrior
-from kd_lightning.networks.scenes.scene_reader import (
-    Captioner as Captioner,
-    LabelEncoder as LabelEncoder,
-    RelationNetwork as RelationNetwork,
-    SceneEncoder as SceneEncoder,
-)
-from kd_lightning.networks.sequences.row_reader import GRUClassifier as GRUClassifier
+from kd_lightning.networks.scenes.captioner import Captioner as Captioner
+from kd_lightning.networks.scenes.encoders import LabelEncoder as LabelEncoder, SceneEncoder as SceneEncoder
+from kd_lightning.networks.scenes.relation_network import RelationNetwork as RelationNetwork
+from kd_lightning.networks.sequences.gru_classifier import GRUClassifier as GRUClassifier
 from kd_lightning.networks.wrappers.bfloat16 import BFloat16Autocast as BFloat16Autocast
-from kd_lightning.networks.wrappers.branches import BranchedEnsemble as BranchedEnsemble, branch as branch
+from kd_lightning.networks.wrappers.branched_ensemble import (
+    BranchedEnsemble as BranchedEnsemble,
+    GatingNetwork as GatingNetwork,
+)
+from kd_lightning.networks.wrappers.branches import branch as branch
 from kd_lightning.networks.wrappers.early_exit import EarlyExit as EarlyExit
 from kd_lightning.networks.wrappers.ensemble import Ensemble as Ensemble
 from kd_lightning.networks.wrappers.exits import ExitHead as ExitHead, MultiExitNetwork as MultiExitNetwork

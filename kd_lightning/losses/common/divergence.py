@@ -1,4 +1,4 @@
-"""The divergence of two distributions, in a form that keeps its digits where they nearly agree."""
+"""Kullback-Leibler divergence, in a form that keeps its digits where the two distributions nearly agree."""
 
 from __future__ import annotations
 
@@ -6,23 +6,48 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+MAX_PLAIN_TEMPERATURE = 8.0
+"""Up to this temperature KL is plain `torch.nn.functional.kl_div`; above it, rounding errors are corrected."""
 
-def divergence(log_student: Tensor, log_teacher: Tensor, temperature: float) -> Tensor:
-    """The mean over all pairs of rows of `divergences`."""
-    if temperature <= 8:
+
+def mean_divergence(log_student: Tensor, log_teacher: Tensor, temperature: float) -> Tensor:
+    """Average `divergences` over all rows.
+
+    Example:
+        >>> log_q, log_p = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.75, 0.25]]).log()
+        >>> mean_divergence(log_q, log_p, temperature=1.0)
+        tensor(0.1308)
+    """
+    if temperature <= MAX_PLAIN_TEMPERATURE:
         return functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
     return divergences(log_student, log_teacher, temperature).mean()
 
 
 def divergences(log_student: Tensor, log_teacher: Tensor, temperature: float) -> Tensor:
-    """KL(teacher || student) of each pair of rows (N,), from log-probabilities log q and log p (N, C) at a temperature.
+    """Compute KL(teacher || student) of each pair of rows, from log-probabilities at a temperature.
 
-    The summands p log(p / q) have both signs and, where p and q nearly agree, cancel to noise, which the square of a
-    high temperature makes more than the loss. The noise is what rounding makes of sum q - sum p, whose true value is
-    zero: above T = 8 this is added, from differences that keep their digits, and it needs no gradient.
+    KL = sum_c p_c log(p_c / q_c)
+
+    The summands have both signs. Where p and q nearly agree they cancel to rounding noise, which a factor T^2 can make
+    larger than the loss. The noise equals the rounding error of sum q - sum p, whose exact value is zero. Above
+    `MAX_PLAIN_TEMPERATURE` that error is therefore added back, computed from differences that keep their digits; it
+    needs no gradient.
+
+    Args:
+        log_student: log q, (N, C).
+        log_teacher: log p, (N, C).
+        temperature: The temperature of both, which decides whether the correction is needed.
+
+    Returns:
+        One divergence a row, (N,), in nats.
+
+    Example:
+        >>> log_q, log_p = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.75, 0.25]]).log()
+        >>> divergences(log_q, log_p, temperature=20.0)
+        tensor([0.1308])
     """
     rows = functional.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=1)
-    if temperature <= 8:
+    if temperature <= MAX_PLAIN_TEMPERATURE:
         return rows
     with torch.no_grad():
         ratio = log_student - log_teacher

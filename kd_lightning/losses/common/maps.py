@@ -9,11 +9,11 @@ from torch.nn import functional
 from kd_lightning.losses.common.checks import check_maps, upcast
 
 
-def of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+def pool_to_same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Both maps (N, C, H, W) in one precision, at least single; the larger is averaged down to the smaller one's size.
 
     Example:
-        >>> [tuple(side.shape) for side in of_one_size(torch.zeros(2, 4, 6, 6), torch.zeros(2, 8, 5, 5))]
+        >>> [tuple(side.shape) for side in pool_to_same_size(torch.zeros(2, 4, 6, 6), torch.zeros(2, 8, 5, 5))]
         [(2, 4, 5, 5), (2, 8, 5, 5)]
     """
     check_maps(student, teacher)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.connectors import Features, layer_pairs
-from kd_lightning.losses.common.maps import of_one_size
+from kd_lightning.losses.common.maps import pool_to_same_size
 from kd_lightning.losses.common.vectors import unit
 
 
@@ -34,7 +34,7 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor) -> Tensor:
         >>> attention_transfer_loss(torch.tensor([[[[2.0, 0.0]]]]), torch.tensor([[[[0.0, 3.0]], [[0.0, 1.0]]]]))
         tensor(1.)
     """
-    student, teacher = of_one_size(student, teacher)
+    student, teacher = pool_to_same_size(student, teacher)
     return (_attention(student) - _attention(teacher)).square().mean()
 
 

@@ -10,7 +10,7 @@ from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.checks import check_map_widths, check_temperature
 from kd_lightning.losses.common.connectors import connect
 from kd_lightning.losses.common.divergence import divergences
-from kd_lightning.losses.common.maps import of_one_size
+from kd_lightning.losses.common.maps import pool_to_same_size
 
 
 def cwd_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
@@ -36,7 +36,7 @@ def cwd_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tens
         tensor(0.6031)
     """
     check_temperature(temperature)
-    student, teacher = of_one_size(student, teacher)
+    student, teacher = pool_to_same_size(student, teacher)
     if student.shape[1] != teacher.shape[1]:
         raise UsageError(
             f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} must have the same "

@@ -8,7 +8,7 @@ from kd_lightning.core.errors import UsageError
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.checks import check_maps, check_width
 from kd_lightning.losses.common.connectors import connect, convolutions
-from kd_lightning.losses.common.maps import of_one_size
+from kd_lightning.losses.common.maps import pool_to_same_size
 from kd_lightning.losses.common.vectors import unit
 
 
@@ -36,7 +36,7 @@ def factor_transfer_loss(student: Tensor, teacher: Tensor) -> Tensor:
         >>> factor_transfer_loss(torch.tensor([[[[2.0, 0.0]]]]), torch.tensor([[[[3.0, 4.0]]]]))
         tensor(0.6000)
     """
-    student, teacher = of_one_size(student, teacher)
+    student, teacher = pool_to_same_size(student, teacher)
     if student.shape[1] != teacher.shape[1]:
         raise UsageError(
             f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} must have the same "

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.connectors import Features, layer_pairs
-from kd_lightning.losses.common.maps import of_one_size
+from kd_lightning.losses.common.maps import pool_to_same_size
 from kd_lightning.losses.common.vectors import products, unit
 
 
@@ -35,7 +35,7 @@ def nst_loss(student: Tensor, teacher: Tensor) -> Tensor:
         >>> nst_loss(torch.tensor([[[[2.0, 0.0]]]]), torch.tensor([[[[3.0, 0.0]], [[0.0, 1.0]]]]))
         tensor(0.5000)
     """
-    student, teacher = of_one_size(student, teacher)
+    student, teacher = pool_to_same_size(student, teacher)
     student, teacher = unit(student.flatten(2)), unit(teacher.flatten(2))  # (N, C, P)
     if student.shape[2] <= max(student.shape[1], teacher.shape[1]):
         moments = [products(side.mT, side.mT) / side.shape[1] for side in (student, teacher)]  # (N, P, P)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.checks import check_same_shape, upcast
 from kd_lightning.losses.common.connectors import Features, check_channel_lists, connect, layer_pairs, pairs_of_maps
-from kd_lightning.losses.common.maps import of_one_size
+from kd_lightning.losses.common.maps import pool_to_same_size
 
 
 def ofd_loss(student: Features, teacher: Features) -> Tensor:
@@ -73,7 +73,7 @@ class OFDLoss(DistillationLoss):
         students: list[Tensor] = []
         teachers: list[Tensor] = []
         for i, (s, t) in enumerate(pairs):
-            s, t = of_one_size(s, t)
+            s, t = pool_to_same_size(s, t)
             students.append(connect(self.connectors[i], s))
             teachers.append(t)
         return ofd_loss(students, teachers)

@@ -10,7 +10,7 @@ from kd_lightning.core.errors import UsageError
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.checks import check_same_shape, upcast
 from kd_lightning.losses.common.connectors import Features, check_channel_lists, connect, lists_of_maps
-from kd_lightning.losses.common.maps import of_one_size
+from kd_lightning.losses.common.maps import pool_to_same_size
 from kd_lightning.losses.common.vectors import products, unit
 
 
@@ -99,7 +99,7 @@ class SemCKDLoss(DistillationLoss):
         projected: list[list[Tensor]] = []
         wanted: list[list[Tensor]] = []
         for s, projections in zip(students, self.projections, strict=True):
-            pairs = [of_one_size(s, t) for t in teachers]
+            pairs = [pool_to_same_size(s, t) for t in teachers]
             projected.append([connect(p, s) for p, (s, _) in zip(projections.children(), pairs, strict=True)])
             wanted.append([t for _, t in pairs])
         return semckd_loss(projected, wanted, self.attention(students, teachers))

@@ -12,7 +12,7 @@ from kd_lightning.core.errors import UsageError
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.checks import check_map_widths, check_same_shape, upcast
 from kd_lightning.losses.common.connectors import connect
-from kd_lightning.losses.common.maps import of_one_size
+from kd_lightning.losses.common.maps import pool_to_same_size
 
 _SMALLEST = 1e-5  # variance
 
@@ -91,5 +91,5 @@ class VIDLoss(DistillationLoss):
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
         """The loss of feature maps (N, C, H, W); `target` is not looked at."""
         check_map_widths(student, teacher, self.student_channels, self.teacher_channels)
-        student, teacher = of_one_size(student, teacher)
+        student, teacher = pool_to_same_size(student, teacher)
         return vid_loss(connect(self.regressor, student), teacher, self.variance)

@@ -42,7 +42,7 @@ class MultiHeadGraphLoss(DistillationLoss):
     L = sum over consecutive layers of [multi_head_graph_loss(G(s), G(t)) + mean_n (1 - cos(e(t_l, G(t))_n, t_l+1,n))]
 
     A sample's features are averaged over positions and scaled to length one. H attention heads, linear maps of layer
-    l + 1 (who asks) and of layer l (who is asked), make the graph G (H, N, N). The second part trains them, on the
+    l + 1 (who query) and of layer l (who is key), make the graph G (H, N, N). The second part trains them, on the
     teacher alone: an estimator e finds the teacher's next layer from what the heads pick among the batch's samples at
     this one. The first part trains the student, and nothing of the heads.
 
@@ -115,16 +115,16 @@ class _Graph(nn.Module):
         super().__init__()
         dim = (width + next_width) // 2
         self.heads = heads
-        self.asks = nn.Linear(next_width, heads * dim)
-        self.asked = nn.Linear(width, heads * dim, bias=False)  # no softmax would see it
+        self.query = nn.Linear(next_width, heads * dim)
+        self.key = nn.Linear(width, heads * dim, bias=False)  # no softmax would see it
         self.value = nn.Linear(width, dim)
         self.join = nn.Linear(heads * dim, next_width)
 
     def forward(self, layer: Tensor, next_layer: Tensor, estimate: bool = False) -> Tensor:
         """The graph (H, N, N); or an estimate of the next layer, of length one, from what each sample attends to."""
-        asks, asked = connect(self.asks, next_layer), connect(self.asked, layer)
-        asks, asked = (side.unflatten(1, (self.heads, -1)).transpose(0, 1) for side in (asks, asked))  # (H, N, D)
-        graph = asks @ asked.mT / asks.shape[2] ** 0.5
+        query, key = connect(self.query, next_layer), connect(self.key, layer)
+        query, key = (side.unflatten(1, (self.heads, -1)).transpose(0, 1) for side in (query, key))  # (H, N, D)
+        graph = query @ key.mT / query.shape[2] ** 0.5
         if not estimate:
             return graph
         picked = graph.softmax(dim=-1) @ connect(self.value, layer).relu()  # (H, N, D)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.checks import check_fraction, check_logits, check_temperature, upcast
-from kd_lightning.losses.common.divergence import divergence
+from kd_lightning.losses.common.divergence import mean_divergence
 
 
 def ctkd_loss(
@@ -51,7 +51,7 @@ def ctkd_loss(
     temperature = lowest + width * _reversed(theta, reversal).sigmoid()
     log_student = functional.log_softmax(upcast(student) / temperature, dim=1)
     log_teacher = functional.log_softmax(upcast(teacher) / temperature, dim=1)
-    return divergence(log_student, log_teacher, lowest + width) * temperature**2
+    return mean_divergence(log_student, log_teacher, lowest + width) * temperature**2
 
 
 class CTKDLoss(DistillationLoss):

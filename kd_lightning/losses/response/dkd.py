@@ -9,7 +9,7 @@ from torch.nn import functional
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.checks import check_logits, check_not_negative, check_temperature, upcast
 from kd_lightning.losses.common.classes import check_classes, split_off
-from kd_lightning.losses.common.divergence import divergence
+from kd_lightning.losses.common.divergence import mean_divergence
 
 
 def dkd_loss(
@@ -54,8 +54,8 @@ def dkd_loss(
         (z - z.detach().amax(dim=1, keepdim=True)) / temperature for z in map(upcast, (student, teacher))
     )
     (student, student_others), (teacher, teacher_others) = _split(student, target), _split(teacher, target)
-    binary = divergence(student, teacher, temperature)
-    others = divergence(student_others, teacher_others, temperature)
+    binary = mean_divergence(student, teacher, temperature)
+    others = mean_divergence(student_others, teacher_others, temperature)
     return (alpha * binary + beta * others) * temperature**2
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.checks import check_fraction, check_logits, check_temperature, upcast
-from kd_lightning.losses.common.divergence import divergence
+from kd_lightning.losses.common.divergence import mean_divergence
 
 
 def jsd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0, beta: float = 0.5) -> Tensor:
@@ -51,12 +51,12 @@ def jsd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0, beta: f
     log_student = functional.log_softmax(upcast(student) / temperature, dim=1)
     log_teacher = functional.log_softmax(upcast(teacher) / temperature, dim=1)
     if beta == 0:
-        loss = divergence(log_student, log_teacher, temperature)
+        loss = mean_divergence(log_student, log_teacher, temperature)
     elif beta == 1:
-        loss = divergence(log_teacher, log_student, temperature)
+        loss = mean_divergence(log_teacher, log_student, temperature)
     else:
         log_mixture = torch.logaddexp(log_teacher + math.log(beta), log_student + math.log1p(-beta))
-        of_teacher, of_student = (divergence(log_mixture, of, temperature) for of in (log_teacher, log_student))
+        of_teacher, of_student = (mean_divergence(log_mixture, of, temperature) for of in (log_teacher, log_student))
         loss = beta * of_teacher + (1 - beta) * of_student
     return loss * temperature**2
 

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.checks import check_logits, check_temperature, upcast
-from kd_lightning.losses.common.divergence import divergences
+from kd_lightning.losses.common.divergence import MAX_PLAIN_TEMPERATURE, divergences
 
 
 def kd_loss(
@@ -51,7 +51,7 @@ def kd_loss(
         check_temperature(teacher_temperature, "teacher_temperature")
     log_student = functional.log_softmax(upcast(student) / temperature, dim=1)
     log_teacher = functional.log_softmax(upcast(teacher) / teacher_temperature, dim=1)
-    if temperature <= 20:
+    if temperature <= MAX_PLAIN_TEMPERATURE:
         divergence = functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
     else:
         divergence = divergences(log_student, log_teacher, temperature).mean()

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.checks import check_fraction, check_logits, check_temperature, upcast
-from kd_lightning.losses.common.divergence import divergence
+from kd_lightning.losses.common.divergence import mean_divergence
 
 
 def kl_mae_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0, alpha: float = 0.5) -> Tensor:
@@ -39,7 +39,7 @@ def kl_mae_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0, alph
     check_fraction(alpha, "alpha")
     log_student = functional.log_softmax(upcast(student) / temperature, dim=1)
     log_teacher = functional.log_softmax(upcast(teacher) / temperature, dim=1)
-    kl = divergence(log_student, log_teacher, temperature) * temperature**2
+    kl = mean_divergence(log_student, log_teacher, temperature) * temperature**2
     return alpha * kl + (1 - alpha) * functional.l1_loss(log_student.exp(), log_teacher.exp())
 
 

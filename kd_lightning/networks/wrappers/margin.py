@@ -15,7 +15,7 @@ from kd_lightning.core.errors import UsageError
 BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def margin(weight: Tensor, bias: Tensor) -> Tensor:
+def batch_norm_margins(weight: Tensor, bias: Tensor) -> Tensor:
     """Mean of the negative part of a Gaussian, by channel: m = E[x | x < 0] with x ~ N(bias, weight^2).
 
     m = b - s phi(b / s) / Phi(-b / s) with s = |weight|, and -3 s where at most one in a thousand is negative.
@@ -28,7 +28,7 @@ def margin(weight: Tensor, bias: Tensor) -> Tensor:
         The margins (C,), at most 0.
 
     Example:
-        >>> margin(torch.tensor([1.0, -2.0, 1.0]), torch.tensor([0.0, 0.0, 4.0]))
+        >>> batch_norm_margins(torch.tensor([1.0, -2.0, 1.0]), torch.tensor([0.0, 0.0, 4.0]))
         tensor([-0.7979, -1.5958, -3.0000])
     """
     deviation, mean = weight.abs(), bias
@@ -44,7 +44,7 @@ class MarginTeacher(nn.Module):
 
     Byeongho Heo, Jeesoo Kim, Sangdoo Yun, Hyojin Park, Nojun Kwak, Jin Young Choi: A Comprehensive Overhaul of Feature
     Distillation. ICCV 2019 (arXiv:1904.01866). A student that imitates them (`kd_lightning.losses.OFDLoss`) need not
-    learn how negative a value is. See `margin` for m, which follows the BatchNorm's parameters at each call.
+    learn how negative a value is. m is `batch_norm_margins` of the BatchNorm's parameters at each call.
 
     Layers, by the names that a tap uses: ``margins.0``, ``margins.1``, ..., in the order of `norms`, and ``network``
     with what is in it.
@@ -102,4 +102,4 @@ class _Margin(nn.Module):
 
 def _show(shown: nn.Module, norm: nn.Module, _args: Any, features: Tensor) -> None:
     weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
-    shown(features, margin(weight, bias))
+    shown(features, batch_norm_margins(weight, bias))

@@ -12,7 +12,8 @@ from torchmetrics import MetricCollection
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.core.term import Term
-from kd_lightning.networks.wrappers.branches import BranchedEnsemble, Gate, branch, check_branch
+from kd_lightning.networks.wrappers.branched_ensemble import BranchedEnsemble, GatingNetwork
+from kd_lightning.networks.wrappers.branches import branch, check_branch
 from kd_lightning.schemes.online.peers import detached
 
 
@@ -78,7 +79,7 @@ class ONE(Learner):
             )
         self.shared = list(shared)
         self.branches = nn.ModuleList(branch(student, self.shared) for _ in range(num_branches - 1))
-        self.gate = Gate(gate_features, num_branches)
+        self.gate = GatingNetwork(gate_features, num_branches)
         self.evaluated_networks = ["student", *(f"branches.{i}" for i in range(num_branches - 1)), "ensemble"]
         self._is_checked = False
 

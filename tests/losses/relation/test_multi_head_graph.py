@@ -70,10 +70,10 @@ def test_value_is_that_of_naive_loops():
     for k, graph in enumerate(loss.graphs):
         logits = []
         for side in (s, t):
-            asks = heads_of(linear(graph.asks, standardised(side[k + 1], t[k + 1])), heads)
-            asked = heads_of(linear(graph.asked, standardised(side[k], t[k])), heads)
-            scale = math.sqrt(len(asks[0][0]))
-            logits.append([[[dot(a, b) / scale for b in asked[h]] for a in asks[h]] for h in range(heads)])
+            query = heads_of(linear(graph.query, standardised(side[k + 1], t[k + 1])), heads)
+            key = heads_of(linear(graph.key, standardised(side[k], t[k])), heads)
+            scale = math.sqrt(len(query[0][0]))
+            logits.append([[[dot(a, b) / scale for b in key[h]] for a in query[h]] for h in range(heads)])
         for h in range(heads):
             for i in range(6):
                 log_q, log_p = (naive.log_softmax([math.tanh(x) for x in logits[side][h][i]]) for side in (0, 1))

@@ -3,14 +3,25 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from kd_lightning.losses import KDLoss, kd_loss
+from kd_lightning.losses import KDLoss, kd_loss, kl_mae_loss
+from kd_lightning.losses.common.divergence import MAX_PLAIN_TEMPERATURE, mean_divergence
 from tests.losses import naive
 
 
 def logits(rows: int, classes: int, scale: float = 3.0, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return (scale * torch.randn(rows, classes, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def log_probabilities(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    return (student.float() / temperature).log_softmax(dim=1), (teacher.float() / temperature).log_softmax(dim=1)
+
+
+def kl_mae_alone(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Another loss over the same divergence: with alpha=1 nothing but KL is left."""
+    return kl_mae_loss(student, teacher, temperature, alpha=1.0)
 
 
 def softened(teacher: Tensor, temperature: float) -> Tensor:
@@ -21,7 +32,7 @@ def softened(teacher: Tensor, temperature: float) -> Tensor:
     return 1 / classes - gradient * rows / temperature
 
 
-@pytest.mark.parametrize("temperature", [0.1, 1.0, 4.0, 20.0, 20.1, 1000.0])
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 4.0, 8.0, 8.1, 20.0, 1000.0])
 @pytest.mark.parametrize(("rows", "classes"), [(1, 2), (7, 10), (3, 100)])
 @pytest.mark.parametrize("scale", [0.1, 3.0, 100.0])
 def test_value_and_gradient_are_those_of_naive_loops(temperature: float, rows: int, classes: int, scale: float):
@@ -86,7 +97,7 @@ def test_as_the_temperature_goes_to_infinity_it_is_half_the_squared_distance_of_
 
 
 @pytest.mark.parametrize("scale", [0.1, 3.0])
-@pytest.mark.parametrize("temperature", [21.0, 100.0, 1000.0])
+@pytest.mark.parametrize("temperature", [8.1, 20.0, 100.0, 1000.0])
 def test_float32_keeps_its_digits_at_high_temperatures(temperature: float, scale: float):
     student, teacher = (logits(16, 100, scale, seed, torch.float32) for seed in (1, 2))
     expected = naive.kd(student, teacher, temperature)
@@ -94,10 +105,49 @@ def test_float32_keeps_its_digits_at_high_temperatures(temperature: float, scale
     assert kd_loss(teacher, teacher, temperature).item() == 0
 
 
-def test_both_ways_of_summing_agree_where_they_meet():
-    student, teacher = logits(16, 10, 100.0, seed=1), logits(16, 10, 100.0, seed=2)
-    below, above = kd_loss(student, teacher, 20.0), kd_loss(student, teacher, math.nextafter(20.0, 21.0))
+@pytest.mark.parametrize("scale", [0.1, 3.0, 100.0])
+def test_both_forms_of_the_divergence_agree_at_the_threshold(scale: float):
+    student, teacher = logits(16, 10, scale, seed=1), logits(16, 10, scale, seed=2)
+    below = kd_loss(student, teacher, MAX_PLAIN_TEMPERATURE)
+    above = kd_loss(student, teacher, math.nextafter(MAX_PLAIN_TEMPERATURE, math.inf))
     torch.testing.assert_close(above, below, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("side", [0.0, math.inf], ids=["plain", "corrected"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.3, 3.0, 30.0])
+def test_on_both_sides_of_the_threshold_value_and_gradient_keep_their_digits(side, dtype, scale: float):
+    temperature = MAX_PLAIN_TEMPERATURE if side == 0 else math.nextafter(MAX_PLAIN_TEMPERATURE, side)
+    student, teacher = logits(16, 10, scale, 1, dtype).requires_grad_(), logits(16, 10, scale, 2, dtype)
+    losses = [
+        KDLoss(temperature)(student, teacher),
+        mean_divergence(*log_probabilities(student, teacher, temperature), temperature) * temperature**2,
+    ]
+    (gradient,) = torch.autograd.grad(losses[0], student)
+    as_given = student.detach().double(), teacher.double()
+    for loss in losses:
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(naive.kd(*as_given, temperature), rel=2e-4)
+    expected = torch.tensor(naive.kd_gradient(*as_given, temperature), dtype=torch.float64)
+    step = torch.finfo(dtype).eps * expected.abs().max().item()  # gradients are rounded to the logits' type
+    torch.testing.assert_close(gradient.double(), expected, rtol=0, atol=max(step, 2e-6))
+
+
+def test_up_to_the_threshold_it_is_torchs_kl_div_bit_for_bit_and_above_it_is_corrected():
+    student, teacher = (logits(64, 10, 0.02, seed, torch.float32) for seed in (1, 2))
+    above = math.nextafter(MAX_PLAIN_TEMPERATURE, math.inf)
+
+    def plain(temperature: float) -> Tensor:
+        sides = log_probabilities(student, teacher, temperature)
+        return functional.kl_div(*sides, reduction="batchmean", log_target=True) * temperature**2
+
+    for loss in (kd_loss, kl_mae_alone):
+        assert torch.equal(loss(student, teacher, 1.0), plain(1.0))
+        assert torch.equal(loss(student, teacher, MAX_PLAIN_TEMPERATURE), plain(MAX_PLAIN_TEMPERATURE))
+        expected = naive.kd(student.double(), teacher.double(), above)
+        errors = [abs(found.item() / expected - 1) for found in (loss(student, teacher, above), plain(above))]
+        assert errors[0] < 1e-4
+        assert errors[1] > 10 * errors[0]  # the noise that the correction takes away
 
 
 @pytest.mark.parametrize("temperature", [0.01, 1.0, 1000.0])
@@ -127,8 +177,8 @@ def naive_asymmetric(student: Tensor, teacher: Tensor, temperature: float, teach
     return temperature**2 * total / len(student)
 
 
-@pytest.mark.parametrize("temperature", [0.1, 1.0, 4.0, 20.0, 20.1, 1000.0])
-@pytest.mark.parametrize("teacher_temperature", [0.05, 2.0, 20.1, 500.0])
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 4.0, 8.0, 8.1, 20.0, 1000.0])
+@pytest.mark.parametrize("teacher_temperature", [0.05, 2.0, 8.1, 500.0])
 @pytest.mark.parametrize("scale", [0.1, 3.0, 100.0])
 def test_the_teacher_may_be_softened_differently(temperature: float, teacher_temperature: float, scale: float):
     student, teacher = logits(7, 10, scale, seed=1).requires_grad_(), logits(7, 10, scale, seed=2)

@@ -6,12 +6,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torchvision.models import resnet18
 
 from kd_lightning.core.activations import tap
 from kd_lightning.networks import ConvNet, StudentConvNet
-from kd_lightning.networks.wrappers.branches import BranchedEnsemble, Gate, branch, check_branch
+from kd_lightning.networks.wrappers.branches import branch, check_branch
 
 RESNET = ["conv1", "bn1", "relu", "maxpool", "layer1"]
 
@@ -111,37 +110,37 @@ MISUSES = {
     "a layer left out": (
         lambda n, x: n.head(n.second(n.act(n.first(x)))),
         ["act"],
-        "below the branching point 'act' there run first as well: name them in shared, in order",
+        r"shared=\['act'\] omits first, which run below the branching point 'act': add them in order",
     ),
     "dropout left out": (
         lambda n, x: n.head(n.second(n.act(n.extra(n.first(x))))),
         ["first", "act"],
-        "below the branching point 'act' there run extra as well",
+        r"shared=\['first', 'act'\] omits extra, which run below the branching point 'act'",
     ),
     "in another order": (
         lambda n, x: n.head(n.second(n.act(n.first(x)))),
         ["act", "first"],
-        "the shared layer 'act' does not run just once before 'first'",
+        "the shared layer 'act' does not run exactly once up to 'first'",
     ),
     "one that never runs": (
         lambda n, x: n.head(n.second(n.act(n.first(x)))),
         ["extra", "first", "act"],
-        "the shared layer 'extra' does not run just once before 'act'",
+        "the shared layer 'extra' does not run exactly once up to 'act'",
     ),
     "one that runs above again": (
         lambda n, x: n.head(n.first(n.act(n.first(x)))),
         ["first", "act"],
-        "the shared layer 'first' does not run just once before 'act'",
+        "the shared layer 'first' does not run exactly once up to 'act'",
     ),
     "a connection past the branching point": (
         lambda n, x: n.head(n.second(n.act(n.first(x))) + x),
         ["first", "act"],
-        r"does not continue it from 'act' \(it gives other logits\): branch where everything passes through one layer",
+        r"does not continue it from 'act' \(its logits differ\): branch where everything passes through one layer",
     ),
     "something done without a module": (
         lambda n, x: n.head(n.second(n.act(n.first(x / 2)))),
         ["first", "act"],
-        r"does not continue it from 'act' \(it gives other logits\)",
+        r"does not continue it from 'act' \(its logits differ\)",
     ),
     "an input of another shape": (
         lambda n, x: n.head(n.second(n.act(n.first(x[:, 0, :8])))),
@@ -161,7 +160,7 @@ def test_misuse_is_found_on_a_batch(name):
 
 def test_a_normalisation_that_does_nothing_yet_is_missed_all_the_same():
     network = seeded(lambda: resnet18(num_classes=5))  # in eval, a BatchNorm that has learned nothing is the identity
-    with pytest.raises(ValueError, match="'layer1' there run bn1, relu, maxpool as well"):
+    with pytest.raises(ValueError, match="omits bn1, relu, maxpool, which run below the branching point 'layer1'"):
         check_branch(network, ["conv1", "layer1"], torch.randn(2, 3, 32, 32))
 
 
@@ -180,45 +179,3 @@ def test_the_check_changes_nothing():
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert [module.training for module in network.modules()] == modes
     assert not any(module._forward_hooks for module in network.modules())
-
-
-def test_gate():
-    torch.manual_seed(0)
-    gate, x = Gate(features=6, branches=3).double(), torch.randn(5, 6, 4, 2, dtype=torch.float64)
-    pooled = torch.stack([torch.stack([x[n, c].sum() / 8 for c in range(6)]) for n in range(5)])
-    scores = pooled @ gate.linear.weight.T + gate.linear.bias
-    centred = scores - scores.mean(dim=0)
-    scores = centred / ((centred**2).mean(dim=0) + 1e-5).sqrt()
-    weights = scores.clamp(min=0).exp()
-    weights = weights / weights.sum(dim=1, keepdim=True)
-    assert torch.allclose(gate(x), weights, rtol=0, atol=1e-12)
-    assert torch.allclose(gate(pooled), weights, rtol=0, atol=1e-12)
-    assert weights.std(dim=0).min() > 0.01
-
-    for wrong in (torch.randn(5, 7), torch.randn(5, 6, 3), torch.randn(5, 4, 6, 6)):
-        with pytest.raises(ValueError, match=r"a gate of 6 features was given \(5, .*: set gate_features to"):
-            gate(wrong)
-
-
-@pytest.mark.parametrize("positions", [(), (3, 2)])
-def test_the_ensemble_weighs_what_its_branches_say_and_runs_the_shared_layers_once(positions):
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 4))
-    if positions:  # logits of pixels
-        network = nn.Sequential(nn.Conv2d(8, 6, 1), nn.Tanh(), nn.Conv2d(6, 4, 1))
-    branches = [branch(network, ["0", "1"]) for _ in range(2)]
-    ensemble = BranchedEnsemble(network, "1", branches, Gate(6, 3)).double().eval()
-    runs: list[int] = []
-    network[0].register_forward_hook(lambda *_: runs.append(1))
-    x = torch.randn(5, 8, *positions, dtype=torch.float64)
-    logits, together = ensemble.all_logits(x)
-    assert len(runs) == 1
-    assert torch.equal(ensemble(x), together)
-
-    features = torch.tanh(network[0](x))
-    each = [upper[2](features) for upper in (network, *branches)]
-    weights = ensemble.gate(features)
-    naive = torch.stack([sum(weights[n, k] * each[k][n] for k in range(3)) for n in range(5)])
-    assert torch.allclose(together, naive, rtol=0, atol=1e-12)
-    assert all(torch.allclose(one, other, rtol=0, atol=1e-12) for one, other in zip(logits, each, strict=True))
-    assert functional.mse_loss(each[1], each[2]) > 1e-3

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kd_lightning import tap
 from kd_lightning.networks import ConvNet, freeze
-from kd_lightning.networks.wrappers.margin import MarginTeacher, margin
+from kd_lightning.networks.wrappers.margin import MarginTeacher, batch_norm_margins
 
 IMAGES = torch.rand(6, 3, 28, 28, generator=torch.Generator().manual_seed(0))
 NORMS = ["conv.0.1", "conv.2.1", "conv.4.1"]
@@ -34,7 +34,7 @@ def by_hand(network: ConvNet, images: Tensor) -> list[Tensor]:
     for layer in network.conv:
         x = layer(x)
         if isinstance(layer, nn.Sequential):
-            low = margin(layer[1].weight, layer[1].bias)
+            low = batch_norm_margins(layer[1].weight, layer[1].bias)
             shown.append(torch.stack([x[:, c].clamp(min=low[c].item()) for c in range(8)], dim=1))
     return shown
 
@@ -49,17 +49,19 @@ def test_the_margin_is_the_mean_of_what_is_negative(weight, bias):
     points = [lowest + (i + 0.5) * width for i in range(steps)]
     density = [normal.pdf(point) for point in points]
     expected = sum(p * d for p, d in zip(points, density, strict=True)) / sum(density)
-    found = margin(torch.tensor([weight], dtype=torch.float64), torch.tensor([bias], dtype=torch.float64))
+    found = batch_norm_margins(torch.tensor([weight], dtype=torch.float64), torch.tensor([bias], dtype=torch.float64))
     assert found.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_where_hardly_anything_is_negative_it_is_three_deviations():
-    assert margin(torch.tensor([2.0, -0.5]), torch.tensor([6.4, 1e4])).tolist() == [-6.0, -1.5]
-    assert margin(torch.tensor([2.0]), torch.tensor([6.1])).item() > -1.5  # one in 900 is, and they are close to zero
+    assert batch_norm_margins(torch.tensor([2.0, -0.5]), torch.tensor([6.4, 1e4])).tolist() == [-6.0, -1.5]
+    assert (
+        batch_norm_margins(torch.tensor([2.0]), torch.tensor([6.1])).item() > -1.5
+    )  # one in 900 is, and they are close to zero
 
 
 def test_a_channel_that_does_not_vary_has_a_margin_too():
-    assert margin(torch.zeros(3), torch.tensor([-2.0, 0.0, 2.0])).tolist() == [-2.0, 0.0, 0.0]
+    assert batch_norm_margins(torch.zeros(3), torch.tensor([-2.0, 0.0, 2.0])).tolist() == [-2.0, 0.0, 0.0]
 
 
 def test_it_shows_the_features_no_lower_than_their_margins_and_answers_as_before():

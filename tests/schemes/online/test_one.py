@@ -134,9 +134,11 @@ def test_invalid_branches_raise():
     with pytest.raises(ValueError, match="num_branches=1 must be at least 2"):
         ONE(StudentConvNet(), ["conv.0"], 32, terms, num_branches=1)
     batch = (torch.zeros(2, 3, 28, 28), torch.tensor([3, 7]))
-    with pytest.raises(ValueError, match=r"below the branching point 'conv.1' there run conv.0 as well"):
+    with pytest.raises(ValueError, match=r"omits conv.0, which run below the branching point 'conv.1'"):
         ONE(StudentConvNet(), ["conv.1"], 32, terms).compute_losses(batch)
-    with pytest.raises(ValueError, match=r"a gate of 64 features was given \(2, 32, 13, 13\): set gate_features"):
+    with pytest.raises(
+        ValueError, match=r"gate_features=64, but the last shared layer gives \(2, 32, 13, 13\): set gate_features"
+    ):
         ONE(StudentConvNet(), ["conv.0", "conv.1"], 64, terms).compute_losses(batch)
     hint = {"hint": Term(KDLoss(), student="conv.3", teacher="conv.3")}
     with pytest.raises(ValueError, match=r"compares the student's 'conv.3', and only logits was recorded"):
