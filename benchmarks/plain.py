@@ -353,7 +353,9 @@ def lsp(m, s, t, y):
 
 def modality_graph(m, s, t, y):
     (z, h), (zs, *hs) = s, t
-    scores = m.of_logits(zs).squeeze(2) + torch.cat([to(x) for to, x in zip(m.of_representations, hs, strict=True)], 1)
+    scores = m.logit_score(zs).squeeze(2) + torch.cat(
+        [to(x) for to, x in zip(m.representation_scores, hs, strict=True)], 1
+    )
     edges = (scores / 8).softmax(1)
     apart = 10 * (1 - F.cosine_similarity(z.unsqueeze(1), zs, dim=2))
     seen = zip(m.connectors, hs, strict=True)
@@ -373,8 +375,8 @@ def multi_head_graph(m, s, t, y):
     s = [F.batch_norm(x, to.mean(0), to.var(0, correction=0)) for x, to in zip(s, t, strict=True)]
     seen, loss = [F.batch_norm(x, None, None, training=True) for x in t], 0
     for i, graph in enumerate(m.graphs):
-        shown = heads(graph.asks(seen[i + 1])) @ heads(graph.asked(seen[i])).mT / math.sqrt(128)
-        mine = heads(frozen(graph.asks, s[i + 1])) @ heads(frozen(graph.asked, s[i])).mT / math.sqrt(128)
+        shown = heads(graph.query(seen[i + 1])) @ heads(graph.key(seen[i])).mT / math.sqrt(128)
+        mine = heads(frozen(graph.query, s[i + 1])) @ heads(frozen(graph.key, s[i])).mT / math.sqrt(128)
         log_p, log_q = shown.detach().tanh().log_softmax(2), mine.tanh().log_softmax(2)
         picked = (shown.softmax(2) @ graph.value(seen[i]).relu()).transpose(0, 1).flatten(1)
         loss = loss + F.kl_div(log_p, log_q, reduction="sum", log_target=True) / log_q[:, :, 0].numel()

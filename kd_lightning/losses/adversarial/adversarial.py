@@ -1,4 +1,4 @@
-"""Adversarial distillation: a discriminator tells the student from the teacher, and the student misleads it."""
+"""Adversarial distillation: a discriminator separates student from teacher, and the student learns to deceive it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from kd_lightning.losses.common.connectors import connect
 
 
 def adversarial_loss(verdict: Tensor, target: Tensor | None = None) -> Tensor:
-    """What the student minimises: that it is taken for the teacher, and, in the conditional form, for its class.
+    """Compute the student's loss: the discriminator should classify it as the teacher, and as the labelled class.
 
     L = -log sigmoid(d(s)) [- log softmax(c(s))_y], averaged over the batch, with verdict = [d, c]
 
+    The part in brackets is the conditional form.
+
     Zheng Xu, Yen-Chang Hsu, Jiawei Huang: Training Shallow and Thin Networks for Acceleration via Knowledge
-    Distillation with Conditional Adversarial Networks. 2018 (arXiv:1709.00513). The discriminator names the class as
-    well (Odena et al. 2017), so that one sample cannot pass for the teacher's answer to another.
+    Distillation with Conditional Adversarial Networks. 2018 (arXiv:1709.00513). The conditional discriminator also
+    predicts the class (Odena et al. 2017), so that one sample cannot imitate the teacher's output for another.
 
     Args:
-        verdict: What a discriminator says of the student's features, (N, 1), or (N, 1 + C) with logits of classes.
-        target: Class indices (N,), of the conditional form.
+        verdict: The discriminator's output for the student's features, (N, 1); or (N, 1 + C) with logits of classes.
+        target: Class indices (N,), for the conditional form.
 
     Raises:
-        UsageError: The verdict is no such matrix, or names classes and there is no target.
+        UsageError: The verdict has another shape, or has logits of classes and there is no target.
 
     Example:
         >>> adversarial_loss(torch.zeros(2, 1))
@@ -37,56 +39,57 @@ def adversarial_loss(verdict: Tensor, target: Tensor | None = None) -> Tensor:
         >>> adversarial_loss(torch.zeros(2, 1 + 10), torch.tensor([3, 7]))
         tensor(2.9957)
     """
-    said, named = _said(verdict, target)
-    return functional.softplus(-said).mean() + named
+    score, class_loss = _split_verdict(verdict, target)
+    return functional.softplus(-score).mean() + class_loss
 
 
 def discrimination_loss(
     student: Tensor, teacher: Tensor, target: Tensor | None = None, smoothing: float = 0.0
 ) -> Tensor:
-    """What the discriminator minimises: to know the teacher from the student, and the class of both.
+    """Compute the discriminator's loss: separate the teacher from the student, and predict the class of both.
 
     L = -log sigmoid(d(t)) - (1 - m) log(1 - sigmoid(d(s))) - m log sigmoid(d(s)) [- log softmax(c(t))_y
     - log softmax(c(s))_y], averaged over the batch
 
     Args:
-        student: What the discriminator says of the student's features, (N, 1) or (N, 1 + C).
-        teacher: What it says of the teacher's, of the same shape.
-        target: Class indices (N,), of the conditional form.
-        smoothing: m, how much the discriminator is asked to take the student for the teacher, against its winning.
+        student: The discriminator's output for the student's features, (N, 1) or (N, 1 + C).
+        teacher: Its output for the teacher's features, of the same shape.
+        target: Class indices (N,), for the conditional form.
+        smoothing: m, the share of the label "teacher" in the student's target, which keeps the discriminator from
+            winning.
 
     Raises:
-        UsageError: As for `adversarial_loss`.
+        UsageError: A verdict has a wrong shape, or has logits of classes and there is no target.
 
     Example:
         >>> discrimination_loss(torch.zeros(2, 1), torch.zeros(2, 1))
         tensor(1.3863)
     """
-    (fake, named_fake), (real, named_real) = _said(student, target), _said(teacher, target)
-    told = functional.softplus(-real) + functional.softplus(fake) - smoothing * fake
-    return told.mean() + named_fake + named_real
+    (fake, fake_class_loss), (real, real_class_loss) = _split_verdict(student, target), _split_verdict(teacher, target)
+    binary = functional.softplus(-real) + functional.softplus(fake) - smoothing * fake
+    return binary.mean() + fake_class_loss + real_class_loss
 
 
 class AdversarialLoss(DistillationLoss):
-    """A discriminator of logits or features, and what the student makes of it (Xu et al. 2018, arXiv:1709.00513).
+    """Adversarial distillation of logits or features, with its discriminator (Xu et al. 2018, arXiv:1709.00513).
 
-    See `adversarial_loss` for the student's move, which is what a term measures, and `discrimination_loss` for the
-    discriminator's, which `kd_lightning.schemes.AdversarialDistiller` makes with an optimizer of its own. Any other
-    scheme with one optimizer would train the discriminator to help, and refuses it.
+    A term evaluates `adversarial_loss`, the student's loss. The discriminator's is `discrimination_loss`, which
+    `kd_lightning.schemes.AdversarialDistiller` minimises with a separate optimizer. A scheme with one optimizer would
+    train the discriminator to help the student, and therefore raises an error.
 
-    The paper keeps the discriminator from winning by a penalty on its weights, or by adversarial examples; here the
-    first is the ``weight_decay`` of its optimizer, the second is `smoothing`.
+    To keep the discriminator from winning, the paper penalises its weights or adds adversarial examples. Here the first
+    is the ``weight_decay`` of its optimizer, the second is `smoothing`.
 
     Args:
-        discriminator: Gives (N, 1) for features; or (N, 1 + C), logits of C classes behind, in the conditional form.
-        connector: From the student's features to what the discriminator reads, where they are not as wide as the
-            teacher's; it learns with the student.
-        classes: C; 0 for the form that is not conditional.
+        discriminator: Maps features to (N, 1); in the conditional form to (N, 1 + C), followed by logits of C classes.
+        connector: Maps the student's features to the width of the teacher's where they differ; it is trained with the
+            student.
+        classes: C; 0 for the unconditional form.
         smoothing: m in [0, 1/2).
 
     Raises:
-        UsageError: `smoothing` is not below 1/2; at a call: the discriminator says other than (N, 1 + classes), or
-            the features of both sides are not alike behind the connector.
+        UsageError: `smoothing` is not below 1/2; at a call: the discriminator's output is not (N, 1 + classes), or the
+            features of the two sides differ in shape after the connector.
     """
 
     is_adversarial = True
@@ -100,7 +103,9 @@ class AdversarialLoss(DistillationLoss):
     ) -> None:
         super().__init__()
         if check_fraction(smoothing, "smoothing") >= 0.5:
-            raise UsageError(f"smoothing={smoothing} must be below 0.5, or the discriminator takes all for the teacher")
+            raise UsageError(
+                f"smoothing={smoothing} must be below 0.5: above, the discriminator calls everything teacher"
+            )
         self.discriminator = discriminator
         self.connector = nn.Identity() if connector is None else connector
         self.classes = classes
@@ -108,54 +113,56 @@ class AdversarialLoss(DistillationLoss):
         self.smoothing = smoothing
 
     def forward(self, student: Tensor, teacher: Tensor | None, target: Tensor | None = None) -> Tensor:
-        """The student's move: the loss of its features (N, ...). The teacher's are the discriminator's to know."""
+        """Compute the student's loss of its features (N, ...); of the teacher's, only the shape is checked."""
         if teacher is not None and student.shape != teacher.shape and isinstance(self.connector, nn.Identity):
-            _refuse(student, teacher)
+            _raise_shapes_differ(student, teacher)
         return adversarial_loss(self.verdict_on_student(student), target if self.classes else None)
 
     def discriminate(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The discriminator's move: the loss of what it says, with both sides held fixed."""
-        said = self.verdicts(student, teacher)
-        return discrimination_loss(*said, target if self.classes else None, self.smoothing)
+        """Compute the discriminator's loss; no gradient reaches student or teacher."""
+        verdicts = self.verdicts(student, teacher)
+        return discrimination_loss(*verdicts, target if self.classes else None, self.smoothing)
 
     def verdict_on_student(self, student: Tensor) -> Tensor:
-        """What the discriminator says of the student's features."""
+        """Return the discriminator's output for the student's features, (N, 1 + classes)."""
         return self._verdict(connect(self.connector, student))
 
     def verdicts(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """What it says of both sides, which are held fixed."""
+        """Return the discriminator's outputs for both sides, which are detached."""
         with torch.no_grad():
             student = connect(self.connector, student.detach())
         teacher = teacher.detach()
         if student.shape != teacher.shape:
-            _refuse(student, teacher)
+            _raise_shapes_differ(student, teacher)
         return self._verdict(student), self._verdict(teacher)
 
     def _verdict(self, features: Tensor) -> Tensor:
         verdict = connect(self.discriminator, features)
         if verdict.shape != (len(features), 1 + self.classes):
             raise UsageError(
-                f"the discriminator says {tuple(verdict.shape)} of features {tuple(features.shape)}, and "
-                f"(N, {1 + self.classes}) was expected of classes={self.classes}: change one of them"
+                f"the discriminator maps features {tuple(features.shape)} to {tuple(verdict.shape)}, but with "
+                f"classes={self.classes} it must be (N, {1 + self.classes}): change the discriminator or classes"
             )
         return verdict
 
 
-def _refuse(student: Tensor, teacher: Tensor) -> NoReturn:
+def _raise_shapes_differ(student: Tensor, teacher: Tensor) -> NoReturn:
     raise UsageError(
-        f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} are told apart by their "
-        "shape: give the loss a connector to the same shape as the teacher's, or address other layers"
+        f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} differ in shape, which "
+        "alone would separate them: give the loss a connector to the teacher's shape, or address other layers"
     )
 
 
-def _said(verdict: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Real or not, (N,), and the loss of the class that is named, 0 where none is."""
+def _split_verdict(verdict: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the score of being the teacher, (N,), and the classification loss, 0 without logits of classes."""
     verdict = upcast(verdict)
     if verdict.dim() != 2 or not len(verdict):
         raise UsageError(f"a verdict {tuple(verdict.shape)} must be (N, 1) or (N, 1 + C)")
     if verdict.shape[1] == 1:
         return verdict[:, 0], verdict.new_zeros(())
     if target is None:
-        raise UsageError(f"a verdict {tuple(verdict.shape)} names classes and there is no target: give one, or (N, 1)")
+        raise UsageError(
+            f"a verdict {tuple(verdict.shape)} has logits of classes but there is no target: set the term's target"
+        )
     check_classes(verdict[:, 1:], target)
     return verdict[:, 0], functional.cross_entropy(verdict[:, 1:], target)

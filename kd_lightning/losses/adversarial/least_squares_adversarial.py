@@ -1,4 +1,4 @@
-"""Adversarial distillation by least squares: how far the discriminator is from being misled."""
+"""Adversarial distillation with a least-squares loss in place of cross-entropy."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from kd_lightning.losses.common.checks import upcast
 
 
 def least_squares_adversarial_loss(verdict: Tensor) -> Tensor:
-    """What the network minimises: (1 - sigmoid(d(s)))^2, averaged over the batch.
+    """Compute the network's least-squares loss: (1 - sigmoid(d(s)))^2, averaged over the batch.
 
     Inseop Chung, SeongUk Park, Jangho Kim, Nojun Kwak: Feature-map-level Online Adversarial Knowledge Distillation.
-    ICML 2020 (arXiv:2002.01775), after the least squares of Mao et al. (ICCV 2017).
+    ICML 2020 (arXiv:2002.01775), with the least-squares loss of Mao et al. (ICCV 2017).
 
     Args:
-        verdict: What a discriminator says of the network's features, (N, 1).
+        verdict: The discriminator's output for the network's features, (N, 1).
 
     Example:
         >>> import torch
         >>> least_squares_adversarial_loss(torch.zeros(2, 1))
         tensor(0.2500)
     """
-    return (-upcast(verdict)).sigmoid().square().mean()  # 1 - sigmoid(d), without its cancellation
+    return (-upcast(verdict)).sigmoid().square().mean()  # 1 - sigmoid(d) = sigmoid(-d), without cancellation
 
 
 def least_squares_discrimination_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """What the discriminator minimises: (1 - sigmoid(d(t)))^2 + sigmoid(d(s))^2, averaged over the batch.
+    """Compute the discriminator's loss: (1 - sigmoid(d(t)))^2 + sigmoid(d(s))^2, averaged over the batch.
 
     Args:
-        student: What it says of the features that it is to call false, (N, 1).
-        teacher: What it says of the true ones, (N, 1).
+        student: The discriminator's output for the features that it should reject, (N, 1).
+        teacher: Its output for the features that it should accept, (N, 1).
 
     Example:
         >>> import torch
@@ -41,16 +41,16 @@ def least_squares_discrimination_loss(student: Tensor, teacher: Tensor) -> Tenso
 
 
 class LeastSquaresAdversarialLoss(AdversarialLoss):
-    """`AdversarialLoss` by least squares (Chung et al. 2020, arXiv:2002.01775), not conditional.
+    """Unconditional `AdversarialLoss` by least squares (Chung et al. 2020, arXiv:2002.01775).
 
-    See `least_squares_adversarial_loss` for the network's move and `least_squares_discrimination_loss` for the
-    discriminator's. The arguments are those of `AdversarialLoss`, without classes and smoothing.
+    The network's loss is `least_squares_adversarial_loss`, the discriminator's `least_squares_discrimination_loss`. The
+    arguments are those of `AdversarialLoss`; leave `classes` and `smoothing` at 0.
     """
 
     def forward(self, student: Tensor, teacher: Tensor | None, target: Tensor | None = None) -> Tensor:
-        """The network's move."""
+        """Compute the network's loss of its features (N, ...); teacher and target are unused."""
         return least_squares_adversarial_loss(self.verdict_on_student(student))
 
     def discriminate(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The discriminator's move, with both sides held fixed."""
+        """Compute the discriminator's loss; no gradient reaches either side."""
         return least_squares_discrimination_loss(*self.verdicts(student, teacher))

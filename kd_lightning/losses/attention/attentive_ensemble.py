@@ -1,4 +1,4 @@
-"""An attentive ensemble: how far each teacher, or rule, is to be trusted is a matter of the sample."""
+"""An attentive ensemble: an attention weights teachers, or rules, for each sample."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from kd_lightning.losses.response.kd import kd_loss
 def attentive_ensemble_loss(
     student: Tensor, teacher: Tensor, confidence: Tensor, target: Tensor, temperature: float = 4.0
 ) -> Tensor:
-    """The student learns the mixture that the confidences make of the teachers, the confidences which mixture is right.
+    """Distil a mixture of teachers into the student, and train the mixture's weights by the labels.
 
-    L = T^2 KL(q^T || softmax(z_S / T)) - log q^1_y, averaged, with q^T = sum_k a_k softmax(z_k / T); in the first term
-    q is held fixed, as a teacher is, and the second is the confidences' own
+    L = T^2 KL(q^T || softmax(z_S / T)) - log q^1_y, averaged, with q^T = sum_k a_k softmax(z_k / T)
+
+    In the first term q is detached, as a teacher is; the second trains the confidences a.
 
     Xuemeng Song, Fuli Feng, Xianjing Han, Xin Yang, Wei Liu, Liqiang Nie: Neural Compatibility Modeling with Attentive
-    Knowledge Distillation. SIGIR 2018 (arXiv:1805.00313). There, rules teach what goes with what, an attention over the
-    sample's representation says how far each is to be trusted, and it learns from the task's own loss, a ranking; of
-    classes it is cross-entropy.
+    Knowledge Distillation. SIGIR 2018 (arXiv:1805.00313). In the paper the teachers are matching rules, an attention
+    over the sample's representation gives the confidence in each, and it is trained by the task loss, a ranking loss;
+    for classes that is cross-entropy.
 
     Args:
         student: Logits (N, C).
         teacher: Logits of K teachers, (N, K, C).
-        confidence: a (N, K), which sums to 1.
+        confidence: The weights a, (N, K), whose rows sum to 1.
         target: Class indices (N,).
         temperature: T > 0.
 
@@ -56,22 +57,22 @@ def attentive_ensemble_loss(
 
 
 class AttentiveEnsembleLoss(DistillationLoss):
-    """The attentive ensemble (Song et al. 2018, arXiv:1805.00313): see `attentive_ensemble_loss`.
+    """Attentive ensemble (Song et al. 2018, arXiv:1805.00313); see `attentive_ensemble_loss`.
 
-    a(x) = softmax_k(w^T tanh(W [F(x), e_k])), with the sample's features F and an embedding e_k of each teacher that is
-    learned. Rules are teachers like any other: `kd_lightning.networks.ConstantPrior`.
+    a(x) = softmax_k(w^T tanh(W [F(x), e_k])), with the sample's features F and a learned embedding e_k of each teacher.
+    A rule is a teacher with constant logits: `kd_lightning.networks.ConstantPrior`.
 
-    Its term addresses ``student: [logits, <layer>]``, whose layer gives F, flattened, and an `Ensemble`'s logits.
+    Its term addresses ``student: [logits, <layer>]``, where the layer gives F (flattened), and an `Ensemble`'s logits.
 
     Args:
-        teachers: K.
-        features: Values of F a sample.
-        width: Of the attention's hidden layer, and of the embeddings.
+        teachers: K, the number of teachers.
+        features: Width of F, flattened.
+        width: Width of the attention's hidden layer and of the embeddings.
         temperature: T > 0.
 
     Raises:
         UsageError: There are fewer than two teachers, or T is not a finite number above 0; at a call: the features have
-            another width, or as for the function.
+            another width, or the shapes of logits and target do not fit.
     """
 
     needs_target = True
@@ -79,7 +80,7 @@ class AttentiveEnsembleLoss(DistillationLoss):
     def __init__(self, teachers: int, features: int, width: int = 32, temperature: float = 4.0) -> None:
         super().__init__()
         if teachers < 2:
-            raise UsageError(f"teachers={teachers}: an attention chooses among at least 2")
+            raise UsageError(f"teachers={teachers} must be at least 2: the attention chooses among teachers")
         self.teachers = teachers
         self.features = features
         self.temperature = check_temperature(temperature)
@@ -88,7 +89,7 @@ class AttentiveEnsembleLoss(DistillationLoss):
         self.score = nn.Linear(width, 1, bias=False)
 
     def confidence(self, features: Tensor) -> Tensor:
-        """How far each teacher is trusted for each sample, (N, K), of features (N, ...)."""
+        """Compute each teacher's weight for each sample, (N, K), from features (N, ...)."""
         features = features.flatten(1)
         if features.shape[1] != self.features:
             raise WidthError("student", features.shape[1], self.features, layer=1)
@@ -99,14 +100,16 @@ class AttentiveEnsembleLoss(DistillationLoss):
         return upcast(self.score(self.hidden(pairs).tanh()).squeeze(2)).softmax(dim=1)
 
     def forward(self, student: list[Tensor], teacher: Tensor, target: Tensor) -> Tensor:
-        """The loss of the student's logits and features, and of teachers' logits (N, K, C)."""
+        """Compute the loss of the student's logits and features, and of the teachers' logits (N, K, C)."""
         if len(student) != 2:
-            raise UsageError(f"{len(student)} layers of the student: its term's student is [logits, <layer>]")
+            raise UsageError(
+                f"the term lists {len(student)} layers of the student, not 2: set student: [logits, <layer>]"
+            )
         logits, features = student
         return attentive_ensemble_loss(logits, teacher, self.confidence(features), target, self.temperature)
 
 
 def _log_mixture(teacher: Tensor, temperature: float, confidence: Tensor) -> Tensor:
-    """Log q^T, (N, C), without a probability that could vanish."""
+    """Compute log q^T, (N, C), in log space, so that no probability underflows."""
     shares = confidence.clamp(min=torch.finfo(confidence.dtype).tiny).log().unsqueeze(2)
     return (shares + functional.log_softmax(upcast(teacher) / temperature, dim=2)).logsumexp(dim=1)

@@ -1,4 +1,4 @@
-"""Gradient-based attention transfer: both networks' losses are sensitive to the same places of the input."""
+"""Gradient-based attention transfer: match the gradients of both networks' losses by the input."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from kd_lightning.losses.common.classes import check_classes
 
 
 def gradient_attention_loss(student: Differentiable, teacher: Differentiable, target: Tensor) -> Tensor:
-    """Half the squared distance of the gradients of both networks' cross-entropies by the input, averaged.
+    """Half the squared distance between the input gradients of both networks' cross-entropies, averaged.
 
     L = 1 / (2 N) sum_n ||J_S(x_n) - J_T(x_n)||^2 with J(x) = d CE(z(x), y) / d x
 
-    Sergey Zagoruyko, Nikos Komodakis: Paying More Attention to Attention. ICLR 2017 (arXiv:1612.03928), equation 4. The
-    loss needs the second derivative of the student.
+    Sergey Zagoruyko, Nikos Komodakis: Paying More Attention to Attention. ICLR 2017 (arXiv:1612.03928), equation 4.
+    Training needs the second derivative of the student.
 
     Args:
-        student: The student's logits (N, C), and its input.
-        teacher: The teacher's logits, of the same shape, and its input, of the same shape as the student's.
+        student: The student's logits (N, C) and its input (N, ...).
+        teacher: The teacher's logits (N, C) and its input, of the shape of the student's.
         target: Class indices (N,).
 
     Raises:
@@ -50,7 +50,7 @@ class GradientAttentionLoss(DistillationLoss):
     differentiates_input = True
 
     def forward(self, student: Differentiable, teacher: Differentiable, target: Tensor) -> Tensor:
-        """The loss of logits and inputs, and of class indices (N,)."""
+        """Compute the loss of logits and inputs, and of class indices (N,)."""
         return gradient_attention_loss(student, teacher, target)
 
 

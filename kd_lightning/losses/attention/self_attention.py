@@ -1,4 +1,4 @@
-"""Self-attention distillation: a layer looks where a deeper one does."""
+"""Self-attention distillation: a layer learns the attention map of a deeper one."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from kd_lightning.losses.common.checks import check_maps, upcast
 
 
 def sad_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared distance of two layers' attention maps, averaged over the batch.
+    """Squared distance between two layers' attention maps, averaged over the batch.
 
     L = 1 / N sum_n ||a(s_n) - a(t_n)||^2 with a(f) = softmax over positions of resize(sum_c f_c^2)
 
     Yuenan Hou, Zheng Ma, Chunxiao Liu, Chen Change Loy: Learning Lightweight Lane Detection CNNs by Self Attention
     Distillation. ICCV 2019 (arXiv:1908.00821). The squares are summed over channels, not averaged: the more channels,
-    the sharper the map. The teacher's sums are resized bilinearly to the student's size before the softmax. In a
-    network, layer m is the student and layer m + 1 the teacher, and no gradient flows to it; the paper's weight is 0.1,
-    from two thirds of the training on, when deeper layers look at something.
+    the sharper the map. The teacher's sums are resized bilinearly to the student's size before the softmax. Within
+    a network, layer m is the student and layer m + 1 the teacher, which gets no gradient. The paper's weight is 0.1,
+    and is applied in the last third of training, when the deeper layers have meaningful attention.
 
     Other implementations differ: some average the squares over channels, or the distance over positions, which makes it
     vanishingly small; the authors advise against the latter.
@@ -41,8 +41,8 @@ def sad_loss(student: Tensor, teacher: Tensor) -> Tensor:
     height, width = student.shape[2:]
     if height * width == 1:
         raise UsageError(
-            f"student features {tuple(student.shape)} have one position, where all attention is: address a layer "
-            "that is not pooled yet"
+            f"student features {tuple(student.shape)} have a single position, so their attention is constant: "
+            "address a layer before pooling"
         )
     difference = _attention(student, height, width) - _attention(teacher, height, width)
     return difference.square().sum(dim=1).mean()
@@ -54,7 +54,7 @@ class SADLoss(DistillationLoss):
     takes_maps = True
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss of feature maps (N, C, H, W); `target` is not looked at."""
+        """Compute the loss of feature maps (N, C, H, W); `target` is unused."""
         return sad_loss(student, teacher)
 
 

@@ -1,4 +1,4 @@
-"""What every loss refuses, said once."""
+"""Checks of shapes and arguments that the losses share; each raises a `UsageError` with the value and the remedy."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from kd_lightning.core.errors import UsageError, WidthError
 
 
 def check_temperature(temperature: float, name: str = "temperature") -> float:
-    """Returns `temperature`; a ValueError unless it is finite and above zero."""
+    """Return `temperature` if it is finite and above zero, else raise a `UsageError` that names it `name`."""
     if not (math.isfinite(temperature) and temperature > 0):
         raise UsageError(f"{name}={temperature} must be a finite number above 0, e.g. 4.0")
     return temperature
 
 
 def check_fraction(value: float, name: str) -> float:
-    """Returns `value`; a ValueError unless it lies in [0, 1]."""
+    """Return `value` if it lies in [0, 1], else raise a `UsageError` that names it `name`."""
     if not 0 <= value <= 1:
-        raise UsageError(f"{name}={value} must lie in [0, 1]")
+        raise UsageError(f"{name}={value} must lie in [0, 1], e.g. 0.5")
     return value
 
 
 def check_not_negative(value: float, name: str) -> float:
-    """Returns `value`; a ValueError unless it is finite and at least zero."""
+    """Return `value` if it is finite and at least zero, else raise a `UsageError` that names it `name`."""
     if not (math.isfinite(value) and value >= 0):
-        raise UsageError(f"{name}={value} must be a finite number, at least 0")
+        raise UsageError(f"{name}={value} must be a finite number, at least 0, e.g. 1.0")
     return value
 
 
 def check_logits(student: Tensor, teacher: Tensor) -> None:
-    """A ValueError with both shapes unless both are (N, C), N >= 1 and C >= 2: a comparison never broadcasts."""
+    """Check that both are logits (N, C) of one shape with N >= 1 and C >= 2; a comparison never broadcasts."""
     if student.shape != teacher.shape or student.dim() != 2 or student.shape[0] < 1 or student.shape[1] < 2:
         raise UsageError(
             f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} must both be (N, C) with "
@@ -40,17 +40,17 @@ def check_logits(student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def check_alone(logits: Tensor, at_least: int = 1) -> None:
-    """A ValueError with the shape unless these are logits (N, C) of so many samples and C >= 2."""
+def check_one_side(logits: Tensor, at_least: int = 1) -> None:
+    """Check that these are logits (N, C) with C >= 2 and N >= `at_least`."""
     if logits.dim() != 2 or len(logits) < at_least or logits.shape[1] < 2:
         raise UsageError(
-            f"logits {tuple(logits.shape)} must be (N, C) with C >= 2 and N >= {at_least} samples: address logits, of "
-            "a batch that is large enough"
+            f"logits {tuple(logits.shape)} must be (N, C) with C >= 2 and N >= {at_least} samples: address logits, and "
+            "use a batch that is large enough"
         )
 
 
 def check_maps(student: Tensor, teacher: Tensor) -> None:
-    """A ValueError with both shapes unless both are (N, C, H, W) of the same N >= 1 and not empty."""
+    """Check that both are feature maps (N, C, H, W) with the same N >= 1, and not empty."""
     if student.dim() != 4 or teacher.dim() != 4 or len(student) != len(teacher) or 0 in student.shape + teacher.shape:
         raise UsageError(
             f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} must be maps "
@@ -59,16 +59,16 @@ def check_maps(student: Tensor, teacher: Tensor) -> None:
 
 
 def check_same_shape(student: Tensor, teacher: Tensor) -> None:
-    """A ValueError with both shapes unless both are (N, ...) of one shape and not empty."""
+    """Check that both are features (N, ...) of one shape, and not empty."""
     if student.shape != teacher.shape or student.dim() < 2 or not student.numel():
         raise UsageError(
             f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} must have the same "
-            "shape (N, ...): address layers of one shape, or bring the student's to the teacher's"
+            "shape (N, ...): address layers of one shape, or map the student's to the teacher's by a connector"
         )
 
 
 def check_samples(student: Tensor, teacher: Tensor, at_least: int = 2) -> None:
-    """A ValueError with both shapes unless both are (N, ...) of the same N, enough to compare samples; not empty."""
+    """Check that both are features (N, ...), not empty, with the same N >= `at_least`, to compare samples."""
     if student.dim() < 2 or teacher.dim() < 2 or len(student) != len(teacher) or 0 in student.shape + teacher.shape:
         raise UsageError(
             f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} must be (N, ...) "
@@ -76,13 +76,13 @@ def check_samples(student: Tensor, teacher: Tensor, at_least: int = 2) -> None:
         )
     if len(student) < at_least:
         raise UsageError(
-            f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} are of "
-            f"{len(student)} sample, and samples are compared with each other: use batches of at least {at_least}"
+            f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} have {len(student)} "
+            f"sample, but the loss compares samples with each other: use batches of at least {at_least}"
         )
 
 
 def check_width(features: Tensor, expected: int, side: Literal["student", "teacher"], layer: int = 0) -> None:
-    """A `WidthError` unless features (N, C, ...) have as many channels as the loss was built for."""
+    """Check that features (N, C, ...) have the number of channels that the loss was built for; else a `WidthError`."""
     if features.dim() < 2 or features.shape[1] != expected:
         raise WidthError(side, features.shape[1] if features.dim() > 1 else 0, expected, layer)
 
@@ -90,12 +90,12 @@ def check_width(features: Tensor, expected: int, side: Literal["student", "teach
 def check_map_widths(
     student: Tensor, teacher: Tensor, student_channels: int, teacher_channels: int, layer: int = 0
 ) -> None:
-    """A ValueError unless both are maps of the same N images, and of the widths that the loss was built for."""
+    """Check that both are feature maps of the same N images, with the widths that the loss was built for."""
     check_maps(student, teacher)
     check_width(student, student_channels, "student", layer)
     check_width(teacher, teacher_channels, "teacher", layer)
 
 
 def upcast(values: Tensor) -> Tensor:
-    """Half precision in float32, float64 as it is: softmax in half precision loses what distillation is about."""
+    """Convert half precision to float32, and leave other types; softmax in half precision loses small probabilities."""
     return values if values.dtype.itemsize >= 4 else values.float()

@@ -1,4 +1,4 @@
-"""What the losses share that tell the labelled class from the others."""
+"""Helpers of losses that treat the labelled class and the other classes separately."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kd_lightning.core.errors import UsageError
 
 
 def check_classes(student: Tensor, target: Tensor) -> None:
-    """A ValueError with both shapes unless they are logits (N, C), N >= 1 and C >= 2, and class indices (N,)."""
+    """Check that these are logits (N, C) with N >= 1 and C >= 2, and class indices (N,); else a `UsageError`."""
     logits = student.dim() == 2 and student.shape[0] >= 1 and student.shape[1] >= 2
     if not logits or target.shape != student.shape[:1] or target.dtype not in (torch.int64, torch.uint8):
         raise UsageError(
@@ -19,10 +19,16 @@ def check_classes(student: Tensor, target: Tensor) -> None:
 
 
 NO_CLASS = -1e30
-"""A logit whose probability is 0, and finite, so that differences of two are 0 as well."""
+"""A logit whose probability is 0, but finite, so that the difference of two such logits is 0."""
 
 
 def split_off(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The labelled class's logit (N, 1), and the logits (N, C) with `NO_CLASS` in its place."""
+    """Return the labelled class's logit (N, 1), and the logits (N, C) with `NO_CLASS` in its place.
+
+    Example:
+        >>> own, others = split_off(torch.tensor([[1.0, 2.0]]), torch.tensor([1]))
+        >>> own, others.softmax(dim=1)
+        (tensor([[2.]]), tensor([[1., 0.]]))
+    """
     index = target.long().unsqueeze(1)
     return logits.gather(1, index), logits.scatter(1, index, NO_CLASS)

@@ -1,4 +1,4 @@
-"""What losses on features share: the way from the student's width to the teacher's, and layers in pairs."""
+"""Helpers of losses on features: connectors between widths, and lists of layers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from kd_lightning.core.errors import UsageError
 from kd_lightning.losses.common.checks import check_map_widths, check_maps, check_width, upcast
 
 Features = Tensor | list[Tensor]
-"""What a term hands over: one layer's features, or those of several in the order of its list."""
+"""A side of a term: one layer's features, or those of several layers in the order of the term's list."""
 
 
 def connect(connector: nn.Module, features: Tensor) -> Tensor:
-    """What a connector makes of features of any floating type, in at least single precision.
+    """Apply a connector to features of any floating type; the result has at least single precision.
 
     Example:
         >>> import torch
@@ -26,7 +26,7 @@ def connect(connector: nn.Module, features: Tensor) -> Tensor:
 
 
 def convolution(student_channels: int, teacher_channels: int) -> nn.Sequential:
-    """A 1x1 convolution with BatchNorm and ReLU: the connector of most published zoos."""
+    """Build a 1x1 convolution with BatchNorm and ReLU, the most common connector in published code."""
     return nn.Sequential(
         nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False),
         nn.BatchNorm2d(teacher_channels),
@@ -35,7 +35,7 @@ def convolution(student_channels: int, teacher_channels: int) -> nn.Sequential:
 
 
 def layer_pairs(student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
-    """One pair for each layer that a term lists, or the one pair that there is.
+    """Pair the layers of both sides: one pair for each layer that the term lists, or a single pair.
 
     Raises:
         UsageError: The two sides list different numbers of layers, or none.
@@ -49,25 +49,29 @@ def layer_pairs(student: Features, teacher: Features) -> list[tuple[Tensor, Tens
     if not students or len(students) != len(teachers):
         raise UsageError(
             f"{len(students)} layers of the student cannot be paired with {len(teachers)} of the teacher: "
-            "list as many on each side of the term, in their order"
+            "list the same number of layers on both sides of the term, in order"
         )
     return list(zip(students, teachers, strict=True))
 
 
 def check_channel_lists(student_channels: list[int], teacher_channels: list[int], paired: bool = True) -> None:
-    """A ValueError unless both name a width for every layer, and as many of them where layers are compared in pairs."""
+    """Check that both lists are not empty, and of one length if layers are compared in pairs; else a `UsageError`."""
     unlike = paired and len(student_channels) != len(teacher_channels)
     if unlike or not student_channels or not teacher_channels:
         raise UsageError(
-            f"student_channels={student_channels} and teacher_channels={teacher_channels} must each name a width for "
-            f"every layer{', and as many' if paired else ''}"
+            f"student_channels={student_channels} and teacher_channels={teacher_channels} must name a width for "
+            f"every layer{', and be of the same length' if paired else ''}"
         )
 
 
 def pairs_of_maps(
     student: Features, teacher: Features, student_channels: list[int], teacher_channels: list[int]
 ) -> list[tuple[Tensor, Tensor]]:
-    """`layer_pairs`; a ValueError unless they are maps, as many and as wide as the loss was built for."""
+    """Pair the layers of both sides as `layer_pairs` does, and check that each is a map of the expected width.
+
+    Raises:
+        UsageError: A layer is no map (N, C, H, W) or has another width, or there are more or fewer than expected.
+    """
     pairs = layer_pairs(student, teacher)
     _check_count(len(pairs), len(pairs), student_channels, teacher_channels)
     for layer, (s, t) in enumerate(pairs):
@@ -78,7 +82,11 @@ def pairs_of_maps(
 def lists_of_maps(
     student: Features, teacher: Features, student_channels: list[int], teacher_channels: list[int]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Both sides' layers; a ValueError unless they are maps, as many and as wide as the loss was built for."""
+    """Return the layers of both sides, of which there may be different numbers, and check that each is a map.
+
+    Raises:
+        UsageError: A layer is no map (N, C, H, W) or has another width, or there are more or fewer than expected.
+    """
     students, teachers = ([side] if isinstance(side, Tensor) else side for side in (student, teacher))
     _check_count(len(students), len(teachers), student_channels, teacher_channels)
     for i, s in enumerate(students):
@@ -92,13 +100,13 @@ def lists_of_maps(
 def _check_count(students: int, teachers: int, student_channels: list[int], teacher_channels: list[int]) -> None:
     if (students, teachers) != (len(student_channels), len(teacher_channels)):
         raise UsageError(
-            f"{students} layers of the student and {teachers} of the teacher, and the loss was built for "
-            f"{len(student_channels)} and {len(teacher_channels)}: list as many"
+            f"the term lists {students} layers of the student and {teachers} of the teacher, but the loss was built "
+            f"for {len(student_channels)} and {len(teacher_channels)}: list that many"
         )
 
 
 def convolutions(*channels: int, kind: type[nn.Conv2d] | type[nn.ConvTranspose2d] = nn.Conv2d) -> nn.Sequential:
-    """3x3 convolutions from each width to the next, with BatchNorm and LeakyReLU of slope 0.1.
+    """Build 3x3 convolutions from each width to the next, with BatchNorm and LeakyReLU of slope 0.1.
 
     Example:
         >>> [layer.in_channels for layer in convolutions(8, 6, 4)[::3]]

@@ -1,4 +1,4 @@
-"""What losses on feature maps share: one size for both sides."""
+"""Helpers of losses on feature maps: pooling both sides to one size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from kd_lightning.losses.common.checks import check_maps, upcast
 
 
 def pool_to_same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps (N, C, H, W) in one precision, at least single; the larger is averaged down to the smaller one's size.
+    """Average the larger of two maps (N, C, H, W) down to the size of the smaller, in at least single precision.
+
+    Both results have the wider of the two types.
+
+    Raises:
+        UsageError: They are not maps of the same N images.
 
     Example:
         >>> [tuple(side.shape) for side in pool_to_same_size(torch.zeros(2, 4, 6, 6), torch.zeros(2, 8, 5, 5))]

@@ -1,4 +1,4 @@
-"""What losses on relations share: samples as rows, and how the rows of a batch lie to each other."""
+"""Helpers of losses on relations: samples as rows, and distances between the rows of a batch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ from kd_lightning.losses.common.vectors import products
 
 
 def as_rows(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sides as (N, D) and (N, D') in at least single precision; a ValueError unless there are two samples."""
+    """Flatten both sides to (N, D) and (N, D'), in at least single precision.
+
+    Raises:
+        UsageError: The sides are not features (N, ...) of the same N >= 2 samples.
+    """
     check_samples(student, teacher)
     return upcast(student).flatten(1), upcast(teacher).flatten(1)
 
 
 def squared_distances(rows: Tensor) -> Tensor:
-    """Of each pair of rows, (N, N), by their products: precise to the last bits of the largest of them.
+    """Squared distance of each pair of rows, (N, N), computed by inner products.
+
+    Rounding errors are a few units in the last place of the largest squared length.
 
     Example:
         >>> import torch
@@ -23,7 +29,7 @@ def squared_distances(rows: Tensor) -> Tensor:
         tensor([[ 0., 25.],
                 [25.,  0.]])
     """
-    # as near to zero as they can be, where their products round least; no distance knows of it, so it has no gradient
+    # centred, so that products round less; distances do not depend on the mean, so it needs no gradient
     rows = rows - rows.detach().mean(dim=0)
     gram = products(rows, rows)
     squares = gram.diagonal()

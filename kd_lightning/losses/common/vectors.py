@@ -1,4 +1,4 @@
-"""Arithmetic that losses share: squared errors, inner products, vectors of length one, means over positions."""
+"""Arithmetic that losses share: squared errors, inner products, unit vectors, means over positions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from kd_lightning.losses.common.checks import upcast
 
 
 def squared_error(student: Tensor, teacher: Tensor, reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:
-    """Compute `torch.nn.functional.mse_loss` in the wider of the two types; torch below 2.12 has no gradient of two.
+    """Compute `torch.nn.functional.mse_loss` in the wider of the two types.
+
+    Before torch 2.12, ``mse_loss`` of two different types has no gradient.
 
     Example:
         >>> squared_error(torch.zeros(2), torch.tensor([2.0, 4.0], dtype=torch.float64))
@@ -24,7 +26,7 @@ def squared_error(student: Tensor, teacher: Tensor, reduction: Literal["mean", "
 
 
 def products(one: Tensor, other: Tensor) -> Tensor:
-    """Inner products of all rows in (..., N, D) and (..., M, D), as (..., N, M); autocast does not make them rougher.
+    """Compute the inner products of all rows of (..., N, D) and (..., M, D), as (..., N, M), exempt from autocast.
 
     Example:
         >>> products(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
@@ -35,7 +37,7 @@ def products(one: Tensor, other: Tensor) -> Tensor:
 
 
 def unit(vectors: Tensor, shortest: float = 1e-6) -> Tensor:
-    """Vectors along the last dimension, divided by their length; one too short for that becomes 0, as its gradient.
+    """Scale vectors along the last dimension to length 1; a vector up to `shortest` becomes 0, with gradient 0.
 
     Example:
         >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
@@ -47,7 +49,7 @@ def unit(vectors: Tensor, shortest: float = 1e-6) -> Tensor:
 
 
 def pooled(features: Tensor) -> Tensor:
-    """Features (N, C, ...) averaged over their positions, (N, C), in at least single precision.
+    """Average features (N, C, ...) over positions to (N, C), in at least single precision.
 
     Example:
         >>> pooled(torch.tensor([[[[1.0, 3.0]], [[5.0, 5.0]]]]))

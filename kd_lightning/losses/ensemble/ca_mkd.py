@@ -1,4 +1,4 @@
-"""Several teachers, each trusted on a sample as far as it is right about it."""
+"""Confidence-aware distillation from several teachers, weighted on each sample by their cross-entropies."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from kd_lightning.losses.response.kd import kd_loss
 
 
 def ca_mkd_loss(student: Tensor, teacher: Tensor, target: Tensor, temperature: float = 4.0) -> Tensor:
-    """Knowledge distillation from a mixture of teachers, weighed on each sample by their cross-entropies.
+    """Knowledge distillation from a mixture of teachers, weighted on each sample by their cross-entropies.
 
     L = T^2 / N sum_n KL(sum_k w_nk softmax(t_nk / T) || softmax(s_n / T))
 
     w_nk = (1 - exp(L_nk) / sum_j exp(L_nj)) / (K - 1), with the cross-entropy L_nk of teacher k on sample n at T = 1
 
     Hailin Zhang, Defang Chen, Can Wang: Confidence-Aware Multi-Teacher Knowledge Distillation. ICASSP 2022
-    (arXiv:2201.00007). The divergence from the mixture differs from the mean of the divergences from each teacher by
-    how much the teachers disagree, which the student cannot change: its gradient is the same.
+    (arXiv:2201.00007). The divergence from the mixture and the mean of the divergences from each teacher differ by the
+    teachers' disagreement, which does not depend on the student: the gradient is the same.
 
-    The authors' code divides by K as well: its weight w is w / K here.
+    The authors' code also divides by K: its weight w is w / K here.
 
     Args:
         student: Logits (N, C).
@@ -33,7 +33,7 @@ def ca_mkd_loss(student: Tensor, teacher: Tensor, target: Tensor, temperature: f
         temperature: T > 0; higher is softer.
 
     Raises:
-        UsageError: The shapes do not fit each other, there is one teacher only, or the temperature is not a finite
+        UsageError: The shapes do not fit each other, there is only one teacher, or the temperature is not a finite
             number above 0.
 
     Example:
@@ -49,7 +49,7 @@ class CAMKDLoss(DistillationLoss):
     """Confidence-aware distillation from several teachers (Zhang et al. 2022, arXiv:2201.00007); see `ca_mkd_loss`.
 
     Args:
-        temperature: T > 0; higher is softer. A `TemperatureSchedule` may move it.
+        temperature: T > 0; higher is softer. A `TemperatureSchedule` may change it.
     """
 
     takes_rows = True
@@ -60,21 +60,25 @@ class CAMKDLoss(DistillationLoss):
         self.temperature = check_temperature(temperature)
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        """The loss of logits (N, C), those of K teachers (N, K, C) and class indices (N,)."""
+        """Compute the loss of logits (N, C), those of K teachers (N, K, C) and class indices (N,)."""
         return ca_mkd_loss(student, teacher, target, self.temperature)
 
 
 def confidences(logits: Tensor, target: Tensor) -> Tensor:
-    """Shares (N, K) of teachers with logits (N, K, C): the less, the higher a teacher's cross-entropy on a sample.
+    """Compute weights (N, K) of teachers with logits (N, K, C): the higher a teacher's cross-entropy, the lower.
 
-    They sum to 1. Where the label is -100, that of an image without one, all teachers count the same.
+    Each row sums to 1. Where the label is -100 (an image without a label), all teachers have the same weight.
 
     Raises:
-        UsageError: There is one teacher only, or the labels are not class indices (N,).
+        UsageError: There is only one teacher, or the labels are not class indices (N,).
+
+    Example:
+        >>> confidences(torch.tensor([[[4.0, 0.0], [0.0, 4.0]]]), torch.tensor([0]))
+        tensor([[0.9820, 0.0180]])
     """
     samples, teachers, _ = logits.shape
     if teachers < 2:
-        raise UsageError(f"logits {tuple(logits.shape)} are those of one teacher, and confidence is relative: give two")
+        raise UsageError(f"logits {tuple(logits.shape)} are of a single teacher, but confidence is relative: use two")
     if target.shape != (samples,) or target.dtype not in (torch.int64, torch.uint8):
         raise UsageError(
             f"logits {tuple(logits.shape)} and target {tuple(target.shape)} of {target.dtype} do not fit: logits are "

@@ -1,4 +1,4 @@
-"""Features of several teachers, each trusted on a sample as far as it could classify what the student shows it."""
+"""Confidence-aware distillation of features, weighted by how well each teacher classifies the student's features."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kd_lightning.losses.ensemble.ca_mkd import confidences
 
 
 def ca_mkd_feature_loss(student: list[Tensor], teacher: list[Tensor], logits: Tensor, target: Tensor) -> Tensor:
-    """Squared error of feature maps, weighed on each sample by whose classifier recognises the student's.
+    """Squared error of feature maps, weighted on each sample by the teachers' cross-entropies of the student's.
 
     L = 1/N sum_n sum_k w_nk mean((t_nk - s_nk)^2)
 
@@ -26,17 +26,17 @@ def ca_mkd_feature_loss(student: list[Tensor], teacher: list[Tensor], logits: Te
     student's features of sample n
 
     Hailin Zhang, Defang Chen, Can Wang: Confidence-Aware Multi-Teacher Knowledge Distillation. ICASSP 2022
-    (arXiv:2201.00007). The error is a mean over a map, and the weights carry gradients as well, both as in the authors'
-    code, which divides by K once more (its weight w is w / K here) and leaves this loss out of the first epoch.
+    (arXiv:2201.00007). The error is a mean over a map, and gradients also flow through the weights, both as in the
+    authors' code, which divides by K once more (its weight w is w / K here) and omits this loss in the first epoch.
 
     Args:
-        student: What K connectors made of the student's features, (N, C_k, H_k, W_k) each.
+        student: The outputs of K connectors on the student's features, (N, C_k, H_k, W_k) each.
         teacher: The teachers' features, of the same shapes.
-        logits: What the teachers' classifiers say of the student's, (N, K, C).
+        logits: The outputs of the teachers' classifiers on the student's features, (N, K, C).
         target: Class indices (N,).
 
     Raises:
-        UsageError: The shapes do not fit each other, or there is one teacher only.
+        UsageError: The shapes do not fit each other, or there is only one teacher.
 
     Example:
         >>> maps = [torch.zeros(1, 2, 1, 1), torch.zeros(1, 3, 1, 1)]
@@ -47,7 +47,7 @@ def ca_mkd_feature_loss(student: list[Tensor], teacher: list[Tensor], logits: Te
     if [part.shape for part in student] != [part.shape for part in teacher]:
         raise UsageError(
             f"student features {[tuple(part.shape) for part in student]} and teacher features "
-            f"{[tuple(part.shape) for part in teacher]} must be the same shapes, one for each teacher"
+            f"{[tuple(part.shape) for part in teacher]} must have the same shapes, one for each teacher"
         )
     errors = [
         squared_error(upcast(s), upcast(t), reduction="none").flatten(1).mean(dim=1)
@@ -59,18 +59,18 @@ def ca_mkd_feature_loss(student: list[Tensor], teacher: list[Tensor], logits: Te
 class CAMKDFeatureLoss(DistillationLoss):
     """Confidence-aware distillation of features (Zhang et al. 2022, arXiv:2201.00007); see `ca_mkd_feature_loss`.
 
-    A connector a teacher (1x1 convolution, BatchNorm, ReLU) brings the student's last feature map to the teacher's
-    width, and pooling or bilinear interpolation to its size. The teacher's own classifier says then what it would make
-    of it. Classifiers are copied, frozen and left out of checkpoints; in YAML one is a layer of a checkpoint, by
+    For each teacher a connector (1x1 convolution, BatchNorm, ReLU) maps the student's last feature map to the teacher's
+    width, and pooling or bilinear interpolation to its size. The teacher's classifier is applied to the result. The
+    classifiers are copied, frozen and excluded from checkpoints; in YAML a classifier is read from a checkpoint by
     `load_teacher` with a prefix.
 
     Args:
         student_channels: Width of the student's feature map.
         classifiers: Each teacher's last linear layer.
-        pool_size: To which height and width a teacher's map is pooled before its classifier.
+        pool_size: Height and width to which a teacher pools its map before its classifier.
 
     Raises:
-        UsageError: There are not two classifiers, or one is not linear or takes no maps of that size; at a call: the
+        UsageError: There are fewer than two classifiers, or one is not linear or has another width; at a call: the
             features or labels do not fit.
     """
 
@@ -80,13 +80,13 @@ class CAMKDFeatureLoss(DistillationLoss):
     def __init__(self, student_channels: int, classifiers: list[nn.Module], pool_size: int = 1) -> None:
         super().__init__()
         if len(classifiers) < 2:
-            raise UsageError(f"{len(classifiers)} classifiers, and confidence is relative: give those of two teachers")
+            raise UsageError(f"{len(classifiers)} classifiers, but confidence is relative: give those of two teachers")
         widths: list[int] = []
         for classifier in classifiers:
             if not isinstance(classifier, nn.Linear) or pool_size < 1 or classifier.in_features % pool_size**2:
                 raise UsageError(
-                    f"{classifier} takes no flattened maps of {pool_size} x {pool_size}: give the teachers' last "
-                    "nn.Linear, and as pool_size what their networks pool to before it"
+                    f"{classifier} cannot classify flattened maps with pool_size={pool_size}: give each teacher's last "
+                    "nn.Linear, and set pool_size to the height and width of the map before it"
                 )
             widths.append(classifier.in_features // pool_size**2)
         self.student_channels = student_channels
@@ -97,7 +97,7 @@ class CAMKDFeatureLoss(DistillationLoss):
         self.connectors = nn.ModuleList(convolution(student_channels, width) for width in widths)
 
     def forward(self, student: Tensor, teacher: Tensor | list[Tensor], target: Tensor) -> Tensor:
-        """The loss of a feature map (N, C, H, W), one of each teacher, and class indices (N,)."""
+        """Compute the loss of a feature map (N, C, H, W), one of each teacher, and class indices (N,)."""
         hints = teacher if isinstance(teacher, list) else [teacher]
         are_maps = all(part.dim() == 4 for part in (student, *hints))
         if not are_maps or student.shape[1] != self.student_channels or len(hints) != len(self.connectors):

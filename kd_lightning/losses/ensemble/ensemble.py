@@ -1,4 +1,4 @@
-"""One loss, several teachers: their logits made those of one."""
+"""Combine the logits of several teachers into one distribution for any loss on logits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kd_lightning.core.loss import DistillationLoss, loss_trait
 from kd_lightning.losses.common.checks import check_temperature, upcast
 
 Combine = Callable[[Tensor, float, Tensor], Tensor]
-"""``combine(logits, temperature, weights)``: K teachers' logits (N, K, C) made those of one, (N, C)."""
+"""``combine(logits, temperature, weights)``: combines the logits (N, K, C) of K teachers into logits (N, C)."""
 
 
 def arithmetic_mean(logits: Tensor, temperature: float, weights: Tensor) -> Tensor:
@@ -23,19 +23,19 @@ def arithmetic_mean(logits: Tensor, temperature: float, weights: Tensor) -> Tens
 
     z = T log sum_k w_k softmax(z_k / T)
 
-    The mean is of distributions at T and cannot be had from averaged logits. It stays in log space, so that it is
-    finite wherever the logits are.
+    The mean is one of distributions at T, which averaged logits cannot express. The result is a logarithm, finite
+    wherever the logits are.
 
     Args:
         logits: (N, K, C).
-        temperature: T > 0, that of the loss which the result is for.
+        temperature: T > 0, the temperature of the loss that compares the result.
         weights: Teachers' shares (K,), or samples' (N, K), that sum to 1.
 
     Returns:
         Log-probabilities times T, (N, C).
 
     Raises:
-        UsageError: The temperature is not a finite number above 0, or the weights are not one a teacher.
+        UsageError: The temperature is not a finite number above 0, or there is not one weight for each teacher.
 
     Example:
         >>> logits = torch.tensor([[[4.0, 0.0], [0.0, 4.0], [4.0, 0.0]]])
@@ -55,14 +55,14 @@ def geometric_mean(logits: Tensor, temperature: float, weights: Tensor) -> Tenso
 
     Args:
         logits: (N, K, C).
-        temperature: Not looked at.
+        temperature: Unused.
         weights: Teachers' shares (K,), or samples' (N, K), that sum to 1.
 
     Returns:
         Logits (N, C).
 
     Raises:
-        UsageError: The weights are not one a teacher.
+        UsageError: There is not one weight for each teacher.
 
     Example:
         >>> logits = torch.tensor([[[4.0, 0.0], [0.0, 4.0], [4.0, 0.0]]])
@@ -73,23 +73,23 @@ def geometric_mean(logits: Tensor, temperature: float, weights: Tensor) -> Tenso
 
 
 class EnsembleLoss(DistillationLoss):
-    """A loss on logits, for several teachers: compares with the one that they make together.
+    """Apply a loss on logits to the combined distribution of several teachers.
 
     Geoffrey Hinton, Oriol Vinyals, Jeff Dean: Distilling the Knowledge in a Neural Network. NIPS Deep Learning
-    Workshop, 2014 (arXiv:1503.02531), section 1: the arithmetic or the geometric mean of their distributions.
+    Workshop, 2014 (arXiv:1503.02531), section 1: the arithmetic or the geometric mean of the teachers' distributions.
 
-    They are combined at the temperature at which the wrapped loss softens its teacher, whatever a schedule makes of it,
-    and at 1 where it has none. An arithmetic mean is log-probabilities: a loss that compares logits as they are, such
-    as `LogitMSELoss`, takes the geometric mean.
+    The teachers are combined at the temperature at which the wrapped loss softens its teacher, also when a schedule
+    changes it, and at 1 if the loss has no temperature. The arithmetic mean gives log-probabilities: for a loss that
+    compares raw logits, such as `LogitMSELoss`, use the geometric mean.
 
     Args:
         loss: Compares logits (N, C) with logits (N, C).
-        combine: Makes one teacher of K: `arithmetic_mean`, `geometric_mean`, or any function that is called like them.
-        weights: What each teacher counts, above 0; only their ratios matter. All the same if not given.
+        combine: Combines K teachers: `arithmetic_mean`, `geometric_mean`, or any function with their signature.
+        weights: Each teacher's weight, above 0; only the ratios matter. All are equal if not given.
 
     Raises:
         UsageError: A weight is not a finite number above 0; at a call: the logits are not (N, C) and (N, K, C), or
-            there is not one weight a teacher.
+            there is not one weight for each teacher.
 
     Example:
         >>> from kd_lightning.losses import KDLoss
@@ -112,7 +112,7 @@ class EnsembleLoss(DistillationLoss):
 
     @property
     def temperature(self) -> float:
-        """The wrapped loss's: read to be logged, set by a schedule."""
+        """The wrapped loss's temperature, which is logged and which a schedule may change."""
         return cast("float", self.loss.temperature)
 
     @temperature.setter
@@ -120,7 +120,7 @@ class EnsembleLoss(DistillationLoss):
         cast("Any", self.loss).temperature = value
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss of logits (N, C) and what the teachers' logits (N, K, C) make together."""
+        """Compute the loss of logits (N, C) and the combined logits of the teachers, given as (N, K, C)."""
         check_stacked_logits(student, teacher)
         temperature = getattr(self.loss, "teacher_temperature", None)
         if temperature is None:
@@ -129,7 +129,7 @@ class EnsembleLoss(DistillationLoss):
         return self.loss(student, self.combine(logits, temperature, self._shares_for(logits)), target)
 
     def _shares_for(self, logits: Tensor) -> Tensor:
-        """One a teacher, (K,), made once."""
+        """Return the normalised weights of the teachers, (K,), which are computed once for a type and device."""
         kind, teachers = (logits.dtype, logits.device), logits.shape[1]
         if self._shares is None or (self._shares.dtype, self._shares.device) != kind or len(self._shares) != teachers:
             weights = logits.new_tensor([1.0] * teachers if self.weights is None else self.weights)
@@ -138,20 +138,20 @@ class EnsembleLoss(DistillationLoss):
 
 
 def check_stacked_logits(student: Tensor, teacher: Tensor) -> None:
-    """A ValueError with both shapes unless they are (N, C) and (N, K, C), N >= 1, K >= 1 and C >= 2."""
+    """Check that these are logits (N, C) and those of K teachers (N, K, C), with N >= 1, K >= 1 and C >= 2."""
     one = torch.Size((*teacher.shape[:1], *teacher.shape[2:]))
     if teacher.dim() != 3 or 0 in teacher.shape or student.shape != one or student.shape[1] < 2:
         raise UsageError(
-            f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} must be (N, C) and those "
-            "of K teachers (N, K, C), with the same N >= 1 and C >= 2: give the scheme an Ensemble as its teacher, and "
-            "all networks the same num_classes"
+            f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} must be (N, C) and, "
+            "for K teachers, (N, K, C), with the same N >= 1 and C >= 2: use an Ensemble as the scheme's teacher, and "
+            "the same num_classes for all networks"
         )
 
 
 def check_weights(weights: list[float] | None) -> list[float] | None:
-    """Returns `weights`; a ValueError unless there are none, or some, each a finite number above 0."""
+    """Return `weights` if they are None or finite numbers above 0, else raise a `UsageError`."""
     if weights is not None and not (weights and all(math.isfinite(weight) and weight > 0 for weight in weights)):
-        raise UsageError(f"weights={weights} must be finite numbers above 0, one a teacher")
+        raise UsageError(f"weights={weights} must be finite numbers above 0, one for each teacher")
     return weights
 
 

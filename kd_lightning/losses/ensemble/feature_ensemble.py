@@ -1,4 +1,4 @@
-"""Several teachers whose features are each compared by a loss of its own."""
+"""Combine one loss on features for each of several teachers."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from kd_lightning.losses.ensemble.ensemble import check_weights
 
 
 class FeatureEnsembleLoss(DistillationLoss):
-    """The weighted mean of one loss a teacher, each with a connector of its own: teachers of unequal widths.
+    """Weighted mean of one loss for each teacher, each with a separate connector, so that teachers' widths may differ.
 
     L = sum_k w_k L_k(s_k, t_k, y) / sum_k w_k
 
-    In a term the teacher's address lists a layer a teacher, as in ``teacher: [members.0.conv.3, members.1.layer2]``;
-    the student's is one layer, which all are compared with, or lists one for each.
+    In a term the teacher's address lists one layer for each teacher, such as ``teacher: [members.0.conv.3,
+    members.1.layer2]``; the student's is a single layer, which is compared with all, or a list with one for each.
 
     Args:
-        losses: One a teacher, in their order.
-        weights: What each teacher counts, above 0; only their ratios matter. All the same if not given.
+        losses: One for each teacher, in their order.
+        weights: Each teacher's weight, above 0; only the ratios matter. All are equal if not given.
 
     Raises:
-        UsageError: There are no losses, or the weights are not one a loss, each a finite number above 0; at a call:
-            the features are not one a loss.
+        UsageError: There are no losses, or not one weight, a finite number above 0, for each; at a call: there is not
+            one layer for each loss.
 
     Example:
         >>> from kd_lightning.losses import LogitMSELoss
@@ -47,12 +47,12 @@ class FeatureEnsembleLoss(DistillationLoss):
             setattr(self, name, any(loss_trait(loss, name) for loss in losses))
 
     def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor], target: Any = None) -> Tensor:
-        """The mean of the losses of the student's features, all or each, and each teacher's."""
+        """Compute the weighted mean of the losses of the student's features and each teacher's."""
         students = student if isinstance(student, list) else [student] * len(self.losses)
         if not isinstance(teacher, list) or not len(students) == len(teacher) == len(self.losses):
             raise UsageError(
-                f"{len(self.losses)} losses compare {_kind(student)} of the student with {_kind(teacher)} of the "
-                "teachers: in the term, list one teacher's layer for each loss"
+                f"{len(self.losses)} losses cannot compare {_kind(student)} of the student with {_kind(teacher)} of "
+                "the teachers: in the term, list one teacher's layer for each loss"
             )
         compared = zip(self.weights, self.losses, students, teacher, strict=True)
         total = torch.stack([weight * loss(s, t, target) for weight, loss, s, t in compared]).sum()

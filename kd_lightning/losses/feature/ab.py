@@ -1,4 +1,4 @@
-"""Activation boundaries: the student's neurons are active where the teacher's are."""
+"""Activation boundary distillation: the student's neurons learn to be active where the teacher's are."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from kd_lightning.losses.common.connectors import Features, check_channel_lists,
 
 
 def ab_loss(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
-    """Squared hinge between pre-activations and the side of zero that the teacher's are on, summed over features.
+    """Squared hinge loss between pre-activations and the sign of the teacher's, summed over features.
 
     L = 1/N sum_n sum_d max(0, margin - sign(t_nd) s_nd)^2 with a sign of -1 at zero
 
     Byeongho Heo, Minsik Lee, Sangdoo Yun, Jin Young Choi: Knowledge Transfer via Distillation of Activation Boundaries
-    Formed by Hidden Neurons. AAAI 2019 (arXiv:1811.03233). How active the teacher's neuron is does not count. The
-    student's early layers are trained by this alone first, and then the whole by labels alone.
+    Formed by Hidden Neurons. AAAI 2019 (arXiv:1811.03233). The magnitude of the teacher's activation has no effect. In
+    the paper the student's early layers are first trained by this loss alone, then the whole network by labels alone.
 
     Other implementations differ: RepDistiller multiplies by 3 / 1000 (its weight 1 is 0.003 here), others average over
     features.
 
     Args:
-        student: Pre-activations (N, ...), as a connector made them of the student's.
+        student: The student's pre-activations (N, ...), after a connector.
         teacher: Pre-activations of the same shape.
-        margin: How far from zero is enough; > 0.
+        margin: Distance from zero at which the loss vanishes; > 0.
 
     Raises:
         UsageError: The shapes differ, there are no features, or the margin is not a finite number above 0.
@@ -46,17 +46,17 @@ def ab_loss(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
 class ABLoss(DistillationLoss):
     """Activation boundaries (Heo et al. 2019, arXiv:1811.03233) of several layers; see `ab_loss`.
 
-    Of n layers, number i counts 2^(i - n + 1), from 0: the last one 1, each before it half of the next. A connector a
-    layer (1x1 convolution, BatchNorm) brings the student's pre-activations to the teacher's width.
+    Layer i of n, counted from 0, has the weight 2^(i - n + 1): the last one 1, each earlier one half of the next. For
+    each layer a connector (1x1 convolution, BatchNorm) maps the student's pre-activations to the teacher's width.
 
     Args:
         student_channels: Widths of the student's layers, shallow to deep.
-        teacher_channels: Widths of the teacher's.
-        margin: How far from zero is enough; > 0.
+        teacher_channels: Widths of the teacher's layers.
+        margin: Distance from zero at which the loss vanishes; > 0.
 
     Raises:
-        UsageError: The two lists are of different lengths or empty, or the margin is not a finite number above 0; at a
-            call: the layers are not as many, or of other widths or sizes.
+        UsageError: The two lists differ in length or are empty, or the margin is not a finite number above 0; at a
+            call: the number of layers, their widths or sizes differ.
     """
 
     takes_maps = True
@@ -75,7 +75,7 @@ class ABLoss(DistillationLoss):
         )
 
     def forward(self, student: Features, teacher: Features, target: Tensor | None = None) -> Tensor:
-        """The loss of pre-activations (N, C, H, W), a list on each side; `target` is not looked at."""
+        """Compute the loss of pre-activations (N, C, H, W), a list on each side; `target` is unused."""
         pairs = pairs_of_maps(student, teacher, self.student_channels, self.teacher_channels)
         losses = [ab_loss(connect(to, s), t, self.margin) for to, (s, t) in zip(self.connectors, pairs, strict=True)]
         return torch.stack([2.0 ** (i - len(pairs) + 1) * loss for i, loss in enumerate(losses)]).sum()

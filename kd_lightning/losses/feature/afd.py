@@ -1,4 +1,4 @@
-"""Attention-based feature distillation: each layer of the teacher looks for those of the student that are like it."""
+"""Attention-based feature distillation: an attention weights the student's layers for each layer of the teacher."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def afd_loss(student: list[Tensor], teacher: list[Tensor], attention: Tensor) ->
     (T = 4).
 
     Args:
-        student: For each of the teacher's T layers, the vectors of all S layers of the student at its size, (N, S, P).
+        student: For each of the teacher's T layers, the vectors of the student's S layers at its size, (N, S, P).
         teacher: The vectors of the teacher's layers, (N, P) each.
-        attention: (N, T, S).
+        attention: The weights a, (N, T, S).
 
     Raises:
-        UsageError: Two shapes do not fit.
+        UsageError: Two shapes do not fit each other.
 
     Example:
         >>> student, teacher = torch.tensor([[[1.0, 0.0], [0.6, 0.8]]]), torch.tensor([[1.0, 0.0]])
@@ -42,7 +42,7 @@ def afd_loss(student: list[Tensor], teacher: list[Tensor], attention: Tensor) ->
         if s.dim() != 3 or t.shape != (s.shape[0], s.shape[2]) or not s.numel():
             raise UsageError(
                 f"student features {tuple(s.shape)} and teacher features {tuple(t.shape)} must be vectors (N, S, P) "
-                "and (N, P): give all of the student's layers the teacher's size"
+                "and (N, P): pool the student's layers to the size of the teacher's layer"
             )
         errors.append((upcast(s) - upcast(t).unsqueeze(1)).square().mean(dim=2))
     found = torch.stack(errors, dim=1)  # (N, T, S)
@@ -59,18 +59,18 @@ class AFDLoss(DistillationLoss):
 
     a_nts = softmax over s of (q_nt^T W_t k_ns + p_t^T p_s) / sqrt(D)
 
-    Queries q and keys k are made of a layer's channel means, by a linear layer and BatchNorm, keys with ReLU; W is
-    another one for all, and the position vectors p are learned. The squares of the student's maps are averaged down (or
-    repeated up) to each teacher layer's size.
+    Queries q and keys k are computed from a layer's channel means by a linear layer and BatchNorm, followed by ReLU for
+    keys. All pairs share the bilinear map W, and the position vectors p are learned. The squares of the student's maps
+    are averaged down (or repeated up) to the size of each of the teacher's layers.
 
     Args:
         student_channels: Widths of the student's layers.
-        teacher_channels: Widths of the teacher's; there may be more or fewer of them.
-        dimension: D, of queries and keys.
+        teacher_channels: Widths of the teacher's layers; their number may differ.
+        dimension: D, the width of queries and keys.
 
     Raises:
-        UsageError: One of the lists is empty; at a call: the layers are not as many, no maps of the same two or more
-            images, or of other widths.
+        UsageError: One of the lists is empty; at a call: the number of layers or their widths differ, or they are not
+            maps of the same two or more images.
     """
 
     takes_maps = True
@@ -86,14 +86,14 @@ class AFDLoss(DistillationLoss):
         self.queries = nn.ModuleList(_linear(width, dimension) for width in teacher_channels)
         self.keys = nn.ModuleList(_linear(width, dimension) for width in student_channels)
         self.bilinear = _linear(dimension, dimension * len(teacher_channels))
-        self.bilinear[1].register_parameter("bias", None)  # the same for all s, so that the softmax would not see it
+        self.bilinear[1].register_parameter("bias", None)  # equal for all s, so the softmax would cancel it
         self.teacher_positions = nn.Parameter(torch.empty(len(teacher_channels), dimension))
         self.student_positions = nn.Parameter(torch.empty(len(student_channels), dimension))
         nn.init.xavier_normal_(self.teacher_positions)
         nn.init.xavier_normal_(self.student_positions)
 
     def forward(self, student: Features, teacher: Features, target: Tensor | None = None) -> Tensor:
-        """The loss of feature maps (N, C, H, W), a list on each side; `target` is not looked at."""
+        """Compute the loss of feature maps (N, C, H, W), a list on each side; `target` is unused."""
         students, teachers = lists_of_maps(student, teacher, self.student_channels, self.teacher_channels)
         squares = [_mean_square(s) for s in students]
         vectors = [
@@ -108,7 +108,7 @@ class AFDLoss(DistillationLoss):
         return afd_loss(vectors, wanted, self.attention(students, teachers))
 
     def attention(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        """How much each sample's teacher layers attend to the student's, (N, T, S); the sum over S is 1."""
+        """Compute each teacher layer's attention to the student's layers, (N, T, S); the sum over S is 1."""
         queries = torch.stack([connect(q, _channels(t)) for q, t in zip(self.queries, teacher, strict=True)], dim=1)
         keys = torch.stack([connect(k, _channels(s)).relu() for k, s in zip(self.keys, student, strict=True)], dim=1)
         keys = connect(self.bilinear, keys.flatten(0, 1)).view(len(keys), len(student), len(teacher), -1)

@@ -1,4 +1,4 @@
-"""Attention transfer: the student looks where the teacher looks."""
+"""Attention transfer: the student learns the teacher's spatial attention maps."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor) -> Tensor:
     L = 1 / (N P) sum_n ||Q(s_n) - Q(t_n)||^2 with Q(f) = q / ||q||_2 and q = mean_c f_c^2, one value a position
 
     Sergey Zagoruyko, Nikos Komodakis: Paying More Attention to Attention: Improving the Performance of Convolutional
-    Neural Networks via Attention Transfer. ICLR 2017 (arXiv:1612.03928). Q looks neither at the number of channels nor
-    at the scale of the features. The larger map is averaged down to the smaller one's size first.
+    Neural Networks via Attention Transfer. ICLR 2017 (arXiv:1612.03928). Q depends neither on the number of
+    channels nor on the scale of the features. The larger map is first averaged down to the smaller one's size.
 
-    The paper writes beta / 2 ||Q(s_n) - Q(t_n)||_2, a distance and no square, with a beta of 1000 / (N P). This is the
-    authors' code, and RepDistiller's, with the weight 1000 in both. torchdistill has the one and the other.
+    The paper writes beta / 2 ||Q(s_n) - Q(t_n)||_2, a distance and not its square, with beta = 1000 / (N P). The
+    formula here is that of the authors' code and of RepDistiller, with weight 1000 in both. torchdistill has both
+    forms.
 
     Args:
         student: Feature maps (N, C, H, W).
@@ -47,7 +48,7 @@ class AttentionTransferLoss(DistillationLoss):
     takes_maps = True
 
     def forward(self, student: Features, teacher: Features, target: Tensor | None = None) -> Tensor:
-        """The loss of feature maps (N, C, H, W), or of a list on each side; `target` is not looked at."""
+        """Compute the loss of feature maps (N, C, H, W), or of a list on each side; `target` is unused."""
         return torch.stack([attention_transfer_loss(s, t) for s, t in layer_pairs(student, teacher)]).sum()
 
 

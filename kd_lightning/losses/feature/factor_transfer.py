@@ -1,4 +1,4 @@
-"""Factor transfer: the student's translation comes near the teacher's paraphrase."""
+"""Factor transfer: the student's translated features learn the teacher's compressed features, the factor."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from kd_lightning.losses.common.vectors import unit
 
 
 def factor_transfer_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean absolute error between factors of length one, over batch and features.
+    """Mean absolute error between factors scaled to length one, over batch and features.
 
     L = 1 / (N D) sum_n ||s_n / ||s_n||_2 - t_n / ||t_n||_2||_1
 
     Jangho Kim, SeongUk Park, Nojun Kwak: Paraphrasing Complex Network: Network Compression via Factor Transfer. NeurIPS
-    2018 (arXiv:1802.04977), with p = 1. The mean is the authors' code, whose weight beta is 500; the formula in the
-    paper has the sum over features. The larger map is averaged down to the smaller one's size first.
+    2018 (arXiv:1802.04977), with p = 1. The mean is that of the authors' code, whose weight beta is 500; the paper's
+    formula sums over features. The larger map is first averaged down to the smaller one's size.
 
-    Other implementations differ: RepDistiller compares attention maps of the factors (mean of the squared channels),
-    with weight 200; torchdistill is as this.
+    Other implementations: RepDistiller compares attention maps of the factors (the mean of the squared channels), with
+    weight 200; torchdistill computes the same as here.
 
     Args:
         student: The student's factor, maps (N, C, H, W), of D values a sample.
         teacher: The teacher's factor, maps (N, C, H', W').
 
     Raises:
-        UsageError: They are no maps of the same N images and width.
+        UsageError: They are not maps of the same N images and width.
 
     Example:
         >>> import torch
@@ -40,7 +40,7 @@ def factor_transfer_loss(student: Tensor, teacher: Tensor) -> Tensor:
     if student.shape[1] != teacher.shape[1]:
         raise UsageError(
             f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} must have the same "
-            "number of channels: give the translator the width of the teacher's factor"
+            "number of channels: set the translator's width to that of the teacher's factor"
         )
     return (unit(student.flatten(1)) - unit(teacher.flatten(1))).abs().mean()
 
@@ -48,15 +48,15 @@ def factor_transfer_loss(student: Tensor, teacher: Tensor) -> Tensor:
 class FactorTransferLoss(DistillationLoss):
     """Factor transfer (Kim et al. 2018, arXiv:1802.04977), with the student's translator; see `factor_transfer_loss`.
 
-    The teacher's factor is what a `Paraphraser`'s encoder makes of its layer: a term addresses it as
-    ``paraphraser.encoder``. The translator is of the same kind, three 3x3 convolutions with BatchNorm and LeakyReLU.
+    The teacher's factor is the output of a `Paraphraser`'s encoder on one of its layers: a term addresses it as
+    ``paraphraser.encoder``. The translator has the same form: three 3x3 convolutions with BatchNorm and LeakyReLU.
 
     Args:
         student_channels: Width of the student's layer.
         factor_channels: Width of the teacher's factor.
 
     Raises:
-        UsageError: At a call: the features are no maps of the same N images, or of other widths.
+        UsageError: At a call: the features are not maps of the same N images, or have other widths.
     """
 
     takes_maps = True
@@ -70,7 +70,7 @@ class FactorTransferLoss(DistillationLoss):
         self.translator = convolutions(student_channels, student_channels, factor_channels, factor_channels)
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss of the student's maps and the teacher's factor, (N, C, H, W); `target` is not looked at."""
+        """Compute the loss of the student's maps and the teacher's factor, (N, C, H, W); `target` is unused."""
         check_maps(student, teacher)
         check_width(student, self.student_channels, "student")
         return factor_transfer_loss(connect(self.translator, student), teacher)

@@ -1,4 +1,4 @@
-"""Features as they are: the student's are pulled to the teacher's."""
+"""Mean squared error between features of one shape, without a connector."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def feature_mse_loss(student: Tensor, teacher: Tensor) -> Tensor:
     L = 1 / (N D) sum_nd (s_nd - t_nd)^2
 
     Linfeng Zhang et al.: Be Your Own Teacher: Improve the Performance of Convolutional Neural Networks via Self
-    Distillation. ICCV 2019 (arXiv:1905.08094), whose third loss this is. The paper writes the sum over features: its
-    weight lambda is lambda D here. FitNets' hint loss is half of it, with a connector between unlike features.
+    Distillation. ICCV 2019 (arXiv:1905.08094), the third loss of the paper, which writes the sum over features: its
+    weight lambda is lambda D here. FitNets' hint loss is half of this loss, with a connector between different shapes.
 
-    Other implementations differ: the authors' later code puts a linear layer before it, takes the root of the sum over
-    the whole batch (with weight 0.03), and spares the shallowest exit; others sum over the batch (1e-6), or take the
-    mean (0.05).
+    Other implementations differ: the authors' later code applies a linear layer first, takes the root of the sum over
+    the whole batch (with weight 0.03) and skips the shallowest exit; others sum over the batch (with weight 1e-6), or
+    take the mean (0.05).
 
     Args:
-        student: (N, ...), of D values a sample.
-        teacher: Of the student's shape.
+        student: Features (N, ...), of D values a sample.
+        teacher: Features of the same shape.
 
     Raises:
         UsageError: The shapes differ, or there are no features.
@@ -42,5 +42,5 @@ class FeatureMSELoss(DistillationLoss):
     """Mean squared error between features, as in Be Your Own Teacher (Zhang et al. 2019); see `feature_mse_loss`."""
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss of features (N, ...); `target` is not looked at."""
+        """Compute the loss of features (N, ...); `target` is unused."""
         return feature_mse_loss(student, teacher)

@@ -1,4 +1,4 @@
-"""Flow of the solution procedure: how one layer's channels go together with the next one's."""
+"""Flow of the solution procedure: match the inner products between the channels of successive layers."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from kd_lightning.losses.common.vectors import products, squared_error
 
 
 def fsp_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-    """Mean squared error between the FSP matrices of successive layers, summed over them.
+    """Mean squared error between the FSP matrices of successive layers, summed over pairs of layers.
 
-    L = sum_l 1 / (N C C') sum_n ||G(s_l, s_l+1)_n - G(t_l, t_l+1)_n||_F^2 with G(f, g) = f^T g / P, f: P positions x C
-    channels, g: P x C'
+    L = sum_l 1 / (N C C') sum_n ||G(s_l, s_l+1)_n - G(t_l, t_l+1)_n||_F^2, with G(f, g) = f^T g / P for features f of P
+    positions and C channels, and g of P positions and C' channels
 
     Junho Yim, Donggyu Joo, Jihoon Bae, Junmo Kim: A Gift from Knowledge Distillation: Fast Optimization, Network
-    Minimization and Transfer Learning. CVPR 2017. Of two layers the larger is max-pooled to the smaller one's size, as
-    in the paper, which sums over the matrix: its weight 1 is C C' here. It trains by this loss alone first, and then by
-    labels alone.
+    Minimization and Transfer Learning. CVPR 2017. The larger of two layers is max-pooled to the size of the smaller, as
+    in the paper, which sums over the matrix: its weight 1 is C C' here. The paper trains first by this loss alone, then
+    by labels alone.
 
-    Other implementations differ: RepDistiller pools by averaging (weight 50 in 30 epochs before the 240 with labels),
-    torchdistill takes norms of the matrices' columns, which are no squares.
+    Other implementations differ: RepDistiller pools by averaging (weight 50 for 30 epochs before the 240 with labels),
+    torchdistill takes norms of the matrices' columns instead of squares.
 
     Args:
-        student: Two layers' feature maps or more, shallow to deep: (N, C_l, H_l, W_l) each.
-        teacher: As many, of the same widths: no connector comes between channels here.
+        student: Feature maps of at least two layers, shallow to deep: (N, C_l, H_l, W_l) each.
+        teacher: The same number of maps, with the same widths: the loss has no connector.
 
     Raises:
-        UsageError: There are fewer than two layers, or they are no maps of the same N images and the same widths.
+        UsageError: There are fewer than two layers, or they are not maps of the same N images and the same widths.
 
     Example:
         >>> student, teacher = torch.ones(1, 1, 2, 2), torch.full((1, 1, 2, 2), 2.0)
@@ -43,13 +43,13 @@ def fsp_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
     """
     pairs = layer_pairs(student, teacher)
     if len(pairs) < 2:
-        raise UsageError(f"{len(pairs)} layer has no flow to a next one: list two layers or more on each side")
+        raise UsageError(f"FSP compares successive layers, and {len(pairs)} is given: list at least two on each side")
     for s, t in pairs:
         check_maps(s, t)
         if s.shape[1] != t.shape[1]:
             raise UsageError(
                 f"student features {tuple(s.shape)} and teacher features {tuple(t.shape)} must have the same number of "
-                "channels: FSP is for a student as wide as its teacher, which has fewer layers"
+                "channels: FSP has no connector, so use a student as wide as its teacher, with fewer layers"
             )
     flows = [[_flow(*two) for two in pairwise(side)] for side in zip(*pairs, strict=True)]
     return torch.stack([squared_error(s, t) for s, t in zip(*flows, strict=True)]).sum()
@@ -61,7 +61,7 @@ class FSPLoss(DistillationLoss):
     takes_maps = True
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], target: Tensor | None = None) -> Tensor:
-        """The loss of two layers' feature maps or more on each side; `target` is not looked at."""
+        """Compute the loss of at least two layers' feature maps on each side; `target` is unused."""
         return fsp_loss(student, teacher)
 
 

@@ -1,4 +1,4 @@
-"""FitNets: a layer of the teacher is the hint for a layer of the student."""
+"""FitNets: regress a layer of the teacher, the hint, from a layer of the student."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from kd_lightning.losses.common.vectors import squared_error
 def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Half the mean squared error between the guided features and the hint, over batch and features.
 
-    L = 1 / (2 N D) sum_nd (r(s)_nd - t_nd)^2 with a regressor r that `HintLoss` has and this function does not
+    L = 1 / (2 N D) sum_nd (r(s)_nd - t_nd)^2, where the regressor r is part of `HintLoss` and not of this function
 
-    Adriana Romero et al.: FitNets: Hints for Thin Deep Nets. ICLR 2015 (arXiv:1412.6550), equation 3. The paper writes
-    the sum over features: its weight 1 is D here. It trains up to the guided layer by hints alone, and then the whole
-    student by distillation.
+    Adriana Romero et al.: FitNets: Hints for Thin Deep Nets. ICLR 2015 (arXiv:1412.6550), equation 3. The paper sums
+    over features: its weight 1 is D here. It first trains the layers up to the guided one by hints alone, then the
+    whole student by distillation.
 
-    Other implementations differ: RepDistiller and mdistiller leave out the half (their weight 100 is 200 here), put a
-    BatchNorm into the regressor, and train with hint and labels at once.
+    Other implementations differ: RepDistiller and mdistiller omit the factor 1/2 (their weight 100 is 200 here), have a
+    BatchNorm in the regressor, and train with hints and labels together.
 
     Args:
-        student: What the regressor made of the guided layer, (N, ...), of D values a sample.
+        student: The regressor's output on the guided layer, (N, ...), of D values a sample.
         teacher: The hint, of the same shape.
 
     Raises:
@@ -40,18 +40,18 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class HintLoss(DistillationLoss):
-    """Hints (Romero et al. 2015, arXiv:1412.6550), through the paper's convolutional regressor; see `hint_loss`.
+    """FitNets' hints (Romero et al. 2015, arXiv:1412.6550), with the paper's convolutional regressor; see `hint_loss`.
 
-    The regressor is a convolution without padding and a ReLU, the nonlinearity that the hint has as well. A kernel of
-    1 + H_s - H_t brings larger maps of the student to the teacher's size.
+    The regressor is a convolution without padding, then a ReLU, which is also the nonlinearity of the hint. A kernel of
+    size 1 + H_s - H_t maps larger maps of the student to the teacher's size.
 
     Args:
         student_channels: Width of the guided layer.
         teacher_channels: Width of the hint.
-        kernel_size: Of the regressor.
+        kernel_size: Kernel size of the regressor.
 
     Raises:
-        UsageError: The kernel size is below 1; at a call: the features are no maps, or of other widths or sizes.
+        UsageError: The kernel size is below 1; at a call: the features are not maps, or have other widths or sizes.
     """
 
     takes_maps = True
@@ -66,12 +66,12 @@ class HintLoss(DistillationLoss):
         self.connector = nn.Sequential(nn.Conv2d(student_channels, teacher_channels, kernel_size), nn.ReLU())
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss of feature maps (N, C, H, W); `target` is not looked at."""
+        """Compute the loss of feature maps (N, C, H, W); `target` is unused."""
         check_map_widths(student, teacher, self.student_channels, self.teacher_channels)
         if any(s + 1 - self.kernel_size != t for s, t in zip(student.shape[2:], teacher.shape[2:], strict=True)):
             raise UsageError(
-                f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} do not meet with "
-                f"kernel_size={self.kernel_size}: it must be 1 + H_s - H_t, so address layers where the student's map "
-                "is as large or larger"
+                f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} differ in size "
+                f"after the regressor with kernel_size={self.kernel_size}: set it to 1 + H_s - H_t, and address layers "
+                "where the student's map is at least as large"
             )
         return hint_loss(connect(self.connector, student), teacher)

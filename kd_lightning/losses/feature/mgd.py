@@ -1,4 +1,4 @@
-"""Masked generative distillation: the student recovers the teacher's features from a part of its own."""
+"""Masked generative distillation: generate the teacher's features from the student's partly masked ones."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from kd_lightning.losses.common.connectors import connect
 def mgd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared error of generated features, summed over features, averaged over the batch.
 
-    L = 1/N ||G(mask * align(s)) - t||^2 with a mask and a generator G that `MGDLoss` has and this function does not
+    L = 1/N ||G(mask * align(s)) - t||^2, where the mask and the generator G are part of `MGDLoss`, not of this function
 
     Zhendong Yang, Zhe Li, Mingqi Shao, Dachuan Shi, Zehuan Yuan, Chun Yuan: Masked Generative Distillation. ECCV 2022
     (arXiv:2205.01529). The authors' weights for this sum over features: 7e-5 for classification (of the last map, 512 x
     7 x 7), 2e-5 for detection.
 
     Args:
-        student: What was generated, (N, ...).
+        student: The generated features, (N, ...).
         teacher: Features of the same shape.
 
     Raises:
@@ -38,20 +38,20 @@ def mgd_loss(student: Tensor, teacher: Tensor) -> Tensor:
 class MGDLoss(DistillationLoss):
     """Masked generative distillation (Yang et al. 2022, arXiv:2205.01529) of one layer; see `mgd_loss`.
 
-    A 1x1 convolution brings the student's map to the teacher's width, unless it has it. Then a random part of it is
-    zeroed, another one in each call, and two 3x3 convolutions with a ReLU between them generate the teacher's map. What
-    is left is not scaled up.
+    A 1x1 convolution maps the student's map to the teacher's width if they differ. Then a random part of it, drawn
+    at each call, is set to zero, and two 3x3 convolutions with a ReLU between them generate the teacher's map. The
+    remaining values are not scaled up.
 
     Args:
         student_channels: Width of the student's layer.
-        teacher_channels: Width of the teacher's.
-        ratio: How much is masked, in expectation: 0.15 for classification, 0.65 for detection in the authors' code.
-        spatial: Mask positions, the same for all channels, as the paper writes and the authors' detection code does, in
-            place of whole channels, as their classification code does.
+        teacher_channels: Width of the teacher's layer.
+        ratio: Expected share that is masked: 0.15 for classification, 0.65 for detection in the authors' code.
+        spatial: Mask positions, the same for all channels, as in the paper and the authors' detection code, instead of
+            whole channels, as in their classification code.
 
     Raises:
-        UsageError: The ratio is outside [0, 1]; at a call: the features are no maps of one size of the same N images,
-            or of other widths.
+        UsageError: The ratio is outside [0, 1]; at a call: the features are not maps of one size of the same N images,
+            or have other widths.
     """
 
     takes_maps = True
@@ -73,7 +73,7 @@ class MGDLoss(DistillationLoss):
         )
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss of feature maps (N, C, H, W); `target` is not looked at."""
+        """Compute the loss of feature maps (N, C, H, W); `target` is unused."""
         check_map_widths(student, teacher, self.student_channels, self.teacher_channels)
         if student.shape[2:] != teacher.shape[2:]:
             raise UsageError(

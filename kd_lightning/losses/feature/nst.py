@@ -1,4 +1,4 @@
-"""Neuron selectivity transfer: the student's channels are active in the patterns that the teacher's are."""
+"""Neuron selectivity transfer: match the distributions of the channels' activation patterns."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def nst_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     L = 1/N sum_n [mean_ij k(s_i, s_j) + mean_ij k(t_i, t_j) - 2 mean_ij k(s_i, t_j)], k(x, y) = (x^T y)^2
 
-    s_i is the student's channel i of sample n, all positions as one vector of length one; t_j the teacher's.
+    s_i is the student's channel i of sample n as a vector over positions, scaled to length one; t_j is the teacher's.
 
     Zehao Huang, Naiyan Wang: Like What You Like: Knowledge Distill via Neuron Selectivity Transfer. 2017
-    (arXiv:1707.01219), with the polynomial kernel of degree 2. The paper writes lambda / 2 before it with lambda = 50;
-    RepDistiller's weight is 50. It is the squared distance of second moments as well, ||mean_i s_i s_i^T - mean_j t_j
-    t_j^T||_F^2, so that of P positions and C channels the smaller number is squared. The larger map is averaged down to
-    the smaller one's size first.
+    (arXiv:1707.01219), with the polynomial kernel of degree 2. The paper's factor is lambda / 2 with lambda = 50;
+    RepDistiller's weight is 50. The loss equals the squared distance of second moments, ||mean_i s_i s_i^T - mean_j t_j
+    t_j^T||_F^2; of the two forms, the one with the smaller matrices is computed, P x P for P positions or C x C' for
+    channels. The larger map is first averaged down to the smaller one's size.
 
     Args:
         student: Feature maps (N, C, H, W).
@@ -50,7 +50,7 @@ class NSTLoss(DistillationLoss):
     takes_maps = True
 
     def forward(self, student: Features, teacher: Features, target: Tensor | None = None) -> Tensor:
-        """The loss of feature maps (N, C, H, W), or of a list on each side; `target` is not looked at."""
+        """Compute the loss of feature maps (N, C, H, W), or of a list on each side; `target` is unused."""
         return torch.stack([nst_loss(s, t) for s, t in layer_pairs(student, teacher)]).sum()
 
 

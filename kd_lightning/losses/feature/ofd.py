@@ -1,4 +1,4 @@
-"""A comprehensive overhaul: pre-activations up to a margin, and no loss where both sides are silent."""
+"""Overhaul of feature distillation: match pre-activations above a margin, and ignore those negative on both sides."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from kd_lightning.losses.common.maps import pool_to_same_size
 
 
 def ofd_loss(student: Features, teacher: Features) -> Tensor:
-    """Partial squared distance of pre-activations, summed over features, averaged over the batch.
+    """Partial squared distance between pre-activations, summed over features, averaged over the batch.
 
     L = sum_i 2^(i - n + 1) / N sum_d d(s_id, t_id) with d(s, t) = 0 where s <= t <= 0, and (s - t)^2 elsewhere
 
     Byeongho Heo, Jeesoo Kim, Sangdoo Yun, Hyojin Park, Nojun Kwak, Jin Young Choi: A Comprehensive Overhaul of Feature
-    Distillation. ICCV 2019 (arXiv:1904.01866). The teacher's features are max(F, m), m < 0, as
-    `kd_lightning.networks.MarginTeacher` shows them. The authors' weights for this sum over features: 1e-3 on
-    CIFAR-100, 1e-4 on ImageNet; of n layers, the last one counts 1, each before it half of the next.
+    Distillation. ICCV 2019 (arXiv:1904.01866). The teacher's features are max(F, m), m < 0, which
+    `kd_lightning.networks.MarginTeacher` outputs. The authors' weights for this sum over features are 1e-3 on CIFAR-100
+    and 1e-4 on ImageNet; the last of n layers has weight 1, each earlier one half of the next.
 
-    Other implementations differ: mdistiller takes the margin itself as the target of whatever lies below it, which is
-    the same, and pools the teacher's maps before the margin, which is not.
+    Other implementations: mdistiller takes the margin as the target of all values below it, which is equivalent, and
+    pools the teacher's maps before the margin, which is not.
 
     Args:
-        student: Pre-activations (N, ...) that a connector made of the student's, or a list of those of several layers.
+        student: The student's pre-activations (N, ...) after a connector, or a list of those of several layers.
         teacher: Pre-activations with a margin, of the same shapes.
 
     Raises:
-        UsageError: The shapes differ, there are no features, or not as many layers.
+        UsageError: The shapes or numbers of layers differ, or there are no features.
 
     Example:
         >>> ofd_loss(torch.tensor([[-3.0, 0.5, 1.0]]), torch.tensor([[-1.0, -1.0, 3.0]]))
@@ -44,16 +44,16 @@ def ofd_loss(student: Features, teacher: Features) -> Tensor:
 class OFDLoss(DistillationLoss):
     """The overhaul of feature distillation (Heo et al. 2019, arXiv:1904.01866) of several layers; see `ofd_loss`.
 
-    A connector a layer (1x1 convolution, BatchNorm) brings the student's pre-activations to the teacher's width. The
-    larger map is averaged down to the smaller one's size first.
+    For each layer a connector (1x1 convolution, BatchNorm) maps the student's pre-activations to the teacher's width.
+    The larger map is first averaged down to the smaller one's size.
 
     Args:
         student_channels: Widths of the student's layers, shallow to deep.
-        teacher_channels: Widths of the teacher's.
+        teacher_channels: Widths of the teacher's layers.
 
     Raises:
-        UsageError: The two lists are of different lengths or empty; at a call: the layers are not as many, no maps of
-            the same N images, or of other widths.
+        UsageError: The two lists differ in length or are empty; at a call: the number of layers or their widths differ,
+            or they are not maps of the same N images.
     """
 
     takes_maps = True
@@ -68,7 +68,7 @@ class OFDLoss(DistillationLoss):
         self.connectors = nn.ModuleList(map(_connector, student_channels, teacher_channels))
 
     def forward(self, student: Features, teacher: Features, target: Tensor | None = None) -> Tensor:
-        """The loss of pre-activations (N, C, H, W), a list on each side; `target` is not looked at."""
+        """Compute the loss of pre-activations (N, C, H, W), a list on each side; `target` is unused."""
         pairs = pairs_of_maps(student, teacher, self.student_channels, self.teacher_channels)
         students: list[Tensor] = []
         teachers: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Parameters as knowledge: the student's weights are distributed as the teacher's are."""
+"""Parameters as knowledge: match the distribution of the student's weights to the teacher's."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from kd_lightning.losses.common.vectors import squared_error, unit
 
 
 def parameter_distribution_loss(student: Features, teacher: Features) -> Tensor:
-    """Squared Wasserstein distance of weights over their root mean square, summed over layers.
+    """Squared Wasserstein distance between normalised weight distributions, summed over layers.
 
-    L = 1/D sum_d (s_(d) / rms(s) - t_(d) / rms(t))^2 with s_(d) the d-th smallest of the student's D weights and t_(d)
-    the mean of the d-th of D equal parts of the teacher's, in their order
+    L = 1/D sum_d (s_(d) / rms(s) - t_(d) / rms(t))^2
+
+    s_(d) is the d-th smallest of the student's D weights, t_(d) the mean of the d-th of D equal parts of the teacher's
+    sorted weights, and rms the root mean square.
 
     Junjie Liu, Dongchao Wen, Hongxing Gao, Wei Tao, Tse-Wei Chen, Kinya Osa, Masami Kato: Knowledge Representing:
     Efficient, Sparse Representation of Prior Knowledge for Knowledge Distillation. CVPR workshops, 2019
-    (arXiv:1911.05329), takes the distribution of a teacher's parameters as what the student should know beforehand.
-    *The formula is ours, not the paper's*: it is one measure of that distance that needs no weights of one shape or
-    number. The paper's aggregation of deep layers and its sparse recoding penalty are not here.
+    (arXiv:1911.05329), takes the distribution of a teacher's parameters as prior knowledge for the student. *The
+    formula is ours, not the paper's*: it is a distance between distributions that allows weights of different shapes
+    and numbers. The paper's aggregation of deep layers and its sparse recoding penalty are not implemented.
 
-    Which weight stands where is not looked at, nor how large they are on the whole, as that depends on how many come
-    together in a layer. Each pair of layers may be of any shapes.
+    Neither the positions of the weights nor their overall scale matter; the scale depends on the number of inputs of a
+    layer. The two sides of a pair may have any shapes.
 
     Args:
         student: A parameter, or a list of several.
-        teacher: As many.
+        teacher: The same number of parameters.
 
     Raises:
-        UsageError: A parameter is empty, or there are not as many.
+        UsageError: A parameter is empty, or the two sides have different numbers of parameters.
 
     Example:
         >>> parameter_distribution_loss(torch.tensor([3.0, -1.0]), torch.tensor([[-2.0, -2.0], [2.0, 2.0]]))
@@ -49,7 +51,7 @@ class ParameterDistributionLoss(DistillationLoss):
     """
 
     def forward(self, student: Features, teacher: Features, target: Tensor | None = None) -> Tensor:
-        """The loss of parameters of any shapes, a list on each side for several; `target` is not looked at."""
+        """Compute the loss of parameters of any shapes, a list on each side for several; `target` is unused."""
         return parameter_distribution_loss(student, teacher)
 
 
@@ -64,6 +66,6 @@ def _distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _in_order(weights: Tensor) -> Tensor:
-    """Sorted, and of root mean square 1; of zeros, zeros."""
+    """Sort the weights and scale them to a root mean square of 1; zeros stay zeros."""
     flat = upcast(weights).flatten()
     return unit(flat).sort(stable=True).values * len(flat) ** 0.5

@@ -1,4 +1,4 @@
-"""Knowledge review: the student's deeper layers help its shallower ones to imitate the teacher's."""
+"""Knowledge review: fuse the student's deeper layers into its shallower ones before comparing with the teacher's."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _LEVELS = (4, 2, 1)
 
 
 def review_kd_loss(student: Features, teacher: Features) -> Tensor:
-    """Hierarchical context loss: mean squared error of maps and of what they are pooled to, summed over layers.
+    """Hierarchical context loss: mean squared error of maps at several pooled sizes, summed over layers.
 
     L = sum_i sum_l w_l MSE(pool_l(s_i), pool_l(t_i)) / sum_l w_l with w = 1, 1/2, 1/4, 1/8 for the map itself and for
-    4x4, 2x2 and 1x1; a pool that is as large as the map is skipped, and the next one takes its weight
+    4x4, 2x2 and 1x1; a pooled size that is not smaller than the map is skipped, and the next one takes its weight
 
     Pengguang Chen, Shu Liu, Hengshuang Zhao, Jiaya Jia: Distilling Knowledge via Knowledge Review. CVPR 2021
-    (arXiv:2104.09044). The authors' weights lie between 0.6 and 8 on CIFAR-100, raised in a straight line over the
-    first 20 of 240 epochs. It is equal to torchdistill's and mdistiller's.
+    (arXiv:2104.09044). The authors' weights lie between 0.6 and 8 on CIFAR-100, increased linearly over the first 20
+    of 240 epochs. The formula equals torchdistill's and mdistiller's.
 
     Args:
-        student: Maps (N, C, H, W) that fusion made of the student's, or a list of those of several layers.
+        student: The student's fused maps (N, C, H, W), or a list of those of several layers.
         teacher: Maps of the same shapes.
 
     Raises:
-        UsageError: The shapes differ, they are no maps, or not as many layers.
+        UsageError: The shapes or numbers of layers differ, or the features are not maps.
 
     Example:
         >>> review_kd_loss(torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 3.0))
@@ -41,20 +41,20 @@ def review_kd_loss(student: Features, teacher: Features) -> Tensor:
 class ReviewKDLoss(DistillationLoss):
     """Knowledge review (Chen et al. 2021, arXiv:2104.09044) of several layers; see `review_kd_loss`.
 
-    From the deepest layer to the shallowest, a fusion module mixes the student's map with what the one behind it made:
-    1x1 convolution and BatchNorm to a common width, two maps of sigmoid attention from both, their weighted sum. That
-    sum, at the teacher's size, goes on to the next layer, and through a 3x3 convolution and BatchNorm to the teacher's
-    width. Maps are resized to the nearest neighbour. The authors compare features before their ReLU, and as the deepest
-    layer the pooled one.
+    From the deepest layer to the shallowest, a fusion module combines the student's map with the output of the next
+    deeper module: a 1x1 convolution and BatchNorm to a common width, two sigmoid attention maps computed from both, and
+    their weighted sum. That sum, at the teacher's size, is passed to the next shallower module, and through a 3x3
+    convolution and BatchNorm to the comparison with the teacher. Maps are resized to the nearest neighbour. The authors
+    compare features before their ReLU, and take the pooled features as the deepest layer.
 
     Args:
         student_channels: Widths of the student's layers, shallow to deep.
-        teacher_channels: Widths of the teacher's.
-        channels: The common width; that of the student's deepest layer, at most 512, if not given.
+        teacher_channels: Widths of the teacher's layers.
+        channels: The common width; if not given, the width of the student's deepest layer, at most 512.
 
     Raises:
-        UsageError: The two lists are of different lengths or empty; at a call: the layers are not as many, no maps of
-            the same N images, or of other widths.
+        UsageError: The two lists differ in length or are empty; at a call: the number of layers or their widths differ,
+            or they are not maps of the same N images.
     """
 
     takes_maps = True
@@ -74,13 +74,13 @@ class ReviewKDLoss(DistillationLoss):
         )
 
     def forward(self, student: Features, teacher: Features, target: Tensor | None = None) -> Tensor:
-        """The loss of feature maps (N, C, H, W), a list on each side; `target` is not looked at."""
+        """Compute the loss of feature maps (N, C, H, W), a list on each side; `target` is unused."""
         pairs = pairs_of_maps(student, teacher, self.student_channels, self.teacher_channels)
         reviewed: list[Tensor] = []
         deeper: Tensor | None = None
         for fusion, (s, t) in zip(reversed(self.fusions), reversed(pairs), strict=True):
-            made, deeper = fusion(s, deeper, t.shape[2:])
-            reviewed.insert(0, made)
+            fused, deeper = fusion(s, deeper, t.shape[2:])
+            reviewed.insert(0, fused)
         return review_kd_loss(reviewed, [t for _, t in pairs])
 
 
@@ -92,7 +92,7 @@ class _Fusion(nn.Module):
         self.attention = nn.Sequential(nn.Conv2d(2 * channels, 2, kernel_size=1), nn.Sigmoid()) if fuses else None
 
     def forward(self, features: Tensor, deeper: Tensor | None, size: torch.Size) -> tuple[Tensor, Tensor]:
-        """What is compared with the teacher's, and what goes on to the layer before."""
+        """Return the map to compare with the teacher's, and the fused map for the next shallower module."""
         own = connect(self.narrow, features)
         if self.attention is not None and deeper is not None:
             deeper = _nearest(deeper, own.shape[2:])

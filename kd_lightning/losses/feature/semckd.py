@@ -1,4 +1,4 @@
-"""Semantic calibration: attention says which layer of the teacher teaches which of the student."""
+"""Semantic calibration: an attention weights the teacher's layers for each layer of the student."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def semckd_loss(student: list[list[Tensor]], teacher: list[list[Tensor]], attent
     Semantic Calibration. AAAI 2021 (arXiv:2012.03236). The authors' weight is 400, beside labels and KD (T = 4) at 1.
 
     Args:
-        student: For each of the student's S layers, what was projected of it for each of the teacher's T, (N, ...).
-        teacher: The teacher's layers for them, of the same shapes.
-        attention: (N, S, T).
+        student: For each of the student's S layers, its projections to each of the teacher's T layers, (N, ...).
+        teacher: The teacher's layers that they are compared with, of the same shapes.
+        attention: The weights a, (N, S, T).
 
     Raises:
-        UsageError: Two shapes differ, or the attention is of other layers.
+        UsageError: Two shapes differ, or the attention is not (N, S, T).
 
     Example:
         >>> student, teacher = torch.zeros(1, 2), [torch.tensor([[2.0, 2.0]]), torch.tensor([[4.0, 4.0]])]
@@ -51,24 +51,24 @@ def semckd_loss(student: list[list[Tensor]], teacher: list[list[Tensor]], attent
 class SemCKDLoss(DistillationLoss):
     """Semantic calibration (Chen et al. 2021, arXiv:2012.03236) of all pairs of layers; see `semckd_loss`.
 
-    A sample's row of a layer's similarity matrix F F^T (its inner products with the batch) goes through two linear
-    layers with a ReLU between them and is normalised: a query for each of the student's layers, a key for each of the
-    teacher's. Attention is the softmax of their products over the teacher's layers. A projection a pair (1x1, 3x3 and
-    1x1 convolution, the first two with BatchNorm and ReLU) brings the student's map to the teacher's width, after the
-    larger one is averaged down to the smaller one's size.
+    A sample's row of a layer's similarity matrix F F^T (its inner products with the batch) passes through two linear
+    layers with a ReLU between them and is normalised: this gives a query for each of the student's layers and a key for
+    each of the teacher's. The attention is the softmax of their products over the teacher's layers. For each pair of
+    layers the larger map is averaged down to the smaller one's size, and a projection (1x1, 3x3 and 1x1 convolution,
+    the first two with BatchNorm and ReLU) maps the student's to the teacher's width.
 
-    The rows are as long as the batch, so that the loss is built for a batch size. Those of a smaller batch end in
-    zeros, as if absent images were like none; the authors skip such batches.
+    The rows are as long as the batch, so the loss is built for a batch size. Rows of a smaller batch are padded with
+    zeros; the authors skip such batches.
 
     Args:
         student_channels: Widths of the student's layers.
-        teacher_channels: Widths of the teacher's; there may be more or fewer of them.
-        batch_size: Images in a batch, of all processes together, at most.
-        channels: Width inside the projections; twice the teacher's, as published, if not given.
+        teacher_channels: Widths of the teacher's layers; their number may differ.
+        batch_size: Largest number of images in a batch, of all processes together.
+        channels: Width inside the projections; if not given, twice the teacher's, as published.
 
     Raises:
-        UsageError: One of the lists is empty; at a call: the layers are not as many, no maps of the same N images, N
-            above `batch_size`, or of other widths.
+        UsageError: One of the lists is empty; at a call: the number of layers or their widths differ, they are not maps
+            of the same N images, or N is above `batch_size`.
     """
 
     takes_maps = True
@@ -89,24 +89,24 @@ class SemCKDLoss(DistillationLoss):
         )
 
     def forward(self, student: Features, teacher: Features, target: Tensor | None = None) -> Tensor:
-        """The loss of feature maps (N, C, H, W), a list on each side; `target` is not looked at."""
+        """Compute the loss of feature maps (N, C, H, W), a list on each side; `target` is unused."""
         students, teachers = lists_of_maps(student, teacher, self.student_channels, self.teacher_channels)
         if len(students[0]) > self.batch_size:
             raise UsageError(
-                f"student features {tuple(students[0].shape)} are of a batch larger than {self.batch_size}: "
-                "set batch_size to the number of images in a batch of all processes"
+                f"student features {tuple(students[0].shape)} exceed batch_size={self.batch_size}: "
+                "set it to the number of images in a batch of all processes together"
             )
         projected: list[list[Tensor]] = []
-        wanted: list[list[Tensor]] = []
+        targets: list[list[Tensor]] = []
         for s, projections in zip(students, self.projections, strict=True):
             pairs = [pool_to_same_size(s, t) for t in teachers]
             projected.append([connect(p, s) for p, (s, _) in zip(projections.children(), pairs, strict=True)])
-            wanted.append([t for _, t in pairs])
-        return semckd_loss(projected, wanted, self.attention(students, teachers))
+            targets.append([t for _, t in pairs])
+        return semckd_loss(projected, targets, self.attention(students, teachers))
 
     def attention(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        """How much each sample's student layers attend to the teacher's, (N, S, T); the sum over T is 1."""
-        with torch.autocast(student[0].device.type, enabled=False):  # inner products leave half precision
+        """Compute each student layer's attention to the teacher's layers, (N, S, T); the sum over T is 1."""
+        with torch.autocast(student[0].device.type, enabled=False):  # inner products overflow half precision
             queries = torch.stack([self._embed(q, s) for q, s in zip(self.queries, student, strict=True)], dim=1)
             keys = torch.stack([self._embed(k, t) for k, t in zip(self.keys, teacher, strict=True)], dim=2)
             return (queries @ keys).softmax(dim=2)

@@ -1,4 +1,4 @@
-"""A simple recipe: normalise, project, and take the logarithm of a sum of high powers."""
+"""Simple recipe distillation: the logarithm of a sum of high powers between projected, normalised features."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from kd_lightning.losses.common.vectors import pooled
 
 
 def srd_loss(student: Tensor, teacher: Tensor, exponent: float = 4.0) -> Tensor:
-    """Logarithm of the summed powers of differences between features that are normalised over the batch.
+    """Logarithm of the summed powers of differences between features normalised over the batch.
 
     L = log(1e-5 + sum_nd |b(s)_nd - b(t)_nd|^exponent) with b(f)_d = (f_d - mean f_d) / sqrt(variance f_d + 1e-4)
 
     Roy Miles, Krystian Mikolajczyk: Understanding the Role of the Projector in Knowledge Distillation. AAAI 2024
-    (arXiv:2303.11098). The logarithm is a soft maximum: its gradient looks at the largest differences, and does not
-    depend on the size of batch or features. In the authors' code for ImageNet its weight is 2, beside cross-entropy and
-    KL divergence (T = 1) with 1 each; torchdistill has its KL term in the same loss. The 1e-5, from the authors' other
-    code, keeps it finite where student and teacher are equal.
+    (arXiv:2303.11098). The logarithm is a soft maximum: its gradient is dominated by the largest differences, and does
+    not depend on the size of the batch or of the features. In the authors' code for ImageNet the weight is 2, beside
+    cross-entropy and KL divergence (T = 1) with weight 1 each; torchdistill includes the KL term in the same loss. The
+    1e-5, from other code of the authors, keeps the loss finite where student and teacher are equal.
 
     Args:
-        student: Features (N, D), as a projector made them of the student's.
+        student: The student's features after a projector, (N, D).
         teacher: Features (N, D).
         exponent: The power, above 1: the paper's alpha.
 
     Raises:
-        UsageError: The shapes differ, there is one sample only, or the exponent is not above 1.
+        UsageError: The shapes differ, there is only one sample, or the exponent is not above 1.
 
     Example:
         >>> import torch
@@ -46,19 +46,19 @@ def srd_loss(student: Tensor, teacher: Tensor, exponent: float = 4.0) -> Tensor:
 
 
 class SRDLoss(DistillationLoss):
-    """A simple recipe for distillation (Miles, Mikolajczyk 2024, arXiv:2303.11098); see `srd_loss`.
+    """Simple recipe distillation (Miles, Mikolajczyk 2024, arXiv:2303.11098); see `srd_loss`.
 
-    Maps are averaged over positions. The projector is a linear layer, without a bias, which the normalisation would
-    take away again.
+    Maps are averaged over positions. The projector is a linear layer without bias, which the normalisation would
+    remove.
 
     Args:
         student_channels: Width of the student's features.
-        teacher_channels: Width of the teacher's.
+        teacher_channels: Width of the teacher's features.
         exponent: The power, above 1: the paper's alpha.
 
     Raises:
         UsageError: The exponent is not above 1; at a call: the features are not (N, C) or (N, C, H, W) of the same N
-            and these widths, or there is one sample only.
+            and these widths, or there is only one sample.
     """
 
     compares_samples = True
@@ -71,11 +71,11 @@ class SRDLoss(DistillationLoss):
         self.connector = nn.Linear(student_channels, teacher_channels, bias=False)
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss of features (N, C) or maps (N, C, H, W); `target` is not looked at."""
+        """Compute the loss of features (N, C) or maps (N, C, H, W); `target` is unused."""
         check_samples(student, teacher)
         check_width(student, self.student_channels, "student")
         check_width(teacher, self.teacher_channels, "teacher")
-        # What all samples share is taken away behind the projector anyway: before it, nothing is lost to rounding.
+        # Normalisation removes the mean after the projector anyway; removing it before loses less to rounding.
         student, teacher = (side - side.detach().mean(dim=0) for side in (pooled(student), pooled(teacher)))
         return srd_loss(connect(self.connector, student), teacher, self.exponent)
 

@@ -1,4 +1,4 @@
-"""Variational information distillation: the student says what the teacher shows, and how sure it is."""
+"""Variational information distillation: predict the teacher's features by a Gaussian with learned variances."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _SMALLEST = 1e-5  # variance
 
 
 def vid_loss(student: Tensor, teacher: Tensor, variance: Tensor) -> Tensor:
-    """Negative log-likelihood of the teacher's features under a Gaussian, without its constant, averaged over all.
+    """Negative log-likelihood of the teacher's features under a Gaussian, without its constant, averaged over values.
 
     L = 1 / (N C P) sum_ncp [(t_ncp - s_ncp)^2 / v_c + log v_c] / 2
 
     Sungsoo Ahn, Shell Xu Hu, Andreas Damianou, Neil D. Lawrence, Zhenwen Dai: Variational Information Distillation for
-    Knowledge Transfer. CVPR 2019 (arXiv:1904.05835). It bounds the mutual information of the two layers. The mean over
-    features is the authors' code, and everyone's; the weight is 1 there. It falls below zero.
+    Knowledge Transfer. CVPR 2019 (arXiv:1904.05835). The loss bounds the mutual information of the two layers. The mean
+    over features is that of the authors' code and all others, with weight 1. The loss can be negative.
 
     Args:
-        student: The means that a regressor predicts of the student's features, (N, C, H, W).
+        student: The means that a regressor predicts from the student's features, (N, C, H, W).
         teacher: Feature maps of the same shape.
-        variance: One a channel, (C,), above 0.
+        variance: The variance of each channel, (C,), above 0.
 
     Raises:
-        UsageError: The shapes do not fit.
+        UsageError: The shapes do not fit each other.
 
     Example:
         >>> vid_loss(torch.zeros(1, 1, 1, 2), torch.tensor([[[[2.0, 0.0]]]]), torch.tensor([4.0]))
@@ -42,7 +42,7 @@ def vid_loss(student: Tensor, teacher: Tensor, variance: Tensor) -> Tensor:
     if variance.shape != student.shape[1:2]:
         raise UsageError(
             f"variance {tuple(variance.shape)} and student features {tuple(student.shape)} do not fit: give one "
-            "variance a channel"
+            "variance for each channel"
         )
     variance = upcast(variance).view(-1, *[1] * (student.dim() - 2))
     return ((upcast(teacher) - upcast(student)).square() / variance + variance.log()).mean() / 2
@@ -51,18 +51,18 @@ def vid_loss(student: Tensor, teacher: Tensor, variance: Tensor) -> Tensor:
 class VIDLoss(DistillationLoss):
     """Variational information distillation (Ahn et al. 2019, arXiv:1904.05835) of one layer; see `vid_loss`.
 
-    The means come from three 1x1 convolutions with ReLUs between them, at the teacher's width; the variances
-    softplus(rho_c) + 1e-5 do not depend on the image, and are learned. The larger map is averaged down to the smaller
-    one's size first. For several layers, give one term to each.
+    The means come from three 1x1 convolutions with ReLUs between them, with the teacher's width; the variances
+    softplus(rho_c) + 1e-5 are learned and do not depend on the image. The larger map is first averaged down to the
+    smaller one's size. For several layers, use one term for each.
 
     Args:
         student_channels: Width of the student's layer.
-        teacher_channels: Width of the teacher's.
-        initial_variance: Of every channel; above 1e-5.
+        teacher_channels: Width of the teacher's layer.
+        initial_variance: Initial variance of every channel; above 1e-5.
 
     Raises:
-        UsageError: The initial variance is not a finite number above 1e-5; at a call: the features are no maps of the
-            same N images, or of other widths.
+        UsageError: The initial variance is not a finite number above 1e-5; at a call: the features are not maps of
+            the same N images, or have other widths.
     """
 
     takes_maps = True
@@ -85,11 +85,11 @@ class VIDLoss(DistillationLoss):
 
     @property
     def variance(self) -> Tensor:
-        """Of each channel, (C,)."""
+        """The variance of each channel, (C,)."""
         return functional.softplus(self.rho) + _SMALLEST
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss of feature maps (N, C, H, W); `target` is not looked at."""
+        """Compute the loss of feature maps (N, C, H, W); `target` is unused."""
         check_map_widths(student, teacher, self.student_channels, self.teacher_channels)
         student, teacher = pool_to_same_size(student, teacher)
         return vid_loss(connect(self.regressor, student), teacher, self.variance)

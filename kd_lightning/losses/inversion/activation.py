@@ -1,4 +1,4 @@
-"""How strongly a layer responds."""
+"""Activation loss: reward strong responses of a layer."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from kd_lightning.losses.common.checks import upcast
 
 
 def activation_loss(student: Tensor) -> Tensor:
-    """The negative mean magnitude of features: L = -mean |f|, for what a network knows makes its filters respond.
+    """Negative mean magnitude of features: L = -mean |f|.
 
-    Hanting Chen et al.: Data-Free Learning of Student Networks. ICCV 2019 (arXiv:1904.01186), of the features before a
-    teacher's classifier. The weight is .1.
+    Inputs that resemble the training data make a network's filters respond more strongly.
+
+    Hanting Chen et al.: Data-Free Learning of Student Networks. ICCV 2019 (arXiv:1904.01186), applied to the features
+    before a teacher's classifier, with weight .1.
 
     Args:
         student: Features (N, ...).
 
     Raises:
-        UsageError: They are empty, or have no dimension beside N.
+        UsageError: The features are empty, or have no dimension beside N.
 
     Example:
         >>> import torch
@@ -32,11 +34,11 @@ def activation_loss(student: Tensor) -> Tensor:
 
 
 class ActivationLoss(DistillationLoss):
-    """The negative mean magnitude of features (Chen et al. 2019, arXiv:1904.01186); see `activation_loss`.
+    """Negative mean magnitude of features (Chen et al. 2019, arXiv:1904.01186); see `activation_loss`.
 
-    Of a teacher: ``Term(ActivationLoss(), student=None, teacher="pool")``.
+    To apply it to a teacher: ``Term(ActivationLoss(), student=None, teacher="pool")``.
     """
 
     def forward(self, student: Tensor, teacher: None = None, target: Tensor | None = None) -> Tensor:
-        """The loss of features (N, ...); nothing else is looked at."""
+        """Compute the loss of features (N, ...); the other arguments are unused."""
         return activation_loss(student)

@@ -1,4 +1,4 @@
-"""What makes an input one that a teacher would answer with a given distribution."""
+"""Data impression loss: fit an input so that a teacher's output is a given distribution."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from kd_lightning.losses.response.task import task_loss
 
 
 def impression_loss(student: Tensor, target: Tensor, temperature: float = 20.0) -> Tensor:
-    """Cross-entropy of softened logits against given distributions, averaged over the batch.
+    """Cross-entropy between softened logits and given distributions, averaged over the batch.
 
     L = -1/N sum_n sum_c y_nc log softmax(z_n / T)_c
 
     Gaurav Kumar Nayak, Konda Reddy Mopuri, Vaisakh Shaj, R. Venkatesh Babu, Anirban Chakraborty: Zero-Shot Knowledge
-    Distillation in Deep Networks. ICML 2019 (arXiv:1905.08114), with T = 20; the logits are a teacher's of the input
-    that is fitted, which becomes a data impression.
+    Distillation in Deep Networks. ICML 2019 (arXiv:1905.08114), with T = 20. The logits are the teacher's of the
+    fitted input, which becomes a data impression.
 
     Args:
         student: Logits (N, C).
@@ -24,7 +24,7 @@ def impression_loss(student: Tensor, target: Tensor, temperature: float = 20.0) 
         temperature: T > 0; higher is softer.
 
     Raises:
-        UsageError: Shapes or types do not fit each other, or the temperature is not a finite number above 0.
+        UsageError: The shapes or types do not fit each other, or the temperature is not a finite number above 0.
 
     Example:
         >>> import torch
@@ -38,7 +38,7 @@ def impression_loss(student: Tensor, target: Tensor, temperature: float = 20.0) 
 class ImpressionLoss(DistillationLoss):
     """Fits an input to a distribution (Nayak et al. 2019, arXiv:1905.08114); see `impression_loss`.
 
-    Of a teacher: ``Term(ImpressionLoss(), student=None)``.
+    To apply it to a teacher: ``Term(ImpressionLoss(), student=None)``.
 
     Args:
         temperature: T > 0; higher is softer.
@@ -52,5 +52,5 @@ class ImpressionLoss(DistillationLoss):
         self.temperature = check_temperature(temperature)
 
     def forward(self, student: Tensor, teacher: None, target: Tensor) -> Tensor:
-        """The loss of logits (N, C); `teacher` is not looked at."""
+        """Compute the loss of logits (N, C); `teacher` is unused."""
         return impression_loss(student, target, self.temperature)

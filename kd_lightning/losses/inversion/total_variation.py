@@ -1,4 +1,4 @@
-"""How rough an image is."""
+"""Total variation: a measure of an image's roughness."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from kd_lightning.losses.common.checks import upcast
 
 
 def total_variation_loss(student: Tensor) -> Tensor:
-    """Length of an image's differences to its neighbours in four directions, averaged over the batch.
+    """Norm of the differences between neighbouring pixels in four directions, averaged over the batch.
 
-    L = 1/N sum_n sum_d ||x_n - shift_d(x_n)||_2, d to the right, down, and along both diagonals
+    L = 1/N sum_n sum_d ||x_n - shift_d(x_n)||_2, with d to the right, down, and along both diagonals
 
     Aravindh Mahendran, Andrea Vedaldi: Understanding Deep Image Representations by Inverting Them. CVPR 2015
-    (arXiv:1412.0035), as Yin et al.: Dreaming to Distill. CVPR 2020 (arXiv:1912.08795) have it. Their code takes one
-    length of a whole batch, which is sqrt(N) times as long: its 2.5e-5 at a batch of 256 is 4e-4 here.
+    (arXiv:1412.0035), in the form of Yin et al.: Dreaming to Distill. CVPR 2020 (arXiv:1912.08795). Their code takes
+    one norm of the whole batch, which is sqrt(N) times as large: its weight 2.5e-5 at a batch of 256 is 4e-4 here.
 
     Args:
         student: Images (N, C, H, W).
 
     Raises:
-        UsageError: They are no images of at least 2 x 2.
+        UsageError: The input is not images (N, C, H, W) of at least 2 x 2.
 
     Example:
         >>> total_variation_loss(torch.tensor([[[[0.0, 3.0], [0.0, 3.0]]]]))
@@ -42,7 +42,7 @@ def total_variation_loss(student: Tensor) -> Tensor:
 
 
 class TotalVariationLoss(DistillationLoss):
-    """How rough images are (Mahendran, Vedaldi 2015, arXiv:1412.0035); see `total_variation_loss`.
+    """Roughness of images (Mahendran, Vedaldi 2015, arXiv:1412.0035); see `total_variation_loss`.
 
     Its term addresses the input: ``student: null, teacher: input``.
     """
@@ -50,5 +50,5 @@ class TotalVariationLoss(DistillationLoss):
     takes_maps = True
 
     def forward(self, student: Tensor, teacher: None = None, target: Tensor | None = None) -> Tensor:
-        """The loss of images (N, C, H, W); nothing else is looked at."""
+        """Compute the loss of images (N, C, H, W); the other arguments are unused."""
         return total_variation_loss(student)

@@ -1,4 +1,4 @@
-"""Correlation congruence: the batch's correlations, in a kernel that sees beyond straight lines."""
+"""Correlation congruence: match the batch's correlations in a Gaussian kernel."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from kd_lightning.losses.common.vectors import products, squared_error, unit
 
 
 def cc_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
-    """Squared distance of the batch's two correlation matrices.
+    """Squared distance between the batch's two kernel correlation matrices.
 
     L = 1 / N^2 ||K(s) - K(t)||_F^2 with K(x)_ij = exp(-2 gamma) sum_{p=0..order} (2 gamma)^p / p! cos(x_i, x_j)^p
 
-    which is the Taylor expansion of the Gaussian kernel exp(-gamma ||x_i - x_j||^2) of features of length one.
+    which is the Taylor expansion of the Gaussian kernel exp(-gamma ||x_i - x_j||^2) for features of length one.
 
-    Baoyun Peng et al.: Correlation Congruence for Knowledge Distillation. ICCV 2019 (arXiv:1904.01802). The paper
-    embeds both sides in one width first; matrices over samples need no common width, and a teacher's embedding that
-    learns may shrink the loss by forgetting the teacher, so that there is none here.
+    Baoyun Peng et al.: Correlation Congruence for Knowledge Distillation. ICCV 2019 (arXiv:1904.01802). The paper first
+    embeds both sides in one width. Here there is no embedding: matrices over samples need no common width, and a
+    trained embedding of the teacher could reduce the loss by discarding information.
 
-    Other implementations differ: torchdistill takes features at the length they have, and the root of the squared
-    distance over N^2. RepDistiller's loss of this name, with weight 0.02, is another formula: the products of
-    neighbouring samples' absolute differences between student and teacher embeddings.
+    Other implementations differ: torchdistill does not normalise features, and takes the root of the squared distance
+    over N^2. RepDistiller's loss of this name, with weight 0.02, has another formula: the products of neighbouring
+    samples' absolute differences between student and teacher embeddings.
 
     Args:
         student: Features (N, ...), usually of the penultimate layer.
         teacher: Features (N, ...) of the same samples, of any width.
-        gamma: Of the Gaussian kernel, above 0.
-        order: Last power in its expansion, at least 1.
+        gamma: Parameter of the Gaussian kernel, above 0.
+        order: Highest power in the kernel's expansion, at least 1.
 
     Raises:
-        UsageError: Not the same N >= 2 samples, or there is no such kernel.
+        UsageError: The sides are not the same N >= 2 samples, or `gamma` or `order` is out of range.
 
     Example:
         >>> import torch
@@ -51,8 +51,8 @@ class CCLoss(DistillationLoss):
     """Correlation congruence (Peng et al. 2019, arXiv:1904.01802); see `cc_loss`.
 
     Args:
-        gamma: Of the Gaussian kernel, above 0.
-        order: Last power in its expansion, at least 1.
+        gamma: Parameter of the Gaussian kernel, above 0.
+        order: Highest power in the kernel's expansion, at least 1.
     """
 
     compares_samples = True
@@ -64,12 +64,12 @@ class CCLoss(DistillationLoss):
         self.order = order
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss of features (N, ...); `target` is not looked at."""
+        """Compute the loss of features (N, ...); `target` is unused."""
         return cc_loss(student, teacher, self.gamma, self.order)
 
 
 def _series(rows: Tensor, gamma: float, order: int) -> Tensor:
-    """The correlations, but for the factor exp(-2 gamma)."""
+    """Compute the correlations without the factor exp(-2 gamma)."""
     rows = unit(rows)
     exponents = 2 * gamma * products(rows, rows)
     series = 1 + exponents / order
@@ -80,4 +80,6 @@ def _series(rows: Tensor, gamma: float, order: int) -> Tensor:
 
 def _check_kernel(gamma: float, order: int) -> None:
     if not 0 < gamma < math.inf or order < 1:
-        raise UsageError(f"gamma={gamma} and order={order} are no kernel: gamma must be above 0, order at least 1")
+        raise UsageError(
+            f"gamma={gamma} must be a finite number above 0, e.g. 0.4, and order={order} at least 1, e.g. 2"
+        )

@@ -1,4 +1,4 @@
-"""Contrastive representation distillation: of all images the student's embedding is near the teacher's of the same."""
+"""Contrastive representation distillation: match embeddings of the same image against those of other classes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from kd_lightning.losses.common.vectors import products, unit
 
 
 def crd_loss(positive: Tensor, negative: Tensor) -> Tensor:
-    """Noise-contrastive loss of telling each anchor's one positive from its K negatives.
+    """Noise-contrastive loss of one positive against K negatives for each anchor.
 
     L = 1/N sum_n [-log D(p_n) - sum_k log(1 - D(q_nk))] with D(x) = exp(x) / (exp(x) + K)
 
     Args:
-        positive: Of each anchor, the log of how much likelier its positive is than noise, (N,).
-        negative: The same of its negatives, (N, K); minus infinity where one is missing.
+        positive: Log-ratio of each anchor's positive to noise, (N,).
+        negative: Log-ratios of its negatives to noise, (N, K); minus infinity where one is missing.
 
     Example:
         >>> crd_loss(torch.tensor([0.0]), torch.tensor([[0.0]]))
@@ -38,31 +38,32 @@ class CRDLoss(DistillationLoss):
 
     L = crd_loss(c(s, m(t))) + crd_loss(c(t, m(s))), c(x, m) = x^T m / temperature - log Z
 
-    s and t are embeddings of both sides (linear, then of length one; both learn), m(t) and m(s) the banks, in which
-    every training image has an embedding: that moves by 1 - momentum towards each new one. An anchor's positive is the
-    bank's row of its own image, and K negatives are drawn, with replacement, from the rows of other classes. Z is the
-    mean of exp(x^T m / temperature) in the first batch, and stays.
+    s and t are learned embeddings of both sides (linear, then scaled to length one). m(t) and m(s) are memory banks
+    with an embedding of every training image, which moves by 1 - momentum towards each new one. An anchor's positive is
+    the bank's row of its own image; K negatives are drawn with replacement from the rows of other classes. Z is the
+    mean of exp(x^T m / temperature) in the first batch, and then constant.
 
     Yonglong Tian, Dilip Krishnan, Phillip Isola: Contrastive Representation Distillation. ICLR 2020 (arXiv:1910.10699);
-    weight 0.8, with or without KD. The published code lists all images' labels beforehand; here a row may be drawn once
-    its image was seen, from the first batch on. Its Z and its noise both contain the number of images, which cancels.
+    weight 0.8, with or without KD. The published code needs all images' labels beforehand; here a row can be drawn as
+    soon as its image has been in a batch. Z and the noise of that code both contain the number of images, which
+    cancels.
 
-    Banks, labels, Z and the count of draws are buffers: saved, and equal on all ranks. Nothing is written in eval mode.
-    The banks take 2 num_samples dim numbers: 61 MB for MNIST, 1.3 GB for ImageNet. A term gives `target` as
+    Banks, labels, Z and the count of draws are buffers: saved, and equal on all ranks. They do not change in eval mode.
+    The banks hold 2 num_samples dim numbers: 61 MB for MNIST, 1.3 GB for ImageNet. The term's target is
     ``[target, index]``.
 
     Args:
         student_channels: Width of the student's features, flattened.
         teacher_channels: Width of the teacher's features, flattened.
-        num_samples: Rows of the full training set: every index is below it.
+        num_samples: Rows of the full training set; every index must be below it.
         dim: Width of the embeddings.
-        negatives: K.
-        temperature: Divides cosines.
-        momentum: How much of a bank's row stays.
+        negatives: K, the number of negatives for each anchor.
+        temperature: Divisor of the cosines.
+        momentum: Share of a bank's row that is kept at an update.
 
     Raises:
-        UsageError: An argument is out of its range; in a call: no class indices and image indices came, an index is not
-            below `num_samples`, or there are not the same N >= 2 samples.
+        UsageError: An argument is out of range; at a call: class or image indices are missing, an index is not below
+            `num_samples`, or the sides are not the same N >= 2 samples.
 
     Example:
         >>> loss = CRDLoss(4, 8, num_samples=10, negatives=5)
@@ -97,14 +98,14 @@ class CRDLoss(DistillationLoss):
         self.negatives = negatives
         self.student_embedding = nn.Linear(student_channels, dim)
         self.teacher_embedding = nn.Linear(teacher_channels, dim)
-        for bank in ("student_bank", "teacher_bank"):  # of a length of about one
+        for bank in ("student_bank", "teacher_bank"):  # rows of length about one
             self.register_buffer(bank, (2 * torch.rand(num_samples, dim) - 1) * math.sqrt(3 / dim))
         self.register_buffer("labels", torch.full((num_samples,), -1))
         self.register_buffer("log_means", torch.full((2,), -math.inf))
         self.register_buffer("calls", torch.randint(2**31, ()))
 
     def forward(self, student: Tensor, teacher: Tensor, target: list[Tensor | None] | None = None) -> Tensor:
-        """The loss of features (N, ...); `target` is the class indices (N,) and the image indices (N,)."""
+        """Compute the loss of features (N, ...); `target` is the class indices (N,) and the image indices (N,)."""
         check_temperature(self.temperature)
         check_samples(student, teacher)
         label, index = self._check_target(target, len(student))
@@ -127,18 +128,22 @@ class CRDLoss(DistillationLoss):
         return losses[0] + losses[1]
 
     def _draw(self, labels: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The images seen so far; places there of K of other classes for each of N; whether there are any."""
-        known = labels.argsort(stable=True)[int((labels < 0).sum()) :]  # class by class
+        """Draw K negatives for each of N anchors among the images that have been in a batch.
+
+        Returns the indices of those images, the positions of the negatives among them (N, K), and (N, 1) whether there
+        is an image of another class.
+        """
+        known = labels.argsort(stable=True)[int((labels < 0).sum()) :]  # sorted by class
         first, last = (torch.searchsorted(labels[known], label, right=right).unsqueeze(1) for right in (False, True))
         others = len(known) - (last - first)
         generator = torch.Generator(labels.device).manual_seed(int(self.calls))
         draws = torch.randint(2**62, (len(label), self.negatives), generator=generator, device=labels.device)
         draws = draws % others.clamp(min=1)
-        draws = (draws + (last - first) * (draws >= first)).clamp(max=len(known) - 1)  # over the own class
+        draws = (draws + (last - first) * (draws >= first)).clamp(max=len(known) - 1)  # skip the anchor's class
         return known, draws, others > 0
 
     def _log_mean(self, side: int, positive: Tensor, negative: Tensor) -> Tensor:
-        """That of the first batch: log Z."""
+        """Return log Z, which the first batch determines."""
         if self.log_means[side].isfinite():
             return self.log_means[side]
         logits = torch.cat([positive.unsqueeze(1), negative], dim=1)
@@ -151,20 +156,21 @@ class CRDLoss(DistillationLoss):
         given = [part for part in target if part is not None] if isinstance(target, list) else []
         if [part.shape for part in given] != [(count,), (count,)] or any(part.is_floating_point() for part in given):
             raise UsageError(
-                f"target {[tuple(part.shape) for part in given]} of {count} samples must be class indices (N,) and "
-                "image indices (N,): set the term's target to [target, index], and use a loader that gives the index"
+                f"target {[tuple(part.shape) for part in given]} for {count} samples must be class indices (N,) and "
+                "image indices (N,): set the term's target to [target, index], and use a loader whose batches have an "
+                "index"
             )
         label, index = given
         if int(index.max()) >= len(self.labels):
             raise UsageError(
-                f"there is an image of index {int(index.max())} and num_samples={len(self.labels)}: "
-                "set num_samples to the rows of the full training set"
+                f"image index {int(index.max())} is not below num_samples={len(self.labels)}: "
+                "set num_samples to the number of rows of the full training set"
             )
         return label, index
 
 
 def embed(linear: nn.Linear, features: Tensor, side: Literal["student", "teacher"]) -> Tensor:
-    """Features (N, ...), flattened, in the space where they are compared, each of length one."""
+    """Map flattened features (N, ...) to embeddings of length one, (N, dim)."""
     check_width(features.flatten(1), linear.in_features, side)
     with torch.autocast(features.device.type, enabled=False):
         return unit(connect(linear, features.flatten(1)))

@@ -1,4 +1,4 @@
-"""Contrastive representation distillation without memory: the negatives are the rest of the batch."""
+"""Contrastive representation distillation without memory banks: the negatives come from the batch."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from kd_lightning.losses.relation.crd import embed
 
 
 def in_batch_crd_loss(student: Tensor, teacher: Tensor, target: Tensor, temperature: float = 0.07) -> Tensor:
-    """InfoNCE both ways: whose embedding is it, among those of other classes?
+    """InfoNCE in both directions: identify a sample's embedding among those of other classes in the batch.
 
     L = -1/N sum_n [log p(t_n | s_n) + log p(s_n | t_n)], p(t_n | s_n) = exp(s_n^T t_n / T) / sum_k exp(s_n^T t_k / T)
 
-    with k = n and all k whose class is another.
+    where k runs over n and all samples of other classes.
 
     The objective of Yonglong Tian, Dilip Krishnan, Phillip Isola: Contrastive Representation Distillation. ICLR 2020
     (arXiv:1910.10699), in the form of Aaron van den Oord, Yazhe Li, Oriol Vinyals: Representation Learning with
-    Contrastive Predictive Coding. 2018 (arXiv:1807.03748): no banks, no constant Z, and as many negatives as the
-    batch holds, so that large batches help.
+    Contrastive Predictive Coding. 2018 (arXiv:1807.03748): no banks and no constant Z. The negatives
+    come from the batch, so large batches help.
 
     Args:
         student: Embeddings of length one, (N, D).
         teacher: Embeddings of length one, (N, D).
         target: Class indices (N,).
-        temperature: T.
+        temperature: T > 0, the divisor of the cosines.
 
     Raises:
-        UsageError: Not the same N >= 2 samples, a wrong target or temperature.
+        UsageError: The sides are not the same N >= 2 samples, the target is not class indices (N,), or the temperature
+            is not a finite number above 0.
 
     Example:
         >>> in_batch_crd_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), temperature=1.0)
@@ -44,7 +45,7 @@ def in_batch_crd_loss(student: Tensor, teacher: Tensor, target: Tensor, temperat
     check_temperature(temperature)
     student, teacher = as_rows(student, teacher)
     if target.shape != (len(student),) or target.is_floating_point():
-        raise UsageError(f"target {tuple(target.shape)} of {len(student)} samples must be class indices (N,)")
+        raise UsageError(f"target {tuple(target.shape)} for {len(student)} samples must be class indices (N,)")
     logits = products(student, teacher) / temperature
     alike = (target.unsqueeze(0) == target.unsqueeze(1)).fill_diagonal_(fill_value=False)
     logits = logits.masked_fill(alike, -math.inf)
@@ -57,9 +58,9 @@ class InBatchCRDLoss(DistillationLoss):
 
     Args:
         student_channels: Width of the student's features, flattened.
-        teacher_channels: Width of the teacher's features, flattened; its embedding learns as well.
+        teacher_channels: Width of the teacher's features, flattened; its embedding is trained too.
         dim: Width of the embeddings.
-        temperature: Divides cosines.
+        temperature: Divisor of the cosines.
     """
 
     needs_target = True
@@ -72,10 +73,10 @@ class InBatchCRDLoss(DistillationLoss):
         self.teacher_embedding = nn.Linear(teacher_channels, dim)
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss of features (N, ...) and class indices (N,)."""
+        """Compute the loss of features (N, ...) and class indices (N,)."""
         check_samples(student, teacher)
         if target is None:
-            raise UsageError("InBatchCRDLoss needs class indices (N,): set the term's target")
+            raise UsageError("InBatchCRDLoss needs class indices (N,) and target is None: set the term's target")
         student = embed(self.student_embedding, student, "student")
         teacher = embed(self.teacher_embedding, teacher, "teacher")
         return in_batch_crd_loss(student, teacher, target, self.temperature)

@@ -1,4 +1,4 @@
-"""Locality preservation: neighbours of the teacher's become neighbours of the student's."""
+"""Locality preservation: samples that are neighbours in the teacher's features become neighbours in the student's."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from kd_lightning.losses.common.relations import as_rows, squared_distances
 
 
 def locality_preserving_loss(student: Tensor, teacher: Tensor, neighbours: int = 5, width: float = 1.0) -> Tensor:
-    """Squared distances of the student's samples, as far as they are neighbours of the teacher's.
+    """Squared distances between the student's samples, weighted by their closeness in the teacher.
 
     L = 1 / 2N sum_i sum_{j in neighbours of i} exp(-||t_i - t_j||^2 / width^2) ||s_i - s_j||^2
 
-    The neighbours of i are the other samples of the batch that are nearest to it in the teacher.
+    The neighbours of i are the nearest other samples of the batch by the teacher's features.
 
     Hanting Chen, Yunhe Wang, Chang Xu, Chao Xu, Dacheng Tao: Learning Student Networks via Feature Embedding.
-    TNNLS 2021 (arXiv:1812.06597). No layer brings one width to the other. Alone, the loss is least where all samples
-    of the student are one: it needs a loss against the labels beside it. `width` is in the teacher's units: where
-    neighbours are much farther apart than it, nothing is left of the loss.
+    TNNLS 2021 (arXiv:1812.06597). The loss needs no connector between widths. Alone it is smallest where all samples of
+    the student coincide, so it must be combined with a loss against labels. `width` is in units of the teacher's
+    features: where neighbours are much farther apart, the loss vanishes.
 
     Args:
         student: Features (N, ...).
         teacher: Features (N, ...) of the same samples, of any width.
-        neighbours: How many of each sample; all others in a batch that has no more.
-        width: Distance in the teacher at which a neighbour counts for 1/e.
+        neighbours: Number of neighbours of each sample; in a smaller batch, all other samples.
+        width: Distance in the teacher's features at which a neighbour's weight is 1/e.
 
     Raises:
-        UsageError: Not the same N >= 2 samples, or an argument is out of its range.
+        UsageError: The sides are not the same N >= 2 samples, or an argument is out of range.
 
     Example:
         >>> import torch
@@ -40,11 +40,11 @@ def locality_preserving_loss(student: Tensor, teacher: Tensor, neighbours: int =
     """
     _check_neighbourhood(neighbours, width)
     student, teacher = as_rows(student, teacher)
-    apart = squared_distances(teacher)
-    # in double precision, for which of equally near ones is nearest is a matter of rounding
+    distances = squared_distances(teacher)
+    # in double precision, so that rounding does not decide between neighbours at nearly equal distances
     others = squared_distances(teacher.detach().double()).fill_diagonal_(math.inf)
     nearest = others.topk(min(neighbours, len(others) - 1), dim=1, largest=False).indices  # (N, neighbours)
-    weights = (-apart.gather(1, nearest) / width**2).exp()
+    weights = (-distances.gather(1, nearest) / width**2).exp()
     return (weights * squared_distances(student).gather(1, nearest)).sum() / (2 * len(student))
 
 
@@ -52,8 +52,8 @@ class LocalityPreservingLoss(DistillationLoss):
     """Locality preservation (Chen et al. 2021, arXiv:1812.06597); see `locality_preserving_loss`.
 
     Args:
-        neighbours: How many of each sample.
-        width: Distance in the teacher at which a neighbour counts for 1/e.
+        neighbours: Number of neighbours of each sample.
+        width: Distance in the teacher's features at which a neighbour's weight is 1/e.
     """
 
     compares_samples = True
@@ -65,7 +65,7 @@ class LocalityPreservingLoss(DistillationLoss):
         self.width = width
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss of features (N, ...); `target` is not looked at."""
+        """Compute the loss of features (N, ...); `target` is unused."""
         return locality_preserving_loss(student, teacher, self.neighbours, self.width)
 
 

@@ -1,4 +1,4 @@
-"""Similarity-preserving distillation: samples that the teacher sees alike, the student sees alike."""
+"""Similarity-preserving distillation: match the similarities between samples of a batch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from kd_lightning.losses.common.vectors import products, unit
 
 
 def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared distance of the batch's two similarity matrices.
+    """Squared distance between the batch's two similarity matrices.
 
     L = 1 / N^2 ||G(s) - G(t)||_F^2 with the rows of G(x) = X X^T divided by their length, X one row a sample
 
     Frederick Tung, Greg Mori: Similarity-Preserving Knowledge Distillation. ICCV 2019 (arXiv:1907.09682); weight 3000.
-    Similarities are products and not cosines, so that how long a sample's features are counts; the scale of all of
-    them does not, nor do widths. A sample whose features are zero has similarity 0 to all and no gradient.
+    Similarities are inner products and not cosines, so the length of a sample's features matters; the common scale of
+    all features and their width do not. A sample whose features are zero has similarity 0 to all, and no gradient.
 
     Other implementations differ: torchdistill divides each row by the sum of its absolute values.
 
@@ -27,7 +27,7 @@ def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: Features (N, ...) of the same samples, of any width.
 
     Raises:
-        UsageError: Not the same N >= 2 samples.
+        UsageError: The sides are not the same N >= 2 samples.
 
     Example:
         >>> sp_loss(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
@@ -43,7 +43,7 @@ class SPLoss(DistillationLoss):
     compares_samples = True
 
     def forward(self, student: Features, teacher: Features, target: Tensor | None = None) -> Tensor:
-        """The loss of features (N, ...), or of a list on each side; `target` is not looked at."""
+        """Compute the loss of features (N, ...), or of a list on each side; `target` is unused."""
         return torch.stack([sp_loss(s, t) for s, t in layer_pairs(student, teacher)]).sum()
 
 

@@ -1,4 +1,4 @@
-"""Response distillation where the decision is right already."""
+"""Response distillation restricted to samples on which student and teacher predict the same class."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from kd_lightning.losses.common.divergence import divergences
 
 
 def agreeing_kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Kullback-Leibler divergence of the samples on which both decide alike, over all samples.
+    """Kullback-Leibler divergence of samples with the same predicted class, averaged over all samples.
 
     L = T^2 / N sum_n [argmax s_n = argmax t_n] KL(softmax(t_n / T) || softmax(s_n / T))
 
     Gongfan Fang, Jie Song, Xinchao Wang, Chengchao Shen, Xingen Wang, Mingli Song: Contrastive Model Inversion for
-    Data-Free Knowledge Distillation. IJCAI 2021 (arXiv:2105.08584): with a negative weight it draws inputs towards the
-    student's borders, but not across those of the teacher. The weight there is .5, and T = 1.
+    Data-Free Knowledge Distillation. IJCAI 2021 (arXiv:2105.08584), with weight .5 and T = 1. With a negative weight
+    the loss moves inputs towards the student's decision boundaries, but not across those of the teacher.
 
     Args:
         student: Logits (N, C).
@@ -39,7 +39,7 @@ def agreeing_kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0)
 
 
 class AgreeingKDLoss(DistillationLoss):
-    """Divergence where both decide alike (Fang et al. 2021, arXiv:2105.08584); see `agreeing_kd_loss`.
+    """Divergence where both predict the same class (Fang et al. 2021, arXiv:2105.08584); see `agreeing_kd_loss`.
 
     Args:
         temperature: T > 0; higher is softer.
@@ -52,5 +52,5 @@ class AgreeingKDLoss(DistillationLoss):
         self.temperature = check_temperature(temperature)
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss of logits (N, C); `target` is not looked at."""
+        """Compute the loss of logits (N, C); `target` is unused."""
         return agreeing_kd_loss(student, teacher, self.temperature)

@@ -1,4 +1,4 @@
-"""A temperature that is learned against the student: it makes the distillation harder."""
+"""Curriculum temperature: distillation at a temperature that is trained to increase the loss."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from kd_lightning.losses.common.divergence import mean_divergence
 def ctkd_loss(
     student: Tensor, teacher: Tensor, theta: Tensor, reversal: float = 1.0, lowest: float = 1.0, width: float = 20.0
 ) -> Tensor:
-    """Hinton's loss at a temperature that is learned, by a gradient that is reversed, to make the loss larger.
+    """Hinton's loss at a learned temperature, whose gradient is reversed so that training increases the loss.
 
     L = T^2 / N sum_n KL(softmax(t_n / T) || softmax(s_n / T)), T = T_0 + R sigmoid(theta)
 
-    It has the value of `kd_loss` at T, and so has the student's gradient; theta receives -lambda dL / dtheta.
+    Value and student gradient are those of `kd_loss` at T; the gradient of theta is -lambda dL / dtheta.
 
     Zheng Li, Xiang Li, Lingfeng Yang, Borui Zhao, Renjie Song, Lei Luo, Jun Li, Jian Yang: Curriculum Temperature for
-    Knowledge Distillation. AAAI 2023 (arXiv:2211.16231), with one T for all samples ("Global-T"), and, in the authors'
-    code, T_0 = 1, R = 20 and theta = 1 at first, which is T = 15.6.
+    Knowledge Distillation. AAAI 2023 (arXiv:2211.16231), with one T for all samples ("Global-T"). The authors' code
+    has T_0 = 1, R = 20 and an initial theta of 1, which is T = 15.6.
 
     Args:
         student: Logits (N, C).
         teacher: Logits (N, C).
-        theta: What is learned, a scalar.
+        theta: The learned parameter, a scalar.
         reversal: The strength lambda of the reversal, in [0, 1].
-        lowest: T_0 > 0, which T stays above.
-        width: R > 0; T stays below T_0 + R.
+        lowest: T_0 > 0, the lower bound of T.
+        width: R > 0; T is below T_0 + R.
 
     Raises:
         UsageError: The shapes differ, `reversal` is not in [0, 1], or a bound is not a finite number above 0.
@@ -57,16 +57,16 @@ def ctkd_loss(
 class CTKDLoss(DistillationLoss):
     """Distillation at a learned temperature (Li et al. 2023, arXiv:2211.16231); see `ctkd_loss`.
 
-    The optimizer that trains the student moves `theta` along. From easy to hard, the strength of the reversal follows a
-    cosine over the first 10 of 240 epochs: ``LossSchedule("kd", "reversal", Cosine(0.0, 1.0, 10), unit="epoch")``.
+    The student's optimizer also trains `theta`. In the paper's curriculum the strength of the reversal follows a cosine
+    over the first 10 of 240 epochs: ``LossSchedule("kd", "reversal", Cosine(0.0, 1.0, 10), unit="epoch")``.
 
     Args:
-        lowest: Above 0; the temperature stays above it.
-        width: Above 0; the temperature stays below `lowest` + `width`.
-        reversal: The strength of the reversal, in [0, 1]. A `LossSchedule` may move it.
+        lowest: Lower bound of the temperature, above 0.
+        width: The temperature is below `lowest` + `width`; above 0.
+        reversal: The strength of the reversal, in [0, 1]. A `LossSchedule` may change it.
 
     Raises:
-        UsageError: An argument is out of its range.
+        UsageError: An argument is out of range.
     """
 
     takes_rows = True
@@ -80,14 +80,14 @@ class CTKDLoss(DistillationLoss):
 
     @property
     def temperature(self) -> Tensor:
-        """T as it is now, to be logged; a tensor, which no schedule takes for a number that it may move."""
+        """The current temperature, for logging; a tensor, so that no schedule changes it."""
         return self.lowest + self.width * self.theta.detach().sigmoid()
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss of logits (N, C); `target` is not looked at."""
+        """Compute the loss of logits (N, C); `target` is unused."""
         return ctkd_loss(student, teacher, self.theta, self.reversal, self.lowest, self.width)
 
 
 def _reversed(values: Tensor, strength: float) -> Tensor:
-    """The values, whose gradient is minus `strength` times what it would be."""
+    """Return the values, with their gradient multiplied by -`strength`."""
     return (1 + strength) * values.detach() - strength * values

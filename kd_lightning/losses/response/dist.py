@@ -1,4 +1,4 @@
-"""The teacher's relations between classes and between samples, by correlation."""
+"""DIST: match relations between classes and between samples by Pearson correlation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kd_lightning.losses.common.vectors import squared_error
 def dist_loss(
     student: Tensor, teacher: Tensor, temperature: float = 4.0, beta: float = 1.0, gamma: float = 1.0
 ) -> Tensor:
-    """Pearson's distance of softened probabilities: of each sample's over the classes, and each class's over the batch.
+    """Pearson distance of softened probabilities, over the classes of each sample and over the batch for each class.
 
     L = T^2 (b / N sum_n (1 - corr(p_n:, q_n:)) + g / C sum_c (1 - corr(p_:c, q_:c)))
 
@@ -23,19 +23,20 @@ def dist_loss(
     Tao Huang, Shan You, Fei Wang, Chen Qian, Chang Xu: Knowledge Distillation from A Stronger Teacher. NeurIPS 2022
     (arXiv:2205.10536), with b = g = 1, T = 4 on CIFAR and T = 1 on ImageNet, and a weight of 2 beside the task loss.
 
-    1 - corr is written as half the squared distance of the unit vectors, which keeps its digits where the two agree. A
-    norm below 1e-3 counts as 1e-3, so that what does not vary, such as a class that is nowhere in a batch, counts
-    nothing on both sides and 1/2 on one; other implementations add 1e-8 to the product of the norms and count 1.
+    1 - corr is computed as half the squared distance of the unit vectors, which keeps its digits where the two agree. A
+    norm below 1e-3 is replaced by 1e-3: a vector that does not vary, such as a class absent from the batch, contributes
+    0 if it is constant on both sides and 1/2 if on one. Other implementations add 1e-8 to the product of the norms, so
+    that it contributes 1.
 
     Args:
         student: Logits (N, C), N >= 2.
         teacher: Logits (N, C).
         temperature: T > 0; higher is softer.
-        beta: What the relations between a sample's classes count, b >= 0.
-        gamma: What the relations between a class's samples count, g >= 0.
+        beta: Weight b of the relations between a sample's classes, b >= 0.
+        gamma: Weight g of the relations between a class's samples, g >= 0.
 
     Raises:
-        UsageError: The shapes differ, there is one sample only, or the temperature is not a finite number above 0.
+        UsageError: The shapes differ, there is only one sample, or the temperature is not a finite number above 0.
 
     Example:
         >>> student = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
@@ -45,7 +46,7 @@ def dist_loss(
     check_logits(student, teacher)
     check_samples(student, teacher)
     check_temperature(temperature)
-    student, teacher = _less_their_mean(student, temperature), _less_their_mean(teacher, temperature)
+    student, teacher = _centred_softmax(student, temperature), _centred_softmax(teacher, temperature)
     of_classes = _distance(student, teacher, dim=1) / len(student)
     of_samples = _distance(student - student.mean(dim=0), teacher - teacher.mean(dim=0), dim=0) / student.shape[1]
     return (beta * of_classes + gamma * of_samples) * temperature**2
@@ -55,12 +56,12 @@ class DISTLoss(DistillationLoss):
     """Correlations within samples and within classes (Huang et al. 2022, arXiv:2205.10536); see `dist_loss`.
 
     Args:
-        temperature: T > 0; higher is softer. A `TemperatureSchedule` may move it.
-        beta: What the relations between a sample's classes count, at least 0.
-        gamma: What the relations between a class's samples count, at least 0.
+        temperature: T > 0; higher is softer. A `TemperatureSchedule` may change it.
+        beta: Weight of the relations between a sample's classes, at least 0.
+        gamma: Weight of the relations between a class's samples, at least 0.
 
     Raises:
-        UsageError: An argument is out of its range.
+        UsageError: An argument is out of range.
     """
 
     takes_rows = True
@@ -73,20 +74,20 @@ class DISTLoss(DistillationLoss):
         self.gamma = check_not_negative(gamma, "gamma")
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss of logits (N, C); `target` is not looked at."""
+        """Compute the loss of logits (N, C); `target` is unused."""
         return dist_loss(student, teacher, self.temperature, self.beta, self.gamma)
 
 
-def _less_their_mean(logits: Tensor, temperature: float) -> Tensor:
-    """softmax(z / T) - 1 / C, which keeps its digits where the probabilities are nearly equal."""
+def _centred_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """Compute softmax(z / T) - 1 / C, with full precision where the probabilities are nearly equal."""
     logits = upcast(logits)
-    # what is taken from all logits of a row changes nothing, so it needs no gradient
+    # subtracting the same value from all logits of a row has no effect, so the value needs no gradient
     less_one = torch.expm1((logits - logits.detach().amax(dim=1, keepdim=True)) / temperature)
     mean = less_one.mean(dim=1, keepdim=True)
     return (less_one - mean) / (logits.shape[1] * (1 + mean))
 
 
 def _distance(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
-    """The sum of 1 - correlation, which for vectors of mean 0 and length 1 is half the square of their distance."""
+    """Sum 1 - correlation, which for vectors of mean 0 and length 1 is half their squared distance."""
     student, teacher = (functional.normalize(x, dim=dim, eps=1e-3) for x in (student, teacher))
     return squared_error(student, teacher, reduction="sum") / 2

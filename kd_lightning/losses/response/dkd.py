@@ -1,4 +1,4 @@
-"""Decoupled distillation: how sure of the label the teacher is, and how it tells the other classes apart."""
+"""Decoupled distillation: separate weights for the labelled class and for the other classes among themselves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kd_lightning.losses.common.divergence import mean_divergence
 def dkd_loss(
     student: Tensor, teacher: Tensor, target: Tensor, temperature: float = 4.0, alpha: float = 1.0, beta: float = 8.0
 ) -> Tensor:
-    """Distillation of the labelled class against all others, and of the others among themselves, weighed apart.
+    """Distillation of the labelled class against all others, and of the others among themselves, weighted separately.
 
     L = T^2 / N sum_n (a KL(b_n^t || b_n^s) + b KL(o_n^t || o_n^s))
 
@@ -23,20 +23,21 @@ def dkd_loss(
     distribution over the classes other than y.
 
     Borui Zhao, Quan Cui, Renjie Song, Yiyu Qiu, Jiajun Liang: Decoupled Knowledge Distillation. CVPR 2022
-    (arXiv:2203.08679). `kd_loss` is a = 1 and b = 1 - p_y of the teacher: little where the teacher is sure, which is
-    what the paper mends. Its code has b = 8 by default, 2 or 6 in most configurations, .5 or 2 with T = 1 on ImageNet,
-    and raises the term's weight linearly over 20 epochs, which a `TermWeightSchedule` does.
+    (arXiv:2203.08679). `kd_loss` is the case a = 1 and b = 1 - p_y of the teacher, where the second part is small if
+    the teacher is confident; the paper removes that coupling. Its code has b = 8 by default, 2 or 6 in most
+    configurations, .5 or 2 with T = 1 on ImageNet, and increases the term's weight linearly over 20 epochs, as a
+    `TermWeightSchedule` can.
 
     Other implementations, the authors' included, take the logarithm of a sum of probabilities, which is -inf where the
-    student is sure, and subtract 1000 from one logit, which leaves it there if it is that much above the others.
+    student is certain, and subtract 1000 from one logit, which does not remove it if it is that much above the others.
 
     Args:
         student: Logits (N, C).
         teacher: Logits (N, C).
         target: Class indices (N,).
         temperature: T > 0; higher is softer.
-        alpha: What the labelled class counts, a >= 0.
-        beta: What the other classes count, b >= 0.
+        alpha: Weight a of the labelled class, a >= 0.
+        beta: Weight b of the other classes, b >= 0.
 
     Raises:
         UsageError: The shapes do not fit each other, or the temperature is not a finite number above 0.
@@ -49,7 +50,7 @@ def dkd_loss(
     check_logits(student, teacher)
     check_classes(student, target)
     check_temperature(temperature)
-    # from the largest one on, which changes no probability, so that a low temperature has no large numbers to round
+    # subtract the largest logit, which changes no probability, so that no large numbers are rounded at a low T
     student, teacher = (
         (z - z.detach().amax(dim=1, keepdim=True)) / temperature for z in map(upcast, (student, teacher))
     )
@@ -63,12 +64,12 @@ class DKDLoss(DistillationLoss):
     """Decoupled knowledge distillation (Zhao et al. 2022, arXiv:2203.08679); see `dkd_loss`.
 
     Args:
-        temperature: T > 0; higher is softer. A `TemperatureSchedule` may move it.
-        alpha: What the labelled class counts, at least 0.
-        beta: What the other classes count, at least 0.
+        temperature: T > 0; higher is softer. A `TemperatureSchedule` may change it.
+        alpha: Weight of the labelled class, at least 0.
+        beta: Weight of the other classes, at least 0.
 
     Raises:
-        UsageError: An argument is out of its range.
+        UsageError: An argument is out of range.
     """
 
     takes_rows = True
@@ -81,12 +82,12 @@ class DKDLoss(DistillationLoss):
         self.beta = check_not_negative(beta, "beta")
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        """The loss of logits (N, C) and class indices (N,)."""
+        """Compute the loss of logits (N, C) and class indices (N,)."""
         return dkd_loss(student, teacher, target, self.temperature, self.alpha, self.beta)
 
 
 def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the labelled class and of any other, (N, 2), and of the others among themselves."""
+    """Return log-probabilities of the labelled class and of all others, (N, 2), and of the others among themselves."""
     own, others = split_off(logits, target)
     total = others.logsumexp(dim=1, keepdim=True)
     odds = own - total

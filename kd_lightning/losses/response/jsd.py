@@ -1,4 +1,4 @@
-"""The generalised Jensen-Shannon divergence, from the forward to the reverse Kullback-Leibler divergence."""
+"""Generalised Jensen-Shannon divergence, between the forward and the reverse Kullback-Leibler divergence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kd_lightning.losses.common.divergence import mean_divergence
 
 
 def jsd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0, beta: float = 0.5) -> Tensor:
-    """Divergences of teacher and student from a mixture of the two, averaged over the batch.
+    """Weighted divergences of teacher and student from their mixture, averaged over the batch.
 
     L = T^2 / N sum_n b KL(p_n || m_n) + (1 - b) KL(q_n || m_n), m = b p + (1 - b) q
 
@@ -22,20 +22,20 @@ def jsd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0, beta: f
     is T^2 KL(q || p).
 
     Rishabh Agarwal, Nino Vieillard, Yongchao Zhou, Piotr Stanczyk, Sabela Ramos, Matthieu Geist, Olivier Bachem:
-    On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes. ICLR 2024 (arXiv:2306.13649). The
-    formula itself goes to 0 at both ends, like b KL(p || q) and (1 - b) KL(q || p): the ends are what it is divided by
-    that, as the authors define them, so that the loss jumps there. Near its least it is b (1 - b) times `kd_loss`: a
-    quarter for b = 1/2.
+    On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes. ICLR 2024 (arXiv:2306.13649). As
+    b goes to 0 or 1 the formula goes to 0, like b KL(p || q) or (1 - b) KL(q || p). At b = 0 and b = 1 the loss is
+    defined without these factors, as by the authors, so it is discontinuous there. Near its minimum it is b (1 - b)
+    times `kd_loss`: a quarter for b = 1/2.
 
-    The factor T^2 is the house's, which keeps the gradient's size when T changes. The paper has T = 1; implementations
-    for language models divide the logits by T and leave the factor out.
+    The factor T^2, as in `kd_loss`, keeps the size of the gradient when T changes. The paper has T = 1; implementations
+    for language models divide the logits by T and omit the factor.
 
     Args:
         student: Logits (N, C).
         teacher: Logits (N, C).
         temperature: T > 0; higher is softer.
-        beta: The teacher's share b of the mixture, in [0, 1]. Towards 0 the student covers whatever the teacher thinks
-            possible, towards 1 it keeps to what the teacher thinks likely.
+        beta: The teacher's share b of the mixture, in [0, 1]. Towards 0 the student covers all classes to which the
+            teacher gives probability, towards 1 it concentrates on the most likely ones.
 
     Raises:
         UsageError: The shapes differ, `beta` is not in [0, 1], or the temperature is not a finite number above 0.
@@ -56,7 +56,7 @@ def jsd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0, beta: f
         loss = mean_divergence(log_teacher, log_student, temperature)
     else:
         log_mixture = torch.logaddexp(log_teacher + math.log(beta), log_student + math.log1p(-beta))
-        of_teacher, of_student = (mean_divergence(log_mixture, of, temperature) for of in (log_teacher, log_student))
+        of_teacher, of_student = (mean_divergence(log_mixture, x, temperature) for x in (log_teacher, log_student))
         loss = beta * of_teacher + (1 - beta) * of_student
     return loss * temperature**2
 
@@ -65,8 +65,8 @@ class JSDLoss(DistillationLoss):
     """Generalised Jensen-Shannon divergence (Agarwal et al. 2024, arXiv:2306.13649); see `jsd_loss`.
 
     Args:
-        temperature: T > 0; higher is softer. A `TemperatureSchedule` may move it.
-        beta: From 0, the forward divergence, to 1, the reverse one.
+        temperature: T > 0; higher is softer. A `TemperatureSchedule` may change it.
+        beta: The teacher's share of the mixture, from 0 (forward divergence) to 1 (reverse divergence).
     """
 
     takes_rows = True
@@ -77,5 +77,5 @@ class JSDLoss(DistillationLoss):
         self.beta = check_fraction(beta, "beta")
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss of logits (N, C); `target` is not looked at."""
+        """Compute the loss of logits (N, C); `target` is unused."""
         return jsd_loss(student, teacher, self.temperature, self.beta)

@@ -19,18 +19,19 @@ def kd_loss(
 
     Geoffrey Hinton, Oriol Vinyals, Jeff Dean: Distilling the Knowledge in a Neural Network. NIPS Deep Learning
     Workshop, 2014 (arXiv:1503.02531), where T_t is T. Both sides stay in log space and half precision is computed in
-    float32, so that loss and gradients are finite wherever the logits are. The factor T^2 keeps the gradient's size
-    when T changes. It is the student's: softening the teacher alone, as snapshot distillation does (Yang et al., CVPR
-    2019, arXiv:1812.00123), changes the soft targets p in the gradient T (q - p) / N, and not what it is multiplied by.
+    float32, so that loss and gradients are finite wherever the logits are. The factor T^2 keeps the size of the
+    gradient when T changes. T is the student's temperature: softening the teacher alone, as in snapshot distillation
+    (Yang et al., CVPR 2019, arXiv:1812.00123), changes the soft targets p in the gradient T (q - p) / N, not its
+    factor.
 
-    Other implementations differ: ``reduction="mean"`` divides by N * C instead of N, and some drop T^2, add it only
-    with a weight, or take the teacher's, so that their weights mean something else.
+    Other implementations differ: ``reduction="mean"`` divides by N * C instead of N, and some omit T^2, add it only
+    together with a weight, or use the teacher's temperature, so their weights are not comparable.
 
     Args:
         student: Logits (N, C).
         teacher: Logits (N, C).
         temperature: T > 0; higher is softer.
-        teacher_temperature: T_t > 0, to soften the teacher differently; T if not given.
+        teacher_temperature: T_t > 0, the teacher's temperature; T if not given.
 
     Returns:
         A scalar, in nats times T^2.
@@ -62,8 +63,8 @@ class KDLoss(DistillationLoss):
     """Hinton's distillation loss (2015, arXiv:1503.02531); see `kd_loss`.
 
     Args:
-        temperature: T > 0; higher is softer. A `TemperatureSchedule` may move it.
-        teacher_temperature: T_t > 0, to soften the teacher differently, which no schedule moves; T if not given.
+        temperature: T > 0; higher is softer. A `TemperatureSchedule` may change it.
+        teacher_temperature: T_t > 0, the teacher's temperature, which no schedule changes; T if not given.
     """
 
     takes_rows = True
@@ -76,5 +77,5 @@ class KDLoss(DistillationLoss):
         self.teacher_temperature = teacher_temperature
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """T^2 KL of logits (N, C); `target` is not looked at."""
+        """Compute T^2 KL of logits (N, C); `target` is unused."""
         return kd_loss(student, teacher, self.temperature, self.teacher_temperature)

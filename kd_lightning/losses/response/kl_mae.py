@@ -1,4 +1,4 @@
-"""A mix of divergence and absolute error on soft labels."""
+"""A weighted mean of KL divergence and absolute error on soft labels."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from kd_lightning.losses.common.divergence import mean_divergence
 
 
 def kl_mae_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0, alpha: float = 0.5) -> Tensor:
-    """The KL divergence of soft labels mixed with their mean absolute error.
+    """Weighted mean of the KL divergence of soft labels and their mean absolute error.
 
     L = a T^2 / N sum_n KL(p_n || q_n) + (1 - a) / (N C) sum_nc |q_nc - p_nc|
 
     with p = softmax(t / T) and q = softmax(s / T).
 
-    With a = 1 it is `kd_loss`; with a = 0 the mean absolute error of the soft labels alone, whose gradient is bounded
-    however wrong the student is.
+    With a = 1 it is `kd_loss`; with a = 0 it is the mean absolute error of the soft labels alone, whose gradient is
+    bounded, however large the error.
 
     Args:
         student: Logits (N, C).
         teacher: Logits (N, C).
         temperature: T > 0; higher is softer.
-        alpha: The share a of the divergence, in [0, 1].
+        alpha: The weight a of the divergence, in [0, 1].
 
     Raises:
         UsageError: The shapes differ, the temperature is not a finite number above 0, or `alpha` is not in [0, 1].
@@ -47,8 +47,8 @@ class KLMAELoss(DistillationLoss):
     """KL mixed with the mean absolute error on soft labels; see `kl_mae_loss`.
 
     Args:
-        temperature: T > 0; higher is softer. A `TemperatureSchedule` may move it.
-        alpha: The share of the divergence, in [0, 1]; the absolute error has the rest.
+        temperature: T > 0; higher is softer. A `TemperatureSchedule` may change it.
+        alpha: The weight of the divergence, in [0, 1]; that of the absolute error is 1 - alpha.
     """
 
     takes_rows = True
@@ -59,5 +59,5 @@ class KLMAELoss(DistillationLoss):
         self.alpha = check_fraction(alpha, "alpha")
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss of logits (N, C); `target` is not looked at."""
+        """Compute the loss of logits (N, C); `target` is unused."""
         return kl_mae_loss(student, teacher, self.temperature, self.alpha)

@@ -1,4 +1,4 @@
-"""How far logits are apart, whatever their scale."""
+"""Mean absolute error between logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ def logit_l1_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean absolute error between logits, over batch and classes: L = 1 / (N C) sum_nc |s_nc - t_nc|.
 
     Gongfan Fang, Jie Song, Chengchao Shen, Xinchao Wang, Da Chen, Mingli Song: Data-Free Adversarial Distillation. 2019
-    (arXiv:1912.11006): its gradient does not vanish where the student is close, which a generator of inputs lives by.
+    (arXiv:1912.11006). Its gradient does not vanish where the student is close to the teacher, which the training of an
+    input generator depends on.
 
     Args:
         student: Logits (N, C).
@@ -37,5 +38,5 @@ class LogitL1Loss(DistillationLoss):
     takes_rows = True
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss of logits (N, C); `target` is not looked at."""
+        """Compute the loss of logits (N, C); `target` is unused."""
         return logit_l1_loss(student, teacher)

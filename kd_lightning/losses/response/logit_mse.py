@@ -1,4 +1,4 @@
-"""Regression of the teacher's logits."""
+"""Mean squared error between logits."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def logit_mse_loss(student: Tensor, teacher: Tensor, teacher_scale: float = 1.0)
     L = 1 / (N C) sum_nc (s_nc - f t_nc)^2
 
     Lei Jimmy Ba, Rich Caruana: Do Deep Nets Really Need to be Deep? NIPS 2014 (arXiv:1312.6184), with f = 1. The paper
-    writes half the sum over classes: its weight w is C / 2 times the same weight here.
+    writes half the sum over classes: its weight w is w C / 2 here.
 
-    The factor f is for Aref Jafari, Mehdi Rezagholizadeh, Pranav Sharma, Ali Ghodsi: Annealing Knowledge Distillation.
-    EACL 2021 (arXiv:2104.07163), which raises it with f = 1 - (T - 1) / 10 while T falls from 10 to 1.
+    The factor f serves Aref Jafari, Mehdi Rezagholizadeh, Pranav Sharma, Ali Ghodsi: Annealing Knowledge Distillation.
+    EACL 2021 (arXiv:2104.07163), where f = 1 - (T - 1) / 10 increases while T decreases from 10 to 1.
 
     Args:
         student: Logits (N, C).
         teacher: Logits (N, C).
-        teacher_scale: f, what the teacher's logits are multiplied by.
+        teacher_scale: f, the factor of the teacher's logits.
 
     Raises:
         UsageError: The shapes differ, or `teacher_scale` is not finite.
@@ -45,7 +45,7 @@ class LogitMSELoss(DistillationLoss):
     """Mean squared error between logits (Ba and Caruana 2014, arXiv:1312.6184); see `logit_mse_loss`.
 
     Args:
-        teacher_scale: What the teacher's logits are multiplied by. A `LossSchedule` may move it.
+        teacher_scale: The factor of the teacher's logits. A `LossSchedule` may change it.
     """
 
     takes_rows = True
@@ -55,11 +55,11 @@ class LogitMSELoss(DistillationLoss):
         self.teacher_scale = _check_finite(teacher_scale)
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss of logits (N, C); `target` is not looked at."""
+        """Compute the loss of logits (N, C); `target` is unused."""
         return logit_mse_loss(student, teacher, self.teacher_scale)
 
 
 def _check_finite(scale: float) -> float:
     if not math.isfinite(scale):
-        raise UsageError(f"teacher_scale={scale} is not a finite number")
+        raise UsageError(f"teacher_scale={scale} must be a finite number, e.g. 1.0")
     return scale

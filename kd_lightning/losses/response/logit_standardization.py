@@ -1,4 +1,4 @@
-"""Distillation of standardized logits: their order and proportions, whatever their size."""
+"""Distillation of standardized logits, independent of their scale."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ def logit_standardization_kd_loss(student: Tensor, teacher: Tensor, temperature:
     L = T^2 / N sum_n KL(softmax(Z(t_n) / T) || softmax(Z(s_n) / T)), Z(z) = (z - mean(z)) / std(z)
 
     Shangquan Sun, Wenqi Ren, Jingzhi Li, Rui Wang, Xiaochun Cao: Logit Standardization in Knowledge Distillation. CVPR
-    2024 (arXiv:2403.01427), with T = 2 and a weight of 9. A student need not reach the teacher's range of logits.
+    2024 (arXiv:2403.01427), with T = 2 and a weight of 9. The student does not have to match the teacher's range of
+    logits.
 
-    The standard deviation divides by C - 1, as in the authors' code. Dividing by C would be a temperature lower by
-    sqrt((C - 1) / C). Their code adds 1e-7 to it; here one below 1e-3 counts as 1e-3, so that the gradient of (nearly)
-    equal logits, which is proportional to 1 / std, stays within the range of half precision.
+    The standard deviation divides by C - 1, as in the authors' code. Dividing by C would lower the temperature by the
+    factor sqrt((C - 1) / C). Their code adds 1e-7 to the deviation; here one below 1e-3 is replaced by 1e-3, so that
+    the gradient for (nearly) equal logits, which is proportional to 1 / std, stays within the range of half precision.
 
     Args:
         student: Logits (N, C).
@@ -46,7 +47,7 @@ class LogitStandardizationKDLoss(DistillationLoss):
     """Distillation of standardized logits (Sun et al. 2024, arXiv:2403.01427); see `logit_standardization_kd_loss`.
 
     Args:
-        temperature: T > 0; higher is softer. A `TemperatureSchedule` may move it.
+        temperature: T > 0; higher is softer. A `TemperatureSchedule` may change it.
     """
 
     takes_rows = True
@@ -56,12 +57,12 @@ class LogitStandardizationKDLoss(DistillationLoss):
         self.temperature = check_temperature(temperature)
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss of logits (N, C); `target` is not looked at."""
+        """Compute the loss of logits (N, C); `target` is unused."""
         return logit_standardization_kd_loss(student, teacher, self.temperature)
 
 
 def _standardized(logits: Tensor) -> Tensor:
     logits = upcast(logits)
     centred = logits - logits.mean(dim=1, keepdim=True)
-    length = (logits.shape[1] - 1) ** 0.5  # of a deviation of 1
+    length = (logits.shape[1] - 1) ** 0.5  # the norm of a vector of deviation 1
     return functional.normalize(centred, dim=1, eps=1e-3 * length) * length

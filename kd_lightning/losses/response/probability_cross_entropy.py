@@ -1,4 +1,4 @@
-"""The origin notebook's loss: cross-entropy, fed with probabilities where it wants logits."""
+"""The origin notebook's loss: cross-entropy applied to probabilities instead of logits."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from kd_lightning.losses.common.checks import upcast
 
 
 def probability_cross_entropy_loss(student: Tensor, teacher: Tensor | None, target: Tensor) -> Tensor:
-    """Cross-entropy of softmax(softmax(z)): kept only to reproduce the origin's numbers; train with `task_loss`.
+    """Cross-entropy of softmax(softmax(z)), kept only to reproduce the origin's numbers; train with `task_loss`.
 
     p = softmax(z), q = softmax(p), L = -1/N sum_n log q_(n, y_n)
 
-    A cross-entropy takes logits and applies its own softmax. Fed with probabilities, which lie in [0, 1], it starves:
+    Cross-entropy takes logits and applies a softmax itself. Applied to probabilities, which lie in [0, 1], it has two
+    defects:
 
-    - *The loss has a floor.* A certain and right prediction still costs log(e + C - 1) - 1, 1.4612 for ten classes,
-      and a certain and wrong one exactly 1 more. Once the softmax has saturated, the loss is the floor plus the error
-      rate: a staircase, with nothing to descend. (The origin printed summed batch means divided by the number of
-      images: with batches of 64 the floor reads .0228.)
-    - *The gradient dies on both sides.* With g = q - onehot(y), dL/dz_k = p_k (g_k - sum_j p_j g_j), so that
-      abs(dL/dz_y) <= p_y (1 - p_y) (1 + max_j q_j - q_y). On logits it is 1 - p_y, largest where the prediction is
-      worst; here the factor p_y makes it vanish exactly there, and a class that the network has once given up on gets
-      no help from its own images: it stays lost until the other classes happen to move it.
+    - *The loss has a floor.* A certain and correct prediction still has the loss log(e + C - 1) - 1, which is 1.4612
+      for ten classes, and a certain and wrong one exactly 1 more. Once the softmax has saturated, the loss is the floor
+      plus the error rate, a step function without a gradient. (The origin printed summed batch means divided by the
+      number of images: with batches of 64 the floor reads .0228.)
+    - *The gradient vanishes on both sides.* With g = q - onehot(y), dL/dz_k = p_k (g_k - sum_j p_j g_j), so that
+      abs(dL/dz_y) <= p_y (1 - p_y) (1 + max_j q_j - q_y). For plain logits it is 1 - p_y, largest where the
+      prediction is worst. Here the factor p_y makes it vanish exactly there: a class with very small probabilities
+      receives no gradient from its own images, and recovers only if training on other classes changes it.
 
     Args:
         student: Logits z, (N, C).
-        teacher: Not looked at; every loss takes (student, teacher, target).
+        teacher: Unused; all losses have the signature (student, teacher, target).
         target: Class indices (N,).
 
     Raises:
@@ -58,5 +59,5 @@ class ProbabilityCrossEntropyLoss(DistillationLoss):
     needs_target = True
 
     def forward(self, student: Tensor, teacher: Tensor | None, target: Tensor) -> Tensor:
-        """Cross-entropy of softmax(softmax(z)) of logits (N, C); `teacher` is not looked at."""
+        """Compute the cross-entropy of softmax(softmax(z)) of logits (N, C); `teacher` is unused."""
         return probability_cross_entropy_loss(student, teacher, target)

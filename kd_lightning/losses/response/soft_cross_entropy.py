@@ -10,12 +10,12 @@ from kd_lightning.losses.common.checks import check_logits, check_temperature, u
 
 
 def soft_cross_entropy_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
-    """Cross-entropy between the softened distributions, averaged over the batch.
+    """Cross-entropy of the student's softened distribution against the teacher's, averaged over the batch.
 
     L = -T^2 / N sum_n sum_c softmax(t_n / T)_c log softmax(s_n / T)_c
 
-    It is `kd_loss` plus T^2 times the entropy of the teacher's softened distribution: a constant, so that the student's
-    gradient is the same, and the loss does not reach zero when the student equals the teacher.
+    It is `kd_loss` plus T^2 times the entropy of the teacher's softened distribution. That is a constant: the student's
+    gradient is the same, but the loss is not zero when the student equals the teacher.
 
     Geoffrey Hinton, Oriol Vinyals, Jeff Dean: Distilling the Knowledge in a Neural Network. NIPS Deep Learning
     Workshop, 2014 (arXiv:1503.02531), equation 2.
@@ -43,7 +43,7 @@ class SoftCrossEntropyLoss(DistillationLoss):
     """Cross-entropy against soft targets (Hinton 2015, arXiv:1503.02531); see `soft_cross_entropy_loss`.
 
     Args:
-        temperature: T > 0; higher is softer. A `TemperatureSchedule` may move it.
+        temperature: T > 0; higher is softer. A `TemperatureSchedule` may change it.
     """
 
     takes_rows = True
@@ -53,5 +53,5 @@ class SoftCrossEntropyLoss(DistillationLoss):
         self.temperature = check_temperature(temperature)
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss of logits (N, C); `target` is not looked at."""
+        """Compute the loss of logits (N, C); `target` is unused."""
         return soft_cross_entropy_loss(student, teacher, self.temperature)

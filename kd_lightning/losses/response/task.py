@@ -18,11 +18,11 @@ def task_loss(student: Tensor, target: Tensor, label_smoothing: float = 0.0) -> 
 
     Args:
         student: Logits (N, C).
-        target: Class indices (N,), or probabilities (N, C), as mixup gives.
+        target: Class indices (N,), or probabilities (N, C), such as mixup gives.
         label_smoothing: Share of each target spread evenly over all classes, in [0, 1].
 
     Raises:
-        UsageError: Shapes or types do not fit each other, or `label_smoothing` is not in [0, 1].
+        UsageError: The shapes or types do not fit each other, or `label_smoothing` is not in [0, 1].
 
     Example:
         >>> import torch
@@ -41,7 +41,7 @@ def task_loss(student: Tensor, target: Tensor, label_smoothing: float = 0.0) -> 
 
 
 class TaskLoss(DistillationLoss):
-    """The loss against labels; see `task_loss`. In a term it has no teacher: ``Term(TaskLoss(), teacher=None)``.
+    """Cross-entropy against labels; see `task_loss`. Its term has no teacher: ``Term(TaskLoss(), teacher=None)``.
 
     Args:
         label_smoothing: Share of each target spread evenly over all classes, in [0, 1].
@@ -56,5 +56,5 @@ class TaskLoss(DistillationLoss):
         self.label_smoothing = check_fraction(label_smoothing, "label_smoothing")
 
     def forward(self, student: Tensor, teacher: Tensor | None, target: Tensor) -> Tensor:
-        """The task loss of logits (N, C); `teacher` is not looked at."""
+        """Compute the task loss of logits (N, C); `teacher` is unused."""
         return task_loss(student, target, self.label_smoothing)

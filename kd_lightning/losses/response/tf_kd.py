@@ -1,4 +1,4 @@
-"""Distillation without a teacher: from a made-up one that is always right and otherwise indifferent."""
+"""Teacher-free distillation from a virtual teacher: the label with a fixed probability, all other classes equal."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from kd_lightning.losses.response.kd import kd_loss
 
 
 def tf_kd_loss(student: Tensor, target: Tensor, temperature: float = 20.0, correct: float = 0.99) -> Tensor:
-    """Hinton's loss with a virtual teacher, which gives the labelled class the probability a and all others the same.
+    """Hinton's loss with a virtual teacher: probability a for the labelled class, and the rest shared equally.
 
     L = T^2 / N sum_n KL(softmax(log u_n / T) || softmax(s_n / T)), u_nc = a if c is the label, else (1 - a) / (C - 1)
 
     Li Yuan, Francis E. H. Tay, Guilin Li, Tao Wang, Jiashi Feng: Revisiting Knowledge Distillation via Label Smoothing
-    Regularization. CVPR 2020 (arXiv:1909.11723), equation 9, with T = 20, a = .99 and shares of .1 for this loss and .9
-    for the task loss. At T = 1 it is label smoothing, less a constant; a high T softens the student as well.
+    Regularization. CVPR 2020 (arXiv:1909.11723), equation 9, with T = 20, a = .99, weight .1 for this loss and .9 for
+    the task loss. At T = 1 it is label smoothing minus a constant; a high T also softens the student.
 
-    The equation has no factor T^2; here it is as in `kd_loss`. The authors' code departs from it further: it softens
-    probabilities as if they were logits, softmax(u / T), leaves the student at T = 1, divides by C as well as by N, and
-    multiplies by 1 to 100, with T from 10 to 40.
+    The equation has no factor T^2; here the factor is that of `kd_loss`. The authors' code deviates further from the
+    equation: it softens probabilities as if they were logits, softmax(u / T), leaves the student at T = 1, divides by C
+    as well as by N, and multiplies by 1 to 100, with T from 10 to 40.
 
     Args:
         student: Logits (N, C).
@@ -51,10 +51,10 @@ def tf_kd_loss(student: Tensor, target: Tensor, temperature: float = 20.0, corre
 class TfKDLoss(DistillationLoss):
     """Teacher-free distillation (Yuan et al. 2020, arXiv:1909.11723); see `tf_kd_loss`.
 
-    In a term it has no teacher: ``Term(TfKDLoss(), weight=0.1, teacher=None)``.
+    Its term has no teacher: ``Term(TfKDLoss(), weight=0.1, teacher=None)``.
 
     Args:
-        temperature: T > 0; higher is softer. A `TemperatureSchedule` may move it.
+        temperature: T > 0; higher is softer. A `TemperatureSchedule` may change it.
         correct: The virtual teacher's probability of the labelled class, between 0 and 1.
     """
 
@@ -67,7 +67,7 @@ class TfKDLoss(DistillationLoss):
         self.correct = _check_correct(correct)
 
     def forward(self, student: Tensor, teacher: Tensor | None, target: Tensor) -> Tensor:
-        """The loss of logits (N, C) and class indices (N,); `teacher` is not looked at."""
+        """Compute the loss of logits (N, C) and class indices (N,); `teacher` is unused."""
         return tf_kd_loss(student, target, self.temperature, self.correct)
 
 

@@ -1,4 +1,4 @@
-"""Soft labels, weighted on each sample by how far the student is behind the teacher on it."""
+"""Weighted soft labels: weight each sample by the student's cross-entropy relative to the teacher's."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from kd_lightning.losses.common.divergence import divergences
 
 
 def wsld_loss(student: Tensor, teacher: Tensor, target: Tensor, temperature: float = 2.0) -> Tensor:
-    """Hinton's loss, weighted on each sample by the two cross-entropies against its label.
+    """Hinton's loss, weighted on each sample by both networks' cross-entropies against its label.
 
     L = T^2 / N sum_n w_n KL(softmax(t_n / T) || softmax(s_n / T)), w_n = 1 - exp(-CE(s_n) / CE(t_n))
 
-    The cross-entropies are taken at T = 1, and no gradient goes through the weights: they are near 0 where the student
-    is right already and near 1 where the teacher knows better.
+    The cross-entropies are computed at T = 1, and no gradient flows through the weights. A weight is near 0 where the
+    student is already correct, and near 1 where the teacher is much better.
 
     Helong Zhou, Liangchen Song, Jiajie Chen, Ye Zhou, Guoli Wang, Junsong Yuan, Qian Zhang: Rethinking Soft Labels for
     Knowledge Distillation: A Bias-Variance Tradeoff Perspective. ICLR 2021 (arXiv:2102.00650), with T = 2 and a weight
     of 2.5 beside the task loss.
 
-    The paper has the cross-entropy with the soft targets in the place of the divergence: more by their entropy, and the
-    same gradient. As in the authors' code 1e-7 is added to CE(t): where both are 0 nothing is left to learn, w = 0.
+    The paper has the cross-entropy with the soft targets instead of the divergence: larger by their entropy, with the
+    same gradient. As in the authors' code, 1e-7 is added to CE(t): where both are 0, w = 0.
 
     Args:
         student: Logits (N, C).
@@ -46,8 +46,8 @@ def wsld_loss(student: Tensor, teacher: Tensor, target: Tensor, temperature: flo
     student, teacher = upcast(student), upcast(teacher)
     with torch.no_grad():
         classes = target.long()
-        behind, ahead = (functional.cross_entropy(x, classes, reduction="none") for x in (student, teacher))
-        weights = -torch.expm1(-behind / (ahead + 1e-7))
+        ce_student, ce_teacher = (functional.cross_entropy(x, classes, reduction="none") for x in (student, teacher))
+        weights = -torch.expm1(-ce_student / (ce_teacher + 1e-7))
     log_student = functional.log_softmax(student / temperature, dim=1)
     log_teacher = functional.log_softmax(teacher / temperature, dim=1)
     return (weights * divergences(log_student, log_teacher, temperature)).mean() * temperature**2
@@ -57,7 +57,7 @@ class WSLDLoss(DistillationLoss):
     """Weighted soft labels (Zhou et al. 2021, arXiv:2102.00650); see `wsld_loss`.
 
     Args:
-        temperature: T > 0; higher is softer. A `TemperatureSchedule` may move it.
+        temperature: T > 0; higher is softer. A `TemperatureSchedule` may change it.
     """
 
     takes_rows = True
@@ -68,5 +68,5 @@ class WSLDLoss(DistillationLoss):
         self.temperature = check_temperature(temperature)
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        """The loss of logits (N, C) and class indices (N,)."""
+        """Compute the loss of logits (N, C) and class indices (N,)."""
         return wsld_loss(student, teacher, target, self.temperature)

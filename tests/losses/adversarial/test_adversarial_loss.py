@@ -120,13 +120,15 @@ def test_a_discriminator_that_learns_tells_two_distributions_apart():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"smoothing=0.5 must be below 0.5"):
         AdversarialLoss(Discriminator(10), smoothing=0.5)
-    with pytest.raises(ValueError, match=r"says \(4, 1\) of features \(4, 10\), and \(N, 11\) was expected"):
+    with pytest.raises(
+        ValueError, match=r"maps features \(4, 10\) to \(4, 1\), but with classes=10 it must be \(N, 11\)"
+    ):
         AdversarialLoss(Discriminator(10), classes=10)(torch.zeros(4, 10), None, torch.zeros(4, dtype=torch.int64))
     with pytest.raises(
         ValueError, match=r"\(4, 3, 4, 4\) and teacher features \(4, 5, 4, 4\) .* give the loss a connector"
     ):
         AdversarialLoss(ConvDiscriminator(3)).discriminate(torch.zeros(4, 3, 4, 4), torch.zeros(4, 5, 4, 4))
-    with pytest.raises(ValueError, match=r"a verdict \(4, 11\) names classes and there is no target"):
+    with pytest.raises(ValueError, match=r"a verdict \(4, 11\) has logits of classes but there is no target"):
         adversarial_loss(torch.zeros(4, 11))
     with pytest.raises(ValueError, match=r"a verdict \(4,\) must be \(N, 1\)"):
         adversarial_loss(torch.zeros(4))

@@ -117,11 +117,13 @@ def test_rules_stand_beside_teachers():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="teachers=1: an attention chooses among at least 2"):
+    with pytest.raises(ValueError, match="teachers=1 must be at least 2"):
         AttentiveEnsembleLoss(teachers=1, features=5)
     student, features, teacher, target = (v.float() if v.is_floating_point() else v for v in example())
     with pytest.raises(ValueError, match="student features have 4 channels and the loss was built for 5"):
         build()([student, features[:, :4]], teacher, target)
-    with pytest.raises(ValueError, match=r"1 layers of the student: its term's student is \[logits, <layer>\]"):
+    with pytest.raises(
+        ValueError, match=r"the term lists 1 layers of the student, not 2: set student: \[logits, <layer>\]"
+    ):
         build()([student], teacher, target)
     assert attentive_ensemble_loss(student, teacher, torch.full((4, 3), 1 / 3), target).shape == ()

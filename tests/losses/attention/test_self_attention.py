@@ -116,5 +116,5 @@ def test_what_is_no_pair_of_maps_is_refused_with_both_shapes_and_the_remedy(stud
 
 
 def test_a_map_of_one_position_is_refused():
-    with pytest.raises(ValueError, match=r"student features \(2, 3, 1, 1\) have one position"):
+    with pytest.raises(ValueError, match=r"student features \(2, 3, 1, 1\) have a single position"):
         sad_loss(torch.zeros(2, 3, 1, 1), torch.zeros(2, 3, 4, 4))

@@ -112,7 +112,7 @@ def test_teachers_that_are_as_right_count_the_same_and_so_do_all_where_there_is_
 
 def test_what_does_not_fit_is_refused_in_one_line():
     student, teacher = logits()
-    with pytest.raises(ValueError, match=r"\(5, 1, 7\) are those of one teacher"):
+    with pytest.raises(ValueError, match=r"\(5, 1, 7\) are of a single teacher"):
         ca_mkd_loss(student, teacher[:, :1], LABELS)
     with pytest.raises(ValueError, match=r"target \(5,\) of torch.float32 do not fit"):
         ca_mkd_loss(student, teacher, LABELS.float())
@@ -224,13 +224,13 @@ def test_in_a_run_the_connectors_learn_and_the_teachers_and_their_classifiers_do
 def test_features_that_do_not_fit_are_refused_in_one_line():
     loss = CAMKDFeatureLoss(3, classifiers(4, 6)).double()
     student, teacher = maps(5, 3, 2, 2, seed=1), [maps(5, 4, 2, 2, seed=2), maps(5, 6, 2, 2, seed=3)]
-    with pytest.raises(ValueError, match="1 classifiers, and confidence is relative"):
+    with pytest.raises(ValueError, match="1 classifiers, but confidence is relative"):
         CAMKDFeatureLoss(3, classifiers(4))
-    with pytest.raises(ValueError, match="takes no flattened maps of 3 x 3"):
+    with pytest.raises(ValueError, match="cannot classify flattened maps with pool_size=3"):
         CAMKDFeatureLoss(3, classifiers(4, 6), pool_size=3)
-    with pytest.raises(ValueError, match=r"ReLU\(\) takes no flattened maps"):
+    with pytest.raises(ValueError, match=r"ReLU\(\) cannot classify flattened maps"):
         CAMKDFeatureLoss(3, [nn.ReLU(), nn.ReLU()])
-    with pytest.raises(ValueError, match="takes no flattened maps of 0 x 0"):
+    with pytest.raises(ValueError, match="cannot classify flattened maps with pool_size=0"):
         CAMKDFeatureLoss(3, classifiers(4, 6), pool_size=0)
     wrong = [(student, teacher[:1]), (student, teacher[0]), (student[:, :2], teacher), (student.flatten(2), teacher)]
     for seen, shown in wrong:

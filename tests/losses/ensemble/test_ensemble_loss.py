@@ -285,7 +285,7 @@ def test_a_share_of_zero_counts_for_nothing_and_sends_no_nan_back():
     ("student", "teacher"), [((4, 10), (4, 10)), ((4, 10), (4, 3, 9)), ((4, 10), (3, 3, 10)), ((4, 3, 10), (4, 3, 10))]
 )
 def test_logits_that_are_not_stacked_are_refused_with_the_remedy(student, teacher):
-    with pytest.raises(ValueError, match="give the scheme an Ensemble as its teacher") as refusal:
+    with pytest.raises(ValueError, match="use an Ensemble as the scheme's teacher") as refusal:
         EnsembleLoss(KDLoss())(torch.zeros(student), torch.zeros(teacher))
     assert f"student logits {student} and teacher logits {teacher}" in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -297,7 +297,7 @@ def test_weights_that_weigh_nothing_are_refused(weights):
         lambda: EnsembleLoss(KDLoss(), weights=weights),
         lambda: FeatureEnsembleLoss([KDLoss()] * 3, weights),
     ):
-        with pytest.raises(ValueError, match="must be finite numbers above 0, one a teacher"):
+        with pytest.raises(ValueError, match="must be finite numbers above 0, one for each teacher"):
             build()
 
 
@@ -365,11 +365,15 @@ def test_features_that_are_not_one_a_loss_are_refused():
     loss, x = FeatureEnsembleLoss([LogitMSELoss(), LogitMSELoss()]), torch.zeros(2, 3)
     with pytest.raises(ValueError, match="losses is empty"):
         FeatureEnsembleLoss([])
-    with pytest.raises(ValueError, match="2 losses compare a tensor of the student with a list of 3 of the teachers"):
+    with pytest.raises(
+        ValueError, match="2 losses cannot compare a tensor of the student with a list of 3 of the teachers"
+    ):
         loss(x, [x, x, x])
-    with pytest.raises(ValueError, match="2 losses compare a tensor of the student with a tensor of the teachers"):
+    with pytest.raises(
+        ValueError, match="2 losses cannot compare a tensor of the student with a tensor of the teachers"
+    ):
         loss(x, x)
     with pytest.raises(
-        ValueError, match="2 losses compare a list of 1 of the student with a list of 2 of the teachers"
+        ValueError, match="2 losses cannot compare a list of 1 of the student with a list of 2 of the teachers"
     ):
         loss([x], [x, x])

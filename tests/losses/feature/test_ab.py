@@ -89,9 +89,9 @@ def test_a_margin_that_is_none_is_refused(margin):
 
 
 def test_widths_and_layers_that_do_not_go_together_are_refused():
-    with pytest.raises(ValueError, match="must each name a width for every layer, and as many"):
+    with pytest.raises(ValueError, match="must name a width for every layer, and be of the same length"):
         ABLoss([3, 2], [5])
-    with pytest.raises(ValueError, match="1 layers of the student and 1 of the teacher, and the loss was built for 2"):
+    with pytest.raises(ValueError, match="1 layers of the student and 1 of the teacher, but the loss was built for 2"):
         build()([torch.zeros(2, 3, 4, 4)], [torch.zeros(2, 5, 4, 4)])
     with pytest.raises(ValueError, match="teacher features have 3 channels and the loss was built for 4"):
         build()([torch.ones(2, 3, 4, 4), torch.ones(2, 2, 4, 4)], [torch.ones(2, 5, 4, 4), torch.ones(2, 3, 4, 4)])

@@ -120,10 +120,10 @@ def test_features_of_zeros_have_no_direction_and_no_gradient():
 def test_what_cannot_be_is_refused():
     student, teacher = example()
     with pytest.raises(
-        ValueError, match="2 layers of the student and 2 of the teacher, and the loss was built for 2 and 3"
+        ValueError, match="2 layers of the student and 2 of the teacher, but the loss was built for 2 and 3"
     ):
         build()(student, teacher[:2])
-    with pytest.raises(ValueError, match="must each name a width"):
+    with pytest.raises(ValueError, match="must name a width"):
         AFDLoss([3], [])
     with pytest.raises(ValueError, match=r"must be vectors \(N, S, P\) and \(N, P\)"):
         afd_loss([torch.zeros(2, 3, 4)], [torch.zeros(2, 5)], torch.zeros(2, 1, 3))

@@ -78,7 +78,7 @@ def test_one_position_is_all_there_is():
 
 
 def test_unlike_widths_are_refused():
-    with pytest.raises(ValueError, match="must have the same number of channels: CWDLoss connects unlike widths"):
+    with pytest.raises(ValueError, match="must have the same number of channels: use CWDLoss, which has a connector"):
         cwd_loss(maps(2, 3, 4, 4), maps(2, 4, 4, 4))
     with pytest.raises(ValueError, match="set its student_channels to 5"):
         build()(torch.zeros(2, 5, 4, 4), torch.zeros(2, 5, 4, 4))

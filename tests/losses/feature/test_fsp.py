@@ -86,10 +86,10 @@ def test_torchdistill_sums_the_norms_of_the_matrices_columns():
 
 
 def test_one_layer_has_no_flow():
-    with pytest.raises(ValueError, match="1 layer has no flow to a next one"):
+    with pytest.raises(ValueError, match="FSP compares successive layers, and 1 is given"):
         FSPLoss()([maps(2, 3, 2, 2)], [maps(2, 3, 2, 2)])
 
 
 def test_unlike_widths_are_refused_with_whom_it_is_for():
-    with pytest.raises(ValueError, match="FSP is for a student as wide as its teacher"):
+    with pytest.raises(ValueError, match="FSP has no connector, so use a student as wide as its teacher"):
         FSPLoss()([maps(2, 3, 2, 2)] * 2, [maps(2, 4, 2, 2)] * 2)

@@ -92,7 +92,9 @@ def test_the_public_weight_of_100_is_200_here():
 
 
 def test_sizes_that_do_not_meet_are_refused_with_the_kernel_that_would_do():
-    with pytest.raises(ValueError, match=r"do not meet with kernel_size=1: it must be 1 \+ H_s - H_t"):
+    with pytest.raises(
+        ValueError, match=r"differ in size after the regressor with kernel_size=1: set it to 1 \+ H_s - H_t"
+    ):
         build()(torch.zeros(2, 3, 6, 6), torch.zeros(2, 5, 4, 4))
     with pytest.raises(ValueError, match="kernel_size=0 must be at least 1"):
         build(kernel_size=0)

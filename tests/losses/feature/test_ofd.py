@@ -92,10 +92,10 @@ def test_the_larger_map_is_averaged_down(student, teacher):
 def test_what_cannot_be_is_refused():
     with pytest.raises(
         ValueError,
-        match=r"student_channels=\[3\] and teacher_channels=\[\] must each name a width for every layer, and as many",
+        match=r"student_channels=\[3\] and teacher_channels=\[\] must name a width for every layer, and be of the same",
     ):
         OFDLoss([3], [])
-    with pytest.raises(ValueError, match="1 layers of the student and 1 of the teacher, and the loss was built for 2"):
+    with pytest.raises(ValueError, match="1 layers of the student and 1 of the teacher, but the loss was built for 2"):
         build()(maps(6, 3, 4, 4), maps(6, 5, 4, 4))
     with pytest.raises(ValueError, match="student features have 3 channels and the loss was built for 2"):
         build()([maps(6, 3, 4, 4)] * 2, [maps(6, 5, 4, 4), maps(6, 4, 4, 4)])

@@ -121,9 +121,9 @@ def test_the_common_width_is_the_deepest_layers_up_to_512():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ValueError, match="must each name a width for every layer, and as many"):
+    with pytest.raises(ValueError, match="must name a width for every layer, and be of the same length"):
         ReviewKDLoss([3, 4], [3])
-    with pytest.raises(ValueError, match="1 layers of the student and 1 of the teacher, and the loss was built for 3"):
+    with pytest.raises(ValueError, match="1 layers of the student and 1 of the teacher, but the loss was built for 3"):
         build()(maps(6, 3, 4, 4), maps(6, 5, 4, 4))
     with pytest.raises(ValueError, match=r"\(3, 4, 2, 2\) must have the same shape"):
         review_kd_loss(maps(3, 4, 3, 3), maps(3, 4, 2, 2))

@@ -128,12 +128,12 @@ def test_the_projection_is_twice_as_wide_as_the_teacher_unless_it_is_told():
 def test_what_cannot_be_is_refused():
     student, teacher = example()
     with pytest.raises(
-        ValueError, match="1 layers of the student and 3 of the teacher, and the loss was built for 2 and 3"
+        ValueError, match="1 layers of the student and 3 of the teacher, but the loss was built for 2 and 3"
     ):
         build()(student[:1], teacher)
-    with pytest.raises(ValueError, match=r"\(18, 3, 4, 4\) are of a batch larger than 12: set batch_size"):
+    with pytest.raises(ValueError, match=r"\(18, 3, 4, 4\) exceed batch_size=12: set it"):
         build()([s.repeat(3, 1, 1, 1) for s in student], [t.repeat(3, 1, 1, 1) for t in teacher])
-    with pytest.raises(ValueError, match="must each name a width"):
+    with pytest.raises(ValueError, match="must name a width"):
         SemCKDLoss([], [3], batch_size=6)
     with pytest.raises(ValueError, match=r"attention \(2, 2, 1\) does not fit errors \(2, 1, 1\)"):
         semckd_loss([[torch.zeros(2, 2)]], [[torch.zeros(2, 2)]], torch.zeros(2, 2, 1))

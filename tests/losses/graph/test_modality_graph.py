@@ -67,8 +67,8 @@ def test_it_is_the_naive_formula():
     for n in range(4):
         scores = []
         for k in range(2):
-            of_logits = sum(w * v for w, v in zip(loss.of_logits.weight[0].tolist(), zs[n, k].tolist(), strict=True))
-            scores.append((of_logits + linear(loss.of_representations[k], hs[k][n].tolist())[0]) / 8)
+            of_logits = sum(w * v for w, v in zip(loss.logit_score.weight[0].tolist(), zs[n, k].tolist(), strict=True))
+            scores.append((of_logits + linear(loss.representation_scores[k], hs[k][n].tolist())[0]) / 8)
         edges.append([math.exp(score) / sum(map(math.exp, scores)) for score in scores])
         for k in range(2):
             distance = 10 * apart(z[n].tolist(), zs[n, k].tolist())
@@ -111,7 +111,7 @@ def test_its_term_takes_the_logits_and_a_layer_of_each():
 
 
 def test_what_is_no_graph_is_refused():
-    with pytest.raises(ValueError, match="teachers=1: a graph chooses among at least 2"):
+    with pytest.raises(ValueError, match="teachers=1 must be at least 2"):
         ModalityGraphLoss(1)
     with pytest.raises(ValueError, match=r"prior=\[1.0\] must be one number above 0 for each of the 2 teachers"):
         ModalityGraphLoss(2, prior=[1.0])

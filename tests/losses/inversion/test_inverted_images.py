@@ -92,11 +92,11 @@ def test_a_record_is_met_where_it_is_positive_and_each_layer_counts_by_its_size(
 
 def test_what_does_not_fit_is_refused():
     loss = BatchNormStatisticsLoss()
-    with pytest.raises(ValueError, match="address a list of what goes into a BatchNorm, its running_mean"):
+    with pytest.raises(ValueError, match="address the layer before a BatchNorm, its running_mean"):
         loss([torch.zeros(2, 3), torch.zeros(3)])
     with pytest.raises(ValueError, match=r"features \(2, 3\), mean \(4,\) and variance \(3,\) must be"):
         loss([torch.zeros(2, 3), torch.zeros(4), torch.zeros(3)])
-    with pytest.raises(ValueError, match=r"of a batch of N >= 2 samples"):
+    with pytest.raises(ValueError, match=r"with N >= 2 samples"):
         loss([torch.zeros(1, 3), torch.zeros(3), torch.zeros(3)])
     with pytest.raises(ValueError, match=r"images \(2, 3\) must be \(N, C, H, W\).*: address the input"):
         TotalVariationLoss()(torch.zeros(2, 3))

@@ -70,5 +70,7 @@ def test_neither_rotation_nor_the_length_of_any_sample_matters():
 
 @pytest.mark.parametrize(("gamma", "order"), [(0.0, 2), (-1.0, 2), (math.nan, 2), (math.inf, 2), (0.4, 0)])
 def test_what_is_no_kernel_is_refused(gamma, order):
-    with pytest.raises(ValueError, match=f"gamma={gamma} and order={order} are no kernel"):
+    with pytest.raises(
+        ValueError, match=f"gamma={gamma} must be a finite number above 0, .* and order={order} at least 1"
+    ):
         CCLoss(gamma, order)

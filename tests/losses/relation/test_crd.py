@@ -153,11 +153,14 @@ def test_an_anchor_with_a_likely_positive_and_unlikely_negatives_costs_least():
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (torch.zeros(2, dtype=torch.long), r"target \[\] of 2 samples"),
-        ([torch.zeros(2, dtype=torch.long), None], r"target \[\(2,\)\] of 2 samples"),
-        ([torch.zeros(2, dtype=torch.long), torch.arange(3)], r"target \[\(2,\), \(3,\)\] of 2 samples"),
-        ([torch.zeros(2), torch.arange(2)], r"target \[\(2,\), \(2,\)\] of 2 samples"),
-        ([torch.zeros(2, dtype=torch.long), torch.tensor([1, 8])], "index 8 and num_samples=8: set num_samples"),
+        (torch.zeros(2, dtype=torch.long), r"target \[\] for 2 samples"),
+        ([torch.zeros(2, dtype=torch.long), None], r"target \[\(2,\)\] for 2 samples"),
+        ([torch.zeros(2, dtype=torch.long), torch.arange(3)], r"target \[\(2,\), \(3,\)\] for 2 samples"),
+        ([torch.zeros(2), torch.arange(2)], r"target \[\(2,\), \(2,\)\] for 2 samples"),
+        (
+            [torch.zeros(2, dtype=torch.long), torch.tensor([1, 8])],
+            "index 8 is not below num_samples=8: set num_samples",
+        ),
         (None, r"set the term's target to \[target, index\]"),
     ],
 )

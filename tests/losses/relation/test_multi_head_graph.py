@@ -111,10 +111,10 @@ def test_graphs_that_differ_beyond_where_tanh_is_flat_are_the_same():
 
 @pytest.mark.parametrize(("student", "teacher", "heads"), [([3], [3], 8), ([3, 4], [3, 4, 5], 8), ([3, 4], [3, 4], 0)])
 def test_what_makes_no_graph_is_refused(student, teacher, heads):
-    with pytest.raises(ValueError, match="must be of as many layers, two or more"):
+    with pytest.raises(ValueError, match="must name the same number of layers, at least two"):
         MultiHeadGraphLoss(student, teacher, heads)
 
 
 def test_another_number_of_layers_is_refused():
-    with pytest.raises(ValueError, match="2 layers came and the loss was built for 3"):
+    with pytest.raises(ValueError, match="the term lists 2 layers, but the loss was built for 3"):
         build()(features(STUDENT[:2], 1), features(TEACHER[:2], 2))

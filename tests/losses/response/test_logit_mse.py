@@ -37,5 +37,5 @@ def test_annealed_it_regresses_what_the_temperature_leaves_of_the_teachers_logit
 
 
 def test_a_scale_that_is_no_number_is_refused():
-    with pytest.raises(ValueError, match="teacher_scale=nan is not a finite number"):
+    with pytest.raises(ValueError, match="teacher_scale=nan must be a finite number"):
         LogitMSELoss(teacher_scale=float("nan"))
