@@ -13,9 +13,9 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.zoo import ROOT, difference, results
-from kd_lightning.compare.plan import Group
-from kd_lightning.compare.plan_file import read_plan
-from kd_lightning.compare.statistics import spread
+from kd_lightning.compare.plan.plan_file import read_plan
+from kd_lightning.compare.plan.variants import Group
+from kd_lightning.compare.report.statistics import spread
 
 
 def table(group: Group, runs: Path) -> str:

@@ -26,12 +26,11 @@ from torch.func import functional_call, grad, vmap
 
 from benchmarks.origin.report import place, table
 from kd_lightning import load_teacher
-from kd_lightning.compare.plan import Group, Plan, Run
-from kd_lightning.compare.plan_file import read_plan
-from kd_lightning.compare.plots import COLOURS
-from kd_lightning.compare.statistics import Spread, paired_difference, spread
-from kd_lightning.compare.summary import Results
-from kd_lightning.compare.training import finished
+from kd_lightning.compare.plan.artifacts import Results, finished
+from kd_lightning.compare.plan.plan_file import read_plan
+from kd_lightning.compare.plan.variants import Group, Plan, Run
+from kd_lightning.compare.report.plots import COLOURS
+from kd_lightning.compare.report.statistics import Spread, paired_difference, spread
 from kd_lightning.data import MNISTDataModule
 from kd_lightning.losses import kd_loss, task_loss
 from kd_lightning.networks import StudentConvNet, TeacherConvNet

@@ -12,9 +12,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from kd_lightning.compare.plan import Variant
-from kd_lightning.compare.plan_file import read_plan
-from kd_lightning.compare.statistics import paired_difference, spread
+from kd_lightning.compare.plan.plan_file import read_plan
+from kd_lightning.compare.plan.variants import Variant
+from kd_lightning.compare.report.statistics import paired_difference, spread
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "zoo.md"

@@ -14,7 +14,7 @@ import kd_lightning.losses
 from kd_lightning import callbacks, load_student, schemes
 from kd_lightning.__main__ import main
 from kd_lightning.cli.configs import SHIPPED, methods
-from kd_lightning.compare.plan_file import read_plan
+from kd_lightning.compare.plan.plan_file import read_plan
 
 METHODS = {method.name: method for method in methods()}
 PARTS = sorted((SHIPPED / "parts").glob("*.yaml"))

@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.origin.report import place
 from benchmarks.temperature import GROUPS, PAGE, PLAN, SECTIONS, TEMPERATURES, entropy, gradients, noise, soft
-from kd_lightning.compare.plan_file import read_plan
+from kd_lightning.compare.plan.plan_file import read_plan
 from kd_lightning.losses import task_loss
 
 IMAGES, CLASSES = 6, 4

@@ -1,4 +1,4 @@
-"""A student with and without its teacher, fairly: variants under the same seeds, and what each is worth."""
+"""Compare training variants under the same seeds: each student with and without its teacher."""
 
 from kd_lightning.compare.command import main
 

@@ -39,6 +39,9 @@ ARGUMENTS: dict[tuple[str, str], str] = {
 }
 """The present name of a class, of a base of it, or of a function, and the old name of an argument; its new name."""
 
+COMPARE_KEYS: dict[str, str] = {"network": "evaluate", "set": "overrides"}
+"""The old name of a key of a compare file; its new name."""
+
 
 def renamed_class(class_path: str) -> str | None:
     """The new name of a class, by the last part of its dotted old name; None if it has not changed.

@@ -42,7 +42,7 @@ FILES: dict[str, dict[str, Any]] = {
 }
 PLAN: dict[str, Any] = {
     "title": "Small",
-    "set": {"trainer": TRAINER | {"enable_progress_bar": False, "enable_model_summary": False}},
+    "overrides": {"trainer": TRAINER | {"enable_progress_bar": False, "enable_model_summary": False}},
     "groups": {
         "digits": {
             "seeds": [3, 4],

@@ -13,7 +13,7 @@ from small_plan import network, new_plan, write
 
 from kd_lightning.__main__ import main
 from kd_lightning.cli.engine import build
-from kd_lightning.compare.plan_file import read_plan
+from kd_lightning.compare.plan.plan_file import read_plan
 
 # Lightning's command line uses what jsonargparse has renamed
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
@@ -43,7 +43,7 @@ def plan_with_peers(**variant: Any) -> dict[str, Any]:
     plan = new_plan()
     variants = plan["groups"]["digits"]["variants"]
     del variants["teacher"], variants["both"]
-    variants["mean"] = {"config": "alone.yaml", "set": {"model": PEERS}, "network": "mean"} | variant
+    variants["mean"] = {"config": "alone.yaml", "overrides": {"model": PEERS}, "evaluate": "mean"} | variant
     return plan
 
 
@@ -67,12 +67,12 @@ def test_a_digest_changes_with_the_files_that_a_run_begins_with_and_with_what_is
         return run.digest(tmp_path)
 
     assert digest(b"weights") == digest(b"weights")
-    assert len({digest(b"weights"), digest(b"others"), digest(b"weights", network="student")}) == 3
+    assert len({digest(b"weights"), digest(b"others"), digest(b"weights", evaluate="student")}) == 3
 
 
 def test_a_checkpoint_of_no_variant_gets_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     plan = plan_with_peers()
-    plan["groups"]["digits"]["variants"]["mean"]["set"] = {"trainer": {"logger": "@digits/alnoe"}}
+    plan["groups"]["digits"]["variants"]["mean"]["overrides"] = {"trainer": {"logger": "@digits/alnoe"}}
     assert main(["compare", "--config", str(write(tmp_path, plan))]) == 2
     assert "no run to take a checkpoint from 'digits/alnoe'; did you mean" in capfd.readouterr().err
 
@@ -80,7 +80,7 @@ def test_a_checkpoint_of_no_variant_gets_one_line(tmp_path: Path, capfd: pytest.
 def test_what_is_measured_is_the_mean_of_the_networks_or_one_of_them(tmp_path: Path) -> None:
     root, plan = tmp_path / "runs", plan_with_peers()
     variants = plan["groups"]["digits"]["variants"]
-    variants["wrong"] = variants["mean"] | {"network": "peers.7"}
+    variants["wrong"] = variants["mean"] | {"evaluate": "peers.7"}
     assert main(["compare", "--config", str(write(tmp_path, plan)), "--root", str(root)]) == 1
     folder = root / "digits/mean/seed-3"
     result = json.loads((folder / "result.json").read_text())
@@ -98,4 +98,4 @@ def test_what_is_measured_is_the_mean_of_the_networks_or_one_of_them(tmp_path: P
     assert result["accuracy"] == pytest.approx(sum(means) / 2)
     assert means[0] != means[1]
     written = (root / "digits/wrong/seed-3/error.txt").read_text()
-    assert "network='peers.7' is neither mean nor any of student, peers.0" in written
+    assert "evaluate='peers.7' is neither mean nor any of student, peers.0" in written

@@ -9,7 +9,7 @@ from small_plan import new_plan, write
 
 from kd_lightning.__main__ import main
 from kd_lightning.cli.configs import SHIPPED, merge
-from kd_lightning.compare.plan_file import read_plan
+from kd_lightning.compare.plan.plan_file import read_plan
 
 
 @pytest.fixture
@@ -19,9 +19,9 @@ def plan() -> dict[str, Any]:
 
 def test_overrides_lie_on_top_of_each_other(tmp_path: Path, plan: dict[str, Any]) -> None:
     group = plan["groups"]["digits"]
-    plan["set"]["data"] = {"init_args": {"train_size": 60, "val_size": 60, "batch_size": 60}}
-    group["set"] = {"data": {"init_args": {"val_size": 70, "batch_size": 70}}}
-    group["variants"]["alone"]["set"] = {"data": {"init_args": {"batch_size": 20}}}
+    plan["overrides"]["data"] = {"init_args": {"train_size": 60, "val_size": 60, "batch_size": 60}}
+    group["overrides"] = {"data": {"init_args": {"val_size": 70, "batch_size": 70}}}
+    group["variants"]["alone"]["overrides"] = {"data": {"init_args": {"batch_size": 20}}}
     read = read_plan(write(tmp_path, plan))
     [_, alone, both] = read.variants
     assert alone.config["data"]["init_args"] == {
@@ -82,7 +82,7 @@ def test_a_digest_changes_with_what_a_result_depends_on(tmp_path: Path, plan: di
     plan["title"] = "another"
     plan["groups"]["digits"]["variants"]["both"]["title"] = "another"
     assert digest() == before
-    plan["groups"]["digits"]["set"] = {"trainer": {"max_epochs": 2}}
+    plan["groups"]["digits"]["overrides"] = {"trainer": {"max_epochs": 2}}
     assert digest() != before
 
 
@@ -140,7 +140,7 @@ def test_a_name_that_is_no_folder_gets_one_line(
     tmp_path: Path, plan: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     plan["groups"]["../digits"] = plan["groups"].pop("digits")
-    assert "'../digits' becomes a folder" in complaint(write(tmp_path, plan), capfd)
+    assert "'../digits' names a directory" in complaint(write(tmp_path, plan), capfd)
 
 
 def test_a_name_that_is_there_twice_gets_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,10 +13,10 @@ from rich.console import Console
 from scipy.stats import ttest_rel
 from small_plan import new_plan, write
 
-from kd_lightning.compare.plan import Plan, Run
-from kd_lightning.compare.plan_file import read_plan
-from kd_lightning.compare.report import write_report
-from kd_lightning.compare.summary import summarise
+from kd_lightning.compare.plan.plan_file import read_plan
+from kd_lightning.compare.plan.variants import Plan, Run
+from kd_lightning.compare.report.page import write_report
+from kd_lightning.compare.report.summary import summarise
 
 ACCURACIES = {
     "teacher": [0.98, 0.99, 0.985],
@@ -59,14 +59,14 @@ def results(plan: Plan) -> dict[Run, dict[str, Any]]:
     return {run: result(run) for run in plan.runs}
 
 
-FACT = {"parameters": 15562, "bytes": 62856, "flops": 1162944, "latency_1_ms": 0.2, "latency_64_ms": 2.5}
-FACTS = {"small": FACT | {"name": "Student"}, "large": FACT | {"name": "Teacher"}, "gone": FACT | {"name": "Unused"}}
+STAT = {"parameters": 15562, "bytes": 62856, "flops": 1162944, "latency_1_ms": 0.2, "latency_64_ms": 2.5}
+STATS = {"small": STAT | {"name": "Student"}, "large": STAT | {"name": "Teacher"}, "gone": STAT | {"name": "Unused"}}
 
 
 def report(plan: Plan, results: dict[Run, Any], reasons: dict[Run, str], root: Path) -> str:
     """What is printed on 80 columns."""
     console = Console(file=io.StringIO(), width=80)
-    write_report(plan, results, reasons, FACTS, root, console)
+    write_report(plan, results, reasons, STATS, root, console)
     return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 

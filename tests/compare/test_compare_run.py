@@ -14,7 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kd_lightning.__main__ import main
 from kd_lightning.cli.engine import build
-from kd_lightning.compare.plan_file import read_plan
+from kd_lightning.compare.plan.artifacts import run_spec
+from kd_lightning.compare.plan.plan_file import read_plan
+from kd_lightning.compare.run.training import Training
 from kd_lightning.core.hashing import weights_hash
 
 # Lightning's command line uses what jsonargparse has renamed
@@ -37,7 +39,7 @@ def broken_plan() -> dict[str, Any]:
     """One variant cannot be built, and so another one's teacher is missing."""
     plan = new_plan()
     plan["groups"]["digits"]["variants"] |= {
-        "wrong": {"config": "teacher.yaml", "set": BROKEN},
+        "wrong": {"config": "teacher.yaml", "overrides": BROKEN},
         "orphan": {"config": "distilled.yaml", "teacher": "wrong"},
     }
     return plan
@@ -64,7 +66,7 @@ def test_a_failure_is_reported_and_the_others_go_on(comparison: Comparison) -> N
     # 2,352 inputs, 8 hidden, 10 classes: 2352 x 8 + 8 + 8 x 10 + 10 parameters, two FLOPs for each of 2360 x 8 + 8 x 10
     assert "| MLP | 18,914 | " in table
     assert "| 37,792 | " in table
-    assert "digits/orphan/seed-4: not run, for its teacher failed (digits/wrong/seed-4)" in table
+    assert "digits/orphan/seed-4: not run, because its teacher failed (digits/wrong/seed-4)" in table
     assert "Traceback" in (comparison.root / "digits/wrong/seed-3/error.txt").read_text()
     assert not (comparison.root / "digits/orphan").exists()
 
@@ -126,10 +128,10 @@ def test_only_what_is_missing_or_changed_is_run(comparison: Comparison) -> None:
     before = {path: path.stat().st_mtime_ns for path in root.rglob("result.json")}
     assert len(before) == 6
     assert compare(folder, plan) == 0, "all is finished, and nothing is run"
-    plan["groups"]["digits"]["variants"]["teacher"]["set"] = {
+    plan["groups"]["digits"]["variants"]["teacher"]["overrides"] = {
         "model": {"init_args": {"student": {"init_args": {"hidden": [16]}}}}
     }
-    plan["groups"]["digits"]["variants"]["both"]["set"] = {
+    plan["groups"]["digits"]["variants"]["both"]["overrides"] = {
         "model": {"init_args": {"teacher": {"init_args": {"network": {"init_args": {"hidden": [16]}}}}}}
     }
     assert compare(folder, plan, "--report-only") == 1, "what is missing is not run"
@@ -142,12 +144,10 @@ def test_only_what_is_missing_or_changed_is_run(comparison: Comparison) -> None:
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
-    from kd_lightning.compare.training import training_of
-
     run = read_plan(write(tmp_path, new_plan())).runs[0]
     precious = tmp_path / "runs" / run.name / "thesis.tex"
     precious.parent.mkdir(parents=True)
     precious.write_text("years of work")
     with pytest.raises(FileExistsError, match="holds something else"):
-        training_of(run, tmp_path / "runs")(lambda fraction: None)
+        Training(run_spec(run, tmp_path / "runs"))(lambda fraction: None)
     assert precious.read_text() == "years of work"

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from small_plan import new_plan, write
 
-from kd_lightning.compare.plan import Run
-from kd_lightning.compare.plan_file import read_plan
-from kd_lightning.compare.schedule import Outcome, Schedule
-from kd_lightning.compare.worker import Done, Failed, Message
+from kd_lightning.compare.messages import Done, Failed, Message
+from kd_lightning.compare.plan.plan_file import read_plan
+from kd_lightning.compare.plan.schedule import Outcome, Schedule
+from kd_lightning.compare.plan.variants import Run
 
 SECONDS = {"teacher": 9.0, "alone": 5.0, "both": 2.0}
 
@@ -69,7 +69,8 @@ def test_the_longest_chain_is_first(runs: list[Run]) -> None:
 def test_a_failure_stops_its_students_alone(runs: list[Run]) -> None:
     started, outcomes, _ = schedule(runs, fails={"digits/teacher/seed-3", "digits/alone/seed-4"})
     assert outcomes["digits/teacher/seed-3"] == Outcome(None, "it broke")
-    assert outcomes["digits/both/seed-3"] == Outcome(None, "not run, for its teacher failed (digits/teacher/seed-3)")
+    reason = "not run, because its teacher failed (digits/teacher/seed-3)"
+    assert outcomes["digits/both/seed-3"] == Outcome(None, reason)
     assert "digits/both/seed-3" not in started
     assert outcomes["digits/both/seed-4"].result
     assert outcomes["digits/alone/seed-3"].result

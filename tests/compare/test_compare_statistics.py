@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from kd_lightning.compare.statistics import gap_closed, paired_difference, spread
+from kd_lightning.compare.report.statistics import gap_closed, paired_difference, spread
 
 
 @pytest.mark.parametrize("pairs", [2, 3, 5, 30])
@@ -39,7 +39,7 @@ def test_by_hand() -> None:
     ],
 )
 def test_only_an_interval_without_0_decides(differences: list[float], verdict: str) -> None:
-    assert paired_difference(differences, [0.0] * len(differences)).verdict == verdict
+    assert paired_difference(differences, [0.0] * len(differences)).verdict() == verdict
 
 
 def test_what_cannot_be_known_is_nan() -> None:

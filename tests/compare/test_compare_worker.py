@@ -6,27 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from kd_lightning.compare.worker import Done, Failed, Tell, Underway, Worker, output_to
+from kd_lightning.compare.messages import Done, Failed, Progress, ReportProgress
+from kd_lightning.compare.run.worker import WarmUp, Worker, output_to
 
 
 class Square:
     def __init__(self, number: int) -> None:
         self.number = number
 
-    def __call__(self, tell: Tell) -> tuple[int, str | None, int]:
+    def __call__(self, report_progress: ReportProgress) -> tuple[int, str | None, int]:
         import torch
 
-        tell(0.5)
+        report_progress(0.5)
         return self.number**2, os.environ.get("OMP_NUM_THREADS"), torch.get_num_threads()
 
 
 class Raise:
-    def __call__(self, tell: Tell) -> None:
+    def __call__(self, report_progress: ReportProgress) -> None:
         raise ValueError("two\n  lines")
 
 
 class Die:
-    def __call__(self, tell: Tell) -> None:
+    def __call__(self, report_progress: ReportProgress) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -37,8 +38,14 @@ def test_a_worker_does_tasks_one_after_another_and_outlives_its_death(monkeypatc
         assert os.environ["OMP_NUM_THREADS"] == "2"
         for number in (3, 4):
             worker.start(Square(number))
-            assert worker.receive() == Underway(0.5)
+            assert worker.receive() == Progress(0.5)
             assert worker.receive() == Done((number**2, "1", 1))
+        worker.start(Square(6))
+        assert worker.result() == Done((36, "1", 1)), "its progress is passed over"
+        worker.start(WarmUp(("kd_lightning.no_such_module",)))
+        missing = worker.receive()
+        assert isinstance(missing, Failed)
+        assert "no_such_module" in missing.reason
         worker.start(Raise())
         failed = worker.receive()
         assert isinstance(failed, Failed)
@@ -49,7 +56,7 @@ def test_a_worker_does_tasks_one_after_another_and_outlives_its_death(monkeypatc
         assert isinstance(died, Failed)
         assert "died with exit code -9" in died.reason
         worker.start(Square(5))
-        assert worker.receive() == Underway(0.5)
+        assert worker.receive() == Progress(0.5)
         assert worker.receive() == Done((25, "1", 1))
     finally:
         worker.stop()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kd_lightning import Classifier
-from kd_lightning.compare import evaluation
-from kd_lightning.compare.fitting import predict
+from kd_lightning.compare.measure import classification
+from kd_lightning.compare.measure.predictions import predict, prepared_rows
 from kd_lightning.data import MNIST, DigitScenes, ResidentDataModule
 from kd_lightning.networks import Captioner, LabelEncoder
 
@@ -37,8 +37,8 @@ def test_accuracy_and_negative_log_likelihood(case: tuple[Tensor, Tensor, Tensor
     rows = list(zip(student.tolist(), target.tolist(), strict=True))
     hits = sum(max(row) == row[label] for row, label in rows) / len(rows)
     nll = -sum(math.log(probabilities(row)[label]) for row, label in rows) / len(rows)
-    assert evaluation.accuracy(student, target) == pytest.approx(hits, rel=1e-12)
-    assert evaluation.negative_log_likelihood(student, target) == pytest.approx(nll, rel=1e-6)
+    assert classification.accuracy(student, target) == pytest.approx(hits, rel=1e-12)
+    assert classification.negative_log_likelihood(student, target) == pytest.approx(nll, rel=1e-6)
 
 
 def test_calibration_error(case: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -55,13 +55,13 @@ def test_calibration_error(case: tuple[Tensor, Tensor, Tensor]) -> None:
         if confidences:
             n = len(confidences)
             total += n / len(target) * abs(hits / n - sum(confidences) / n)
-    assert evaluation.calibration_error(student, target) == pytest.approx(total, abs=1e-9)
+    assert classification.calibration_error(student, target) == pytest.approx(total, abs=1e-9)
 
 
 def test_calibration_of_what_is_always_sure() -> None:
     logits = torch.tensor([[100.0, 0.0]]).repeat(10, 1)
-    assert evaluation.calibration_error(logits, torch.zeros(10, dtype=torch.long)) == 0
-    assert evaluation.calibration_error(logits, torch.tensor([0] * 6 + [1] * 4)) == pytest.approx(0.4)
+    assert classification.calibration_error(logits, torch.zeros(10, dtype=torch.long)) == 0
+    assert classification.calibration_error(logits, torch.tensor([0] * 6 + [1] * 4)) == pytest.approx(0.4)
 
 
 def test_agreement_and_divergence(case: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -71,20 +71,20 @@ def test_agreement_and_divergence(case: tuple[Tensor, Tensor, Tensor]) -> None:
     kl = 0.0
     for s, t in rows:
         kl += sum(q * math.log(q / p) for p, q in zip(probabilities(s), probabilities(t), strict=True)) / len(rows)
-    assert evaluation.agreement(student, teacher) == pytest.approx(agree, rel=1e-12)
-    assert evaluation.divergence(student, teacher) == pytest.approx(kl, rel=1e-6)
+    assert classification.agreement(student, teacher) == pytest.approx(agree, rel=1e-12)
+    assert classification.divergence(student, teacher) == pytest.approx(kl, rel=1e-6)
 
 
 def test_divergence_is_from_the_teacher() -> None:
     # the teacher is sure of what the student doubts: KL(teacher || student) = ln 2; the other way round it is far more
-    assert evaluation.divergence(torch.zeros(1, 2), torch.tensor([[100.0, 0.0]])) == pytest.approx(math.log(2))
+    assert classification.divergence(torch.zeros(1, 2), torch.tensor([[100.0, 0.0]])) == pytest.approx(math.log(2))
 
 
 def test_tokens_are_measured_one_by_one():
     torch.manual_seed(0)
     learner = Classifier(Captioner(LabelEncoder(), width=6), input_key="told")
     data = ResidentDataModule(MNIST(), views=DigitScenes("captioning"), train_size=64, val_size=0)
-    (logits,), target = predict(learner, data.test_dataloader(), limit=600)
+    (logits,), target = prepared_rows(predict(learner, data.test_dataloader()), "classes", -100, limit=600)
     batches = list(data.test_dataloader())[:1]
     assert logits.shape == (600, 10)
     assert torch.equal(target, torch.cat([batch["target"] for batch in batches]).flatten()[:600])

@@ -1,4 +1,4 @@
-"""From a compare file to a plan."""
+"""Reads a compare file and builds the plan that it describes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Any, cast
 
 from kd_lightning.cli.configs import find_config, merge
 from kd_lightning.cli.errors import nearest
-from kd_lightning.compare.config import Config, read_yaml
-from kd_lightning.compare.plan import CHECKPOINT, Group, Plan, Variant
+from kd_lightning.compare.plan.config import Config, read_yaml
+from kd_lightning.compare.plan.variants import CHECKPOINT, Group, Plan, Variant
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.renamed import COMPARE_KEYS
 
 _KINDS: dict[str, tuple[type, ...]] = {"text": (str,), "a list": (list,), "a mapping": (dict,), "files": (str, list)}
-_PLAN = {"title": "text", "notes": "text", "set": "a mapping", "groups": "a mapping"}
+_PLAN = {"title": "text", "notes": "text", "overrides": "a mapping", "groups": "a mapping"}
 _GROUP = {
     "title": "text",
     "notes": "text",
-    "set": "a mapping",
+    "overrides": "a mapping",
     "seeds": "a list",
     "baseline": "text",
     "variants": "a mapping",
@@ -26,18 +27,18 @@ _GROUP = {
 _VARIANT = {
     "title": "text",
     "config": "files",
-    "set": "a mapping",
+    "overrides": "a mapping",
     "baseline": "text",
     "teacher": "text",
-    "network": "text",
+    "evaluate": "text",
 }
 
 
 def read_plan(path: Path) -> Plan:
-    """Reads a compare file; the configuration files that it names are looked for beside it.
+    """Read a compare file and the configuration files that it names, relative to its directory.
 
     Raises:
-        UsageError: Something in it, or in a file that it names, is wrong.
+        UsageError: The file, or a file that it names, has a mistake.
     """
     content = _checked(str(path), read_yaml(path), _PLAN, required=["groups"])
     build = _Builder(path, content)
@@ -46,17 +47,17 @@ def read_plan(path: Path) -> Plan:
 
 
 class _Builder:
-    """Builds each variant once, a teacher before whom it teaches."""
+    """Builds each variant once, and a teacher before its students."""
 
     def __init__(self, path: Path, content: Config) -> None:
         self.path, self.content = path, content
         self.groups: dict[str, Config] = {}
         for name, group in content["groups"].items():
-            where = f"{path}: groups.{_usable(str(path), name)}"
+            where = f"{path}: groups.{_check_name(str(path), name)}"
             self.groups[name] = _checked(where, group, _GROUP, required=["seeds", "variants"])
             _check_seeds(where, group["seeds"])
             for variant, value in group["variants"].items():
-                _checked(f"{where}.variants.{_usable(where, variant)}", value, _VARIANT, required=["config"])
+                _checked(f"{where}.variants.{_check_name(where, variant)}", value, _VARIANT, required=["config"])
         self.built: dict[tuple[str, str], Variant] = {}
         self.building: list[str] = []
 
@@ -72,7 +73,7 @@ class _Builder:
         content = group["variants"][name]
         where = f"{self.path}: groups.{group_name}.variants.{name}"
         if where in self.building:
-            raise UsageError(f"{where}: is its own teacher or baseline, if by way of others: name another")
+            raise UsageError(f"{where}: is its own teacher or baseline, directly or through others: name another")
         self.building.append(where)
         baseline = content.get("baseline", group.get("baseline"))
         config = self._config(where, group, content)
@@ -84,7 +85,7 @@ class _Builder:
             seeds=tuple(group["seeds"]),
             teacher=self._other(where, "teacher", group_name, content.get("teacher")),
             baseline=self._other(where, "baseline", group_name, None if baseline == name else baseline),
-            network=content.get("network"),
+            evaluate=content.get("evaluate"),
             checkpoints=self._checkpoints(where, group_name, config),
         )
         self.building.pop()
@@ -97,14 +98,14 @@ class _Builder:
             beside = self.path.parent / name
             try:
                 config = merge(config, read_yaml(beside if beside.is_file() else find_config(name)))
-            except UsageError as complaint:
-                raise UsageError(f"{where}: {complaint}") from None
+            except UsageError as error:
+                raise UsageError(f"{where}: {error}") from None
         for changes in (self.content, group, content):
-            config = merge(config, changes.get("set", {}))
+            config = merge(config, changes.get("overrides", {}))
         return config
 
     def _checkpoints(self, where: str, group_name: str, config: Config) -> dict[str, tuple[Variant, int]]:
-        """The variants that values such as ``@group/variant+1`` name."""
+        """Find the variants that values such as ``@group/variant+1`` name."""
         found: dict[str, tuple[Variant, int]] = {}
         for value in _texts(config):
             if named := CHECKPOINT.fullmatch(value):
@@ -114,7 +115,7 @@ class _Builder:
         return found
 
     def _other(self, where: str, key: str, group_name: str, reference: str | None) -> Variant | None:
-        """The variant that a key refers to: ``group/variant``, or ``variant`` in the same group."""
+        """Find the variant that a key refers to: ``group/variant``, or ``variant`` in the same group."""
         if reference is None:
             return None
         other_group, _, name = reference.rpartition("/")
@@ -125,7 +126,7 @@ class _Builder:
                 there += [f"{other}/{variant}" for other, group in self.groups.items() for variant in group["variants"]]
             raise UsageError(f"{where}: there is no {key} {reference!r}{nearest(reference, there)}")
         if key == "baseline" and other_group != group_name:
-            raise UsageError(f"{where}: baseline {reference!r} has other images or seeds: name one of its own group")
+            raise UsageError(f"{where}: baseline {reference!r} has other data or seeds: name one of the same group")
         return self.variant(other_group, name)
 
 
@@ -142,6 +143,8 @@ def _checked(where: str, value: Any, kinds: dict[str, str], required: list[str])
     content = cast("Config", value)
     for key, item in content.items():
         if key not in kinds:
+            if (new := COMPARE_KEYS.get(str(key))) in kinds:
+                raise UsageError(f"{where}: the key {key!r} is now called {new!r}")
             raise UsageError(f"{where}: there is no such key as {key!r}{nearest(str(key), kinds)}")
         if not isinstance(item, _KINDS[kinds[key]]):
             raise UsageError(f"{where}: {key} is {item!r} and not {kinds[key]}")
@@ -157,7 +160,7 @@ def _check_seeds(where: str, seeds: list[Any]) -> None:
         raise UsageError(f"{where}: seeds is {seeds} and not a list of different whole numbers, such as [0, 1, 2]")
 
 
-def _usable(where: str, name: Any) -> str:
+def _check_name(where: str, name: Any) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UsageError(f"{where}: {name!r} becomes a folder: use letters, digits, dots, dashes and underscores")
+        raise UsageError(f"{where}: {name!r} names a directory: use letters, digits, dots, dashes and underscores")
     return name

@@ -1,4 +1,4 @@
-"""A process that imports once and does one task after another on one core."""
+"""A worker: a process that imports once and runs one task after another on one core."""
 
 from __future__ import annotations
 
@@ -7,52 +7,19 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple, Protocol
 
-Tell = Callable[[float], None]
-"""Told how far a task is, in [0, 1]."""
-
-
-class Task(Protocol):
-    """What a worker does: plain values, sent to it by pickle."""
-
-    def __call__(self, tell: Tell) -> Any:
-        """Does it and returns plain values."""
-        ...
-
-
-class Underway(NamedTuple):
-    """A task is under way."""
-
-    fraction: float
-
-
-class Done(NamedTuple):
-    """A task came to its end."""
-
-    value: Any
-
-
-class Failed(NamedTuple):
-    """A task raised, or its process died."""
-
-    reason: str
-    """In one line."""
-    details: str
-    """The traceback; of a process that died, the reason again."""
-
-
-Message = Underway | Done | Failed
+from kd_lightning.compare.messages import Done, Failed, Message, Progress, ReportProgress, Task
 
 
 class Worker:
-    """The parent's side of one process; it is started at once and knows nothing of the parent's state.
+    """The parent's side of one process, which starts at once with no state of the parent.
 
-    On a machine of few cores two threads a process are slower than one, and by much: each worker has one.
+    On a machine of few cores two threads a process are much slower than one: each worker has one.
     """
 
     def __init__(self) -> None:
@@ -64,37 +31,51 @@ class Worker:
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         with _environment(OMP_NUM_THREADS="1"):
             self.process.start()
-        theirs.close()  # theirs alone now, so that its death closes the pipe
+        theirs.close()  # the process has the only other end now, so that its death closes the pipe
 
     def start(self, task: Task) -> None:
-        """Hands it a task; `receive` tells of it."""
-        with suppress(BrokenPipeError):  # it is dead, which `receive` will say
+        """Send the process a task; `receive` returns the messages about it."""
+        with suppress(BrokenPipeError):  # the process is dead, which `receive` will report
             self.connection.send(task)
 
     def receive(self) -> Message:
-        """Waits for the next message; the death of the process is one, and another takes its place."""
+        """Wait for the next message; a process that dies is reported as a failure and replaced."""
         try:
             return self.connection.recv()
         except (EOFError, ConnectionResetError):
             self.process.join()
-            reason = f"its process died with exit code {self.process.exitcode}: was it killed for want of memory?"
+            reason = f"its process died with exit code {self.process.exitcode}: check if the machine ran out of memory"
             self.connection.close()
             self._spawn()
             return Failed(reason, reason)
 
+    def result(self) -> Done | Failed:
+        """Wait for the last message about a task."""
+        while isinstance(message := self.receive(), Progress):
+            pass
+        return message
+
     def stop(self) -> None:
-        """Ends the process, whatever it is doing."""
+        """End the process, even in the middle of a task."""
         self.process.kill()
         self.process.join()
         self.connection.close()
 
 
-class GetReady:
-    """A task: imports what all others need."""
+@dataclass(frozen=True)
+class WarmUp:
+    """A task that imports the modules that all other tasks need, which takes seconds, once in a process.
 
-    def __call__(self, tell: Tell) -> None:
-        """Takes seconds, once in a process."""
-        import_module("kd_lightning.compare.fitting")
+    Args:
+        modules: Dotted names.
+    """
+
+    modules: tuple[str, ...]
+
+    def __call__(self, report_progress: ReportProgress) -> None:
+        """Import the modules."""
+        for name in self.modules:
+            import_module(name)
 
 
 def _serve(connection: Connection) -> None:
@@ -102,11 +83,11 @@ def _serve(connection: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
-    with suppress(EOFError, BrokenPipeError):  # the parent is gone: so is the reason to be here
+    with suppress(EOFError, BrokenPipeError):  # the parent has ended, so this process ends too
         while True:
             task: Task = connection.recv()
             try:
-                connection.send(Done(task(lambda fraction: connection.send(Underway(fraction)))))
+                connection.send(Done(task(lambda fraction: connection.send(Progress(fraction)))))
             except BrokenPipeError:
                 raise
             except Exception as error:
@@ -130,7 +111,7 @@ def _environment(**variables: str) -> Generator[None]:
 
 @contextmanager
 def output_to(path: str | os.PathLike[str]) -> Generator[None]:
-    """Everything that this process prints, C++ included, goes to the end of a file."""
+    """Append everything that this process prints, C++ code included, to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = {1: os.dup(1), 2: os.dup(2)}

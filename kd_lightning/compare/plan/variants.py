@@ -1,4 +1,4 @@
-"""What is compared with what: groups of variants, each run under several seeds."""
+"""Plan, groups, variants and runs: the variants that are compared, and one run of each per seed."""
 
 from __future__ import annotations
 
@@ -12,39 +12,40 @@ from pathlib import Path
 from typing import Any
 
 from kd_lightning.cli.configs import merge
-from kd_lightning.compare.config import Config
+from kd_lightning.compare.plan.config import Config
 
 CHECKPOINT = re.compile(r"@(?P<variant>[A-Za-z0-9][\w./-]*?)(?:\+(?P<next>\d+))?")
-"""``@group/variant`` in a configuration is the checkpoint of its run at the same place in the list of seeds, and
-``@group/variant+1`` that of the one after."""
+"""``@group/variant`` in a configuration is the checkpoint of that variant's run at the same position in the list of
+seeds, ``@group/variant+1`` that of the run after it."""
+LAST_CHECKPOINT = "last.ckpt"
 
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """One way to train: a row of a table."""
+    """A way to train: one row of a table."""
 
     group: str
     name: str
     title: str
     config: Config
-    """The merged files and overrides, but for the seed, the folder and the teacher's file, which are each run's own."""
+    """The merged files and overrides, without each run's own seed, directory and teacher checkpoint."""
     seeds: tuple[int, ...]
     teacher: Variant | None
     baseline: Variant | None
-    """The variant of the same group that this one is measured against, seed by seed."""
-    network: str | None = None
-    """Which of several networks is measured: the deployed one, or one by its name, or ``mean``, all of them."""
+    """The variant of the same group that this one is compared with, seed by seed."""
+    evaluate: str | None = None
+    """The network to evaluate, by name, or ``mean`` for all of them; None for the inference network."""
     checkpoints: Mapping[str, tuple[Variant, int]] = field(default_factory=dict)
-    """The variants whose checkpoints the configuration names, and how many seeds on, by how it names them."""
+    """The variants whose checkpoints the configuration names, with the offset in seeds, by the text that names them."""
 
     @property
     def path(self) -> str:
-        """``group/name``: how other variants refer to it."""
+        """``group/name``, by which other variants refer to it."""
         return f"{self.group}/{self.name}"
 
     @cached_property
     def runs(self) -> list[Run]:
-        """One run a seed; with fewer teachers than seeds, each teacher teaches in turn."""
+        """One run per seed; with fewer teachers than seeds, the teachers take turns."""
         teachers = self.teacher.runs if self.teacher else [None]
         return [
             Run(
@@ -68,21 +69,21 @@ class Run:
 
     @property
     def needs(self) -> list[Run]:
-        """The runs that must be finished before: its teacher, and those whose checkpoints its configuration names."""
+        """The runs that must finish first: its teacher, and those whose checkpoints its configuration names."""
         return [*([self.teacher] if self.teacher else []), *self.checkpoints.values()]
 
     @property
     def name(self) -> str:
-        """``group/variant/seed-N``: its folder under the root, and its name in TensorBoard."""
+        """``group/variant/seed-N``: its directory under the root, and its name in TensorBoard."""
         return f"{self.variant.path}/seed-{self.seed}"
 
     @property
     def config(self) -> Config:
-        """What is trained, under this seed: the same images, order and first weights for every variant that has it."""
+        """The configuration under this seed: variants of one seed share data, order and initial weights."""
         return merge(self.variant.config, {"seed_everything": self.seed, "data": {"init_args": {"seed": self.seed}}})
 
     def placed(self, root: Path) -> Config:
-        """The configuration with its folder and its teacher's file, ready for ``kd-lightning fit --config``."""
+        """Return the configuration with its directory and its teacher's checkpoint, for ``kd-lightning fit``."""
         places: Config = {"trainer": {"default_root_dir": str(root / self.name)}}
         if self.teacher:
             checkpoint = {"checkpoint": str(self.teacher.checkpoint(root))}
@@ -90,12 +91,13 @@ class Run:
         return merge(_replaced(self.config, self.checkpoints, root), places)
 
     def checkpoint(self, root: Path) -> Path:
-        """The weights of its last step."""
-        return root / self.name / "last.ckpt"
+        """Return the path of the weights after the last step."""
+        return root / self.name / LAST_CHECKPOINT
 
     def digest(self, root: Path) -> str:
-        """Changes with anything that its result depends on: the configuration, the seed, the files of other runs."""
-        measured = {"network": self.variant.network} if self.variant.network else {}
+        """Hash everything that the result depends on: configuration, seed, and the checkpoints of other runs."""
+        # "network" is an old name that stays: another one would make every finished run start over
+        measured = {"network": self.variant.evaluate} if self.variant.evaluate else {}
         parts = json.dumps(self.config | measured, sort_keys=True, default=str).encode()
         for run in self.needs:
             parts += run.checkpoint(root).read_bytes()
@@ -104,7 +106,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Variants that share a table: the same seeds, images and budget."""
+    """Variants that share a table, with the same seeds, data and budget."""
 
     name: str
     title: str
@@ -114,7 +116,7 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Everything in a compare file."""
+    """The content of a compare file."""
 
     title: str
     notes: str
@@ -122,12 +124,12 @@ class Plan:
 
     @property
     def variants(self) -> list[Variant]:
-        """Of all groups, in the order of the file."""
+        """The variants of all groups, in the file's order."""
         return [variant for group in self.groups for variant in group.variants]
 
     @property
     def runs(self) -> list[Run]:
-        """Of all variants, in the order of the file."""
+        """The runs of all variants, in the file's order."""
         return [run for variant in self.variants for run in variant.runs]
 
 

@@ -1,4 +1,4 @@
-"""What logits are worth: pure functions, computed in float64."""
+"""Figures of class logits: pure functions, computed in float64."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ def accuracy(logits: Tensor, target: Tensor) -> float:
 def negative_log_likelihood(logits: Tensor, target: Tensor) -> float:
     """Mean cross-entropy at temperature 1, in nats.
 
+    Args:
+        logits: (N, C).
+        target: Class indices (N,), or probabilities (N, C).
+
     Example:
         >>> round(negative_log_likelihood(torch.zeros(1, 10), torch.tensor([3])), 4)
         2.3026
     """
-    return functional.cross_entropy(logits.double(), target).item()
+    labels = target.double() if target.is_floating_point() else target
+    return functional.cross_entropy(logits.double(), labels).item()
 
 
 def calibration_error(logits: Tensor, target: Tensor) -> float:
@@ -50,7 +55,7 @@ def calibration_error(logits: Tensor, target: Tensor) -> float:
 
 
 def agreement(student: Tensor, teacher: Tensor) -> float:
-    """Share of rows on which both say the same class, right or wrong, in [0, 1].
+    """Share of rows on which both networks predict the same class, right or wrong, in [0, 1].
 
     Example:
         >>> agreement(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([[9.0, 1.0], [0.0, 1.0]]))

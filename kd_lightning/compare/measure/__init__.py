@@ -1,0 +1,1 @@
+"""Measurements of trained networks and of the networks' costs."""

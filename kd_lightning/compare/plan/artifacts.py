@@ -1,0 +1,80 @@
+"""The files of a comparison, and the plain values that are stored there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kd_lightning.compare.measure.measures import NetworkStats
+from kd_lightning.compare.plan.config import Config
+from kd_lightning.compare.plan.variants import LAST_CHECKPOINT, Run
+
+CONFIG, RESULT, ERROR, LOG, OUTPUTS = "compare.yaml", "result.json", "error.txt", "log.txt", "test.npz"
+NETWORKS = "networks.json"
+"""In the root: the costs of each network, by `network_key`."""
+
+Result = dict[str, Any]
+"""The measurements of a run, as plain values; see `kd_lightning.compare.run.execution`."""
+Results = Mapping[Run, Result]
+"""The results of the finished runs."""
+
+
+class ProfileResult(NamedTuple):
+    """The measurements of a variant before anything is trained."""
+
+    seconds: float | None
+    """Estimated duration of a run; None where a few steps do not tell."""
+    reason: str
+    """Why there is no estimate."""
+    stats: NetworkStats | None
+    """The costs of the student; None if they were not to be measured."""
+    metrics: tuple[str, ...]
+    """The names of the learner's metrics."""
+    monitor: str
+    """The name of the metric that chooses the best checkpoint."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that a worker needs to know of a run, as plain values."""
+
+    run_dir: Path
+    config: Config
+    digest: str
+    teacher_dir: Path | None
+    labels: dict[str, Any]
+    """The columns of TensorBoard's HParams page."""
+    evaluate: str | None = None
+    """The network to evaluate, or ``mean`` for all of them; None for the inference network."""
+
+
+def run_spec(run: Run, root: Path) -> RunSpec:
+    """Describe a run whose teacher, if it has one, is finished."""
+    teacher = run.teacher
+    labels = {"group": run.variant.group, "variant": run.variant.name, "seed": run.seed}
+    return RunSpec(
+        run_dir=root / run.name,
+        config=run.placed(root),
+        digest=run.digest(root),
+        teacher_dir=root / teacher.name if teacher else None,
+        labels=labels | {"teacher": teacher.name if teacher else "none"},
+        evaluate=run.variant.evaluate,
+    )
+
+
+def finished(run: Run, root: Path) -> Result | None:
+    """Return the stored result of a run; None unless its configuration and the files of other runs are unchanged."""
+    needed = [root / run.name / name for name in (RESULT, OUTPUTS, LAST_CHECKPOINT)]
+    if not all(path.is_file() for path in needed) or any(finished(need, root) is None for need in run.needs):
+        return None
+    result = json.loads(needed[0].read_text())
+    return result if result["digest"] == run.digest(root) else None
+
+
+def keep_traceback(run: Run, root: Path, details: str) -> None:
+    """Write the traceback of a failed run into its directory, if it has one already."""
+    if (root / run.name / CONFIG).is_file():
+        (root / run.name / ERROR).write_text(details, encoding="utf-8")

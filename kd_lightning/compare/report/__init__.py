@@ -1,0 +1,1 @@
+"""Statistics, tables, conclusions and curves of finished runs."""

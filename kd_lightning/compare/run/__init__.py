@@ -1,0 +1,1 @@
+"""Worker processes, the training of one run, and the progress display."""

@@ -1,0 +1,143 @@
+"""The training of one run to its last step, and the measurements of its last weights."""
+
+from __future__ import annotations
+
+import gc
+from statistics import fmean
+from time import perf_counter, process_time
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from kd_lightning.cli.engine import build
+from kd_lightning.cli.log_filters import quiet
+from kd_lightning.compare.measure.classification import accuracy, agreement, divergence
+from kd_lightning.compare.measure.figures import Measured, measure_learner
+from kd_lightning.compare.measure.measures import measure_key
+from kd_lightning.compare.measure.predictions import predict, prepared_rows
+from kd_lightning.compare.messages import ReportProgress
+from kd_lightning.compare.plan.artifacts import CONFIG, OUTPUTS, Result, RunSpec
+from kd_lightning.compare.plan.config import network_key
+from kd_lightning.core.batch import target_of
+from kd_lightning.core.errors import UsageError
+from kd_lightning.core.hashing import weights_hash
+from kd_lightning.core.label_kinds import class_indices
+from kd_lightning.core.learner import Learner
+from kd_lightning.core.progress import optimizer_step
+from kd_lightning.core.protocols import TrainingRows
+
+TRAIN_ROWS = 10_000
+"""Train accuracy is measured on at most this number of a run's training rows."""
+
+
+class Recorder(Callback):
+    """Reports the progress of training, and keeps the validation curve."""
+
+    def __init__(self, report_progress: ReportProgress) -> None:
+        self.report_progress, self.reported = report_progress, 0.0
+        self.curve: list[dict[str, float]] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Report progress twice a second."""
+        if perf_counter() - self.reported > 0.5:
+            self.reported = perf_counter()
+            self.report_progress(optimizer_step(trainer) / trainer.estimated_stepping_batches)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the inference network's metrics over all loaders to the curve."""
+        if trainer.sanity_checking:
+            return
+        metrics = {
+            measure_key(name.removeprefix("val/")): value.item()
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("val/") and name.count("/") == 1
+        }
+        self.curve.append({"step": optimizer_step(trainer)} | metrics)
+
+
+def execute(spec: RunSpec, report_progress: ReportProgress) -> Result:
+    """Train as ``kd-lightning fit`` does, then measure the weights of the last step.
+
+    Returns:
+        Plain values: ``network`` (its key), ``start`` (hash of the student's first weights), ``steps``, ``seconds``,
+        ``cpu_seconds``, ``curve``, ``label_kind``, ``monitor``, ``mode`` and ``metrics`` of the learner, the number of
+        test and training images, and of class labels ``accuracy``, ``errors``, ``nll``, ``calibration_error``,
+        ``train_accuracy``, and beside a teacher ``agreement`` and ``divergence``.
+    """
+    gc.collect()  # frees the run before
+    with quiet():
+        run = build(["--config", str(spec.run_dir / CONFIG)])
+        trainer, model, data = cast("Any", run.trainer), cast("Learner", run.model), run.datamodule
+        recorder = Recorder(report_progress)
+        trainer.callbacks.append(recorder)
+        start, began, cpu_began = weights_hash(model.student), perf_counter(), process_time()
+        run.run()
+        seconds, cpu_seconds = perf_counter() - began, process_time() - cpu_began
+    data.setup("test")
+    model.to(trainer.strategy.root_device)  # a fit moves it away, while the resident images stay there
+    measured = measure_learner(model, data.test_dataloader(), spec.evaluate)
+    np.savez(spec.run_dir / OUTPUTS, logits=measured.outputs.numpy(), target=measured.target.numpy())
+    result: Result = {
+        "network": network_key(spec.config),
+        "start": start,
+        "steps": optimizer_step(trainer),
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "curve": recorder.curve,
+        "label_kind": measured.label_kind,
+        "monitor": measure_key(model.evaluation.monitor),
+        "mode": model.evaluation.mode,
+        "metrics": {measure_key(name): value for name, value in measured.metrics.items()},
+        "test_images": len(measured.target),
+        **measured.figures,
+        **_beside_teacher(spec, measured),
+        **_on_training_rows(model, data, spec.evaluate),
+    }
+    _log(trainer, spec, measured.metrics, result["steps"])
+    return result
+
+
+def _beside_teacher(spec: RunSpec, measured: Measured) -> Result:
+    if spec.teacher_dir is None or measured.label_kind != "classes":
+        return {"agreement": None, "divergence": None}
+    with np.load(spec.teacher_dir / OUTPUTS) as saved:
+        logits, target = torch.from_numpy(saved["logits"]), torch.from_numpy(saved["target"])
+    if not torch.equal(measured.target, target):
+        raise UsageError(
+            f"student and teacher ({spec.teacher_dir}) were not tested on the same images: give both the same data"
+        )
+    return {"agreement": agreement(measured.outputs, logits), "divergence": divergence(measured.outputs, logits)}
+
+
+def _on_training_rows(model: Learner, data: object, evaluate: str | None) -> Result:
+    """Measure the training rows of data that can give each of them once."""
+    if not isinstance(data, TrainingRows):
+        return {"train_images": None, "train_accuracy": None}
+    count, kind = sum(_num_samples(model, batch) for batch in data.train_rows()), model.evaluation.kind
+    if kind != "classes":
+        return {"train_images": count, "train_accuracy": None}
+    batches = predict(model, data.train_rows(), evaluate)
+    outputs, target = prepared_rows(batches, kind, model.evaluation.ignore_index, TRAIN_ROWS)
+    return {
+        "train_images": count,
+        "train_accuracy": fmean(accuracy(logits, class_indices(target)) for logits in outputs),
+    }
+
+
+def _num_samples(model: Learner, batch: Any) -> int:
+    labels = model.split_batch(batch).labels
+    return len(labels["index"] if "index" in labels else cast("Any", target_of(labels)))
+
+
+def _log(trainer: Trainer, spec: RunSpec, metrics: dict[str, float], step: int) -> None:
+    """Log the test metrics, and to TensorBoard's HParams page as well, under tags that are the same in all runs."""
+    for logger in trainer.loggers:
+        logger.log_metrics({f"test/{name}": value for name, value in metrics.items()}, step=step)
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(spec.labels, {f"hp/test_{name}": value for name, value in metrics.items()})
+        logger.finalize("success")

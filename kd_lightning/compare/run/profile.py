@@ -1,0 +1,42 @@
+"""Profile: a task that builds a variant before anything is trained, and measures its network and its steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import yaml
+
+from kd_lightning.cli.configs import merge
+from kd_lightning.compare.messages import ReportProgress
+from kd_lightning.compare.plan.artifacts import CONFIG, LOG, ProfileResult
+from kd_lightning.compare.plan.config import Config, without_checkpoints
+from kd_lightning.compare.run.worker import output_to
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A task that measures a variant while nothing else runs, in a directory that is then removed.
+
+    Networks that the model loads from checkpoints are built without them: those files need not exist yet.
+
+    Args:
+        config: The variant's configuration.
+        measure_network: True to measure the costs of the student as well.
+    """
+
+    config: Config
+    measure_network: bool
+
+    def __call__(self, report_progress: ReportProgress) -> ProfileResult:
+        """Build the variant, measure its student, and time a few steps."""
+        with TemporaryDirectory(prefix="kd-profile-") as folder:
+            places = {"trainer": {"default_root_dir": folder, "limit_val_batches": 1}}
+            built = {key: without_checkpoints(self.config.get(key, {})) for key in ("model", "trainer")}
+            path = Path(folder) / CONFIG
+            path.write_text(yaml.safe_dump(merge(self.config | built, places), sort_keys=False), encoding="utf-8")
+            with output_to(Path(folder) / LOG):
+                from kd_lightning.compare.plan.costs import profile_run  # it loads torch, which only the workers need
+
+                return profile_run(path, self.measure_network)

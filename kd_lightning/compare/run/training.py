@@ -1,0 +1,49 @@
+"""The training of one run, as a task for a worker."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from kd_lightning.compare.messages import ReportProgress
+from kd_lightning.compare.plan.artifacts import CONFIG, LOG, RESULT, Result, RunSpec
+from kd_lightning.compare.run.worker import output_to
+
+
+@dataclass(frozen=True)
+class Training:
+    """A task that trains and evaluates a run in a new directory, and writes the result there."""
+
+    spec: RunSpec
+
+    def __call__(self, report_progress: ReportProgress) -> Result:
+        """Train and evaluate.
+
+        Raises:
+            FileExistsError: The run's directory holds files of something else.
+        """
+        run_dir = self.spec.run_dir
+        _clear(run_dir)
+        (run_dir / CONFIG).write_text(yaml.safe_dump(self.spec.config, sort_keys=False), encoding="utf-8")
+        with output_to(run_dir / LOG):
+            from kd_lightning.compare.run.execution import execute  # it loads torch, which only the workers need
+
+            result = execute(self.spec, report_progress) | {"digest": self.spec.digest}
+        unfinished = run_dir / f".{RESULT}"
+        unfinished.write_text(json.dumps(result, indent=1))
+        unfinished.replace(run_dir / RESULT)
+        return result
+
+
+def _clear(run_dir: Path) -> None:
+    """Remove an unfinished run, or one of another configuration, but never files of something else."""
+    if run_dir.exists() and any(run_dir.iterdir()) and not (run_dir / CONFIG).exists():
+        raise FileExistsError(
+            f"{run_dir} holds something else than a run of a comparison: move it, or name another --root"
+        )
+    shutil.rmtree(run_dir, ignore_errors=True)
+    run_dir.mkdir(parents=True)
