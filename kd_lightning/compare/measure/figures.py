@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from kd_lightning.compare.measure.classification import accuracy, calibration_error, negative_log_likelihood
 from kd_lightning.compare.measure.predictions import Predictions, predict, prepared_rows
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.evaluation import Evaluation, loader_names
+from kd_lightning.core.evaluation import Evaluation
 from kd_lightning.core.label_kinds import class_indices
 from kd_lightning.core.learner import Learner
 from kd_lightning.core.loss import LabelKind
@@ -46,12 +46,12 @@ def measure_learner(model: Learner, loaders: Any, evaluate: str | None = None) -
     Raises:
         UsageError: There is no such network, there is no label, or the monitored metric is not a single number.
     """
-    names, evaluation = loader_names(loaders), model.evaluation
+    evaluation = model.evaluation
     batches = [list(predict(model, loader, evaluate)) for loader in _each(loaders)]
     networks = list(next(chain.from_iterable(batches), ({}, None))[0])
     if not networks:
         raise UsageError("the test loaders have no batches: a comparison needs test data")
-    metrics = [_metrics(evaluation, name, names, batches) for name in networks]
+    metrics = [_metrics(evaluation, name, loaders, batches) for name in networks]
     kind = cast("LabelKind", evaluation.kind)
     outputs, target = prepared_rows(chain.from_iterable(batches), kind, evaluation.ignore_index)
     figures: list[dict[str, Any]] = [class_figures(rows, target) if kind == "classes" else {} for rows in outputs]
@@ -73,9 +73,7 @@ def class_figures(logits: Tensor, target: Tensor) -> dict[str, Any]:
     }
 
 
-def _metrics(
-    evaluation: Evaluation, network: str, loaders: list[str], batches: list[list[Predictions]]
-) -> dict[str, float]:
+def _metrics(evaluation: Evaluation, network: str, loaders: Any, batches: list[list[Predictions]]) -> dict[str, float]:
     evaluation.start("test", [network], loaders, torch.device("cpu"))
     for number, predictions in enumerate(batches):
         for outputs, target in predictions:

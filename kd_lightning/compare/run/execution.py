@@ -27,7 +27,7 @@ from kd_lightning.core.hashing import weights_hash
 from kd_lightning.core.label_kinds import class_indices
 from kd_lightning.core.learner import Learner
 from kd_lightning.core.progress import optimizer_step
-from kd_lightning.core.protocols import TrainingRows
+from kd_lightning.core.protocols import ProvidesTrainingRows
 
 TRAIN_ROWS = 10_000
 """Train accuracy is measured on at most this number of a run's training rows."""
@@ -116,7 +116,7 @@ def _beside_teacher(spec: RunSpec, measured: Measured) -> Result:
 
 def _on_training_rows(model: Learner, data: object, evaluate: str | None) -> Result:
     """Measure the training rows of data that can give each of them once."""
-    if not isinstance(data, TrainingRows):
+    if not isinstance(data, ProvidesTrainingRows):
         return {"train_images": None, "train_accuracy": None}
     count, kind = sum(_num_samples(model, batch) for batch in data.train_rows()), model.evaluation.kind
     if kind != "classes":

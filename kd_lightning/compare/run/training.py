@@ -12,6 +12,7 @@ import yaml
 from kd_lightning.compare.messages import ReportProgress
 from kd_lightning.compare.plan.artifacts import CONFIG, LOG, RESULT, Result, RunSpec
 from kd_lightning.compare.run.worker import output_to
+from kd_lightning.core.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,8 @@ class Training:
             from kd_lightning.compare.run.execution import execute  # it loads torch, which only the workers need
 
             result = execute(self.spec, report_progress) | {"digest": self.spec.digest}
-        unfinished = run_dir / f".{RESULT}"
-        unfinished.write_text(json.dumps(result, indent=1))
-        unfinished.replace(run_dir / RESULT)
+        with atomic_write(run_dir / RESULT) as stream:
+            stream.write(json.dumps(result, indent=1).encode())
         return result
 
 
