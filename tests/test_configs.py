@@ -1,33 +1,40 @@
-"""Every shipped YAML file that trains something runs, and what it writes can be loaded again."""
+"""Every shipped YAML file that trains something runs, and what it writes can be loaded again.
+
+See `tests/shipped.py` for how its runs are made small.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from torch import nn
 
 import kd_lightning.losses
-from kd_lightning import callbacks, load_student, schemes
+from kd_lightning import load_student
 from kd_lightning.__main__ import main
-from kd_lightning.cli.configs import SHIPPED, methods
+from kd_lightning.cli.configs import SHIPPED
+from kd_lightning.cli.engine import build
 from kd_lightning.compare.plan.plan_file import read_plan
+from kd_lightning.core.traits import has_trait
+from tests import shipped, toys
+from tests.shipped import METHODS
 
-METHODS = {method.name: method for method in methods()}
 PARTS = sorted((SHIPPED / "parts").glob("*.yaml"))
 ZOO = SHIPPED / "compare/zoo.yaml"
-SHORT = (
-    "--trainer.max_epochs=1",
-    "--trainer.limit_train_batches=2",
-    "--trainer.limit_val_batches=1",
-    "--trainer.log_every_n_steps=1",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.enable_model_summary=false",
-    "--trainer.accelerator=cpu",
-)
+CHOSEN = shipped.one_of_each_pair()
+"""Whose whole command line runs in `make test`."""
+
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:\s*(By default only one Jsonargparse|\S+ was deprecated in v4)"
+)  # what Lightning calls
 
 
 def is_plain(value: object) -> bool:
@@ -38,55 +45,66 @@ def is_plain(value: object) -> bool:
     return value is None or type(value) in (str, int, float, bool)
 
 
-@pytest.mark.filterwarnings(
-    r"ignore:\s*(By default only one Jsonargparse|\S+ was deprecated in v4)"
-)  # what Lightning calls
-@pytest.mark.parametrize("name", METHODS)
-def test_trains_and_is_loaded_again(name, workplace):
-    folder = workplace / "run"
-    given = ["--config", f"configs/{name}.yaml", *SHORT, f"--trainer.default_root_dir={folder}"]
-    if "image_steps" in METHODS[name].path.read_text():  # each round of images is hundreds of steps
-        given += ["--model.init_args.image_steps=2", "--model.init_args.round_size=16"]
-    if any(word in METHODS[name].path.read_text() for word in ("PseudoLabels", "ActivationStatistics")):
-        # which would look at every image
-        given += ["--data.init_args.train_size=640"]
-    if name in ("data_free/dafl_lenet", "data_free/dfad_lenet"):  # batches for a GPU
-        given += ["--data.init_args.batch_size=16"]
-    assert main(["fit", *given]) == 0
-    written = {path.name.partition(".tfevents")[0] for path in folder.iterdir()}
-    config = yaml.safe_load(METHODS[name].path.read_text())
-    wanted = {"config.yaml", "last.ckpt", "metrics.csv", "events.out"}
-    if config["data"]["class_path"] != "NoiseDataModule":  # which has nothing to validate on
-        wanted |= {"best.ckpt"}
-    if "PseudoLabels" in METHODS[name].path.read_text():
-        wanted |= {"pseudo_labels.safetensors"}
-    if "ActivationStatistics" in METHODS[name].path.read_text():
-        wanted |= {"statistics.safetensors"}
-    assert written == wanted
-
-    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
-    own_moves = {"generator_steps", "student_steps"} & set(config["model"]["init_args"])
-    moves = [config["model"]["init_args"][move] for move in own_moves] + [1] * len(checkpoint["optimizer_states"])
-    given = config["data"]["init_args"]
-    batches = 1 if given.get("train_size") == given["batch_size"] and "steps_per_epoch" not in given else 2
-    assert checkpoint["global_step"] == batches * sum(moves[: len(checkpoint["optimizer_states"])])
+def check_checkpoint(path: Path, cli: Any, batches: int) -> None:
+    """Compare a checkpoint with the run that wrote it, and load it as a scheme and as a student alone."""
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["global_step"] == batches * cli.model.optimizer_steps_per_batch
     assert is_plain(checkpoint["hyper_parameters"])
-    named = [callback["class_path"] for callback in config["trainer"].get("callbacks", [])]
-    moves = any(issubclass(getattr(callbacks, callback), callbacks.EvolvingTeacher) for callback in named)
-    learns = config["model"]["class_path"] == "KDGAN"
+    teacher = dict(cli.model.named_children()).get("teacher", nn.Module())
+    learns = any(parameter.requires_grad for parameter in teacher.parameters())
+    moves = any(has_trait(callback, "changes_teacher") for callback in cli.trainer.callbacks)
     assert any(key.startswith("teacher.") for key in checkpoint["state_dict"]) == (moves or learns)
 
-    learner = getattr(schemes, config["model"]["class_path"]).load_from_checkpoint(
-        folder / "last.ckpt", weights_only=True
-    )
-    deployed = f"{checkpoint['inference_network']}."
-    trained = {k.removeprefix(deployed): v for k, v in checkpoint["state_dict"].items() if k.startswith(deployed)}
-    for loaded in (learner.get_submodule(learner.inference_network_name), load_student(folder / "last.ckpt")):
-        assert loaded.state_dict().keys() == trained.keys()
-        for key, value in loaded.state_dict().items():
-            assert torch.equal(value, trained[key]), key
+    learner = type(cli.model).load_from_checkpoint(path, weights_only=True)
+    prefix = f"{checkpoint['inference_network']}."
+    trained = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    assert trained
+    for loaded in (learner.get_submodule(learner.inference_network_name), load_student(path)):
+        assert toys.same(loaded.state_dict(), trained)
 
-    assert main(["test", "--config", str(folder / "config.yaml"), "--trainer.limit_test_batches=1"]) == 0
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_is_trained_and_loaded_again(name, provide, tmp_path):
+    provide(name)
+    one = ["--trainer.limit_train_batches=1", "--trainer.enable_checkpointing=false"]
+    cli = build([*shipped.small(name), *one, f"--trainer.default_root_dir={tmp_path}/run"])
+    cli.run()
+    assert cli.trainer.num_training_batches == 1
+    cli.trainer.save_checkpoint(tmp_path / "step.ckpt")
+    check_checkpoint(tmp_path / "step.ckpt", cli, batches=1)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in CHOSEN else pytest.mark.slow) for name in METHODS]
+)
+def test_the_command_line_trains_and_tests(name, provide, tmp_path):
+    provide(name)
+    assert main(["fit", *shipped.small(name), f"--trainer.default_root_dir={tmp_path}/run"]) == 0
+    config = str(tmp_path / "run/config.yaml")
+    cli = build(["--config", config])  # the file rebuilds the run
+    cli.datamodule.trainer = cli.trainer
+    batches = min(2, len(cli.datamodule.train_dataloader()))
+    check_checkpoint(tmp_path / "run/last.ckpt", cli, batches)
+
+    written = {path.name.partition(".tfevents")[0] for path in (tmp_path / "run").iterdir()}
+    validated = "val/" in (tmp_path / "run/metrics.csv").read_text()
+    best = {"best.ckpt"} if validated else set()
+    assert written == {"config.yaml", "last.ckpt", "metrics.csv", "events.out"} | best | shipped.extra_files(name)
+    assert validated == bool(cli.datamodule.val_dataloader())
+    assert main(["test", "--config", config, "--trainer.limit_test_batches=1"]) == 0
+
+
+def test_a_file_that_another_run_reads_is_written_by_its_run():
+    needed = {(source, path.name) for name in METHODS for path, source in shipped.needed_files(name).items()}
+    assert len(needed) > 10
+    for source, file in needed:
+        assert file in {"last.ckpt", "best.ckpt"} | shipped.extra_files(source)
+
+
+def test_overlays_are_of_shipped_files():
+    names = {path.relative_to(shipped.CONF).with_suffix("").as_posix() for path in shipped.CONF.rglob("*.yaml")}
+    families = {f"{name.partition('/')[0]}/default" for name in METHODS}
+    assert names <= {"default"} | families | METHODS.keys()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -99,20 +117,21 @@ def test_opens_with_what_it_is_and_how_it_is_run(name):
     assert yaml.safe_load(text)["trainer"]["default_root_dir"] == f"runs/{name}"
 
 
-def test_every_loss_is_a_method():
+def test_every_loss_is_a_method_or_a_mistake_that_a_page_explains():
     used = "".join(method.path.read_text() for method in METHODS.values())
     losses = [name for name in kd_lightning.losses.__all__ if name[0].isupper()]
     unused = [name for name in losses if f"class_path: {name}" not in used]
-    assert unused == ["ProbabilityCrossEntropyLoss"]  # the origin's mistake is there to be explained, not to train with
-
-
-TRANSFER_SETS = {"response/kd_without_threes", "response/kd_sevens_and_eights"}
-"""Other data for a loss that the zoo has: their test images are of classes that were never trained on."""
+    explained = (SHIPPED.parent / "docs/origin.md").read_text()
+    assert [name for name in unused if f"`{name}`" in explained] == unused
+    assert len(unused) <= 1
 
 
 def test_the_zoo_has_every_loss():
-    names = {name for name in METHODS if name.partition("/")[0] in ("response", "feature", "relation")} - TRANSFER_SETS
-    missing = {name for name in names if f"config: ../{name}.yaml" not in ZOO.read_text()}
+    trained = {name: yaml.safe_load(method.path.read_text())["data"]["init_args"] for name, method in METHODS.items()}
+    # a transfer set is other data for a loss that the zoo has: classes that are tested were never trained on
+    wanted = {name for name in METHODS if name.startswith(("response/", "feature/", "relation/"))}
+    wanted -= {name for name, data in trained.items() if "classes" in data}
+    missing = {name for name in wanted if f"config: ../{name}.yaml" not in ZOO.read_text()}
     assert not missing
     zoo = {group.name: group for group in read_plan(ZOO).groups}["zoo"]
     assert {len(variant.runs) for variant in zoo.variants} == {5}
@@ -122,13 +141,15 @@ def test_the_zoo_has_every_loss():
 @pytest.mark.parametrize("part", [part for part in PARTS if part.stem != "ddp"], ids=lambda part: part.stem)
 def test_a_part_goes_on_top(part, workplace):
     few = ["--data.init_args.train_size=640", "--data.init_args.val_size=100"]  # a teacher may be asked about all
-    assert main(["fit", "--config=configs/response/kd.yaml", f"--config=configs/parts/{part.name}", *few, *SHORT]) == 0
-    saved = yaml.safe_load((workplace / "runs/response/kd/config.yaml").read_text())
-    assert saved["trainer"]["precision"] == {"bf16": "bf16-mixed", "fp16": "16-mixed"}.get(part.stem)
+    folder = f"--trainer.default_root_dir={workplace}/run"
+    assert main(["fit", *shipped.small("mnist/distilled"), f"--config={part}", *few, folder]) == 0
+    saved = yaml.safe_load((workplace / "run/config.yaml").read_text())
+    precision = re.search(r"^  precision: (\S+)", part.read_text(), re.MULTILINE)
+    assert saved["trainer"]["precision"] == (precision[1] if precision else None)
 
 
 def test_two_processes_from_the_command_line(workplace):
-    given = ["--config=configs/mnist/distilled.yaml", "--config=configs/parts/ddp.yaml", *SHORT]
+    given = [*shipped.small("mnist/distilled"), "--config=configs/parts/ddp.yaml"]
     command = [sys.executable, "-m", "kd_lightning", "fit", *given]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)

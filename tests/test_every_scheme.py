@@ -23,7 +23,8 @@ from kd_lightning.weights.reading import read_weights
 from tests import found, toys
 
 CASES = found.cases()
-every_case = pytest.mark.parametrize("name", CASES)
+# a worker makes all tests of one case, whose uninterrupted run is made once
+every_case = pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in CASES])
 
 # the runs that are resumed here write no checkpoints of their own
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
@@ -59,14 +60,33 @@ def test_every_scheme_has_a_case():
     assert {kind for kind in public if issubclass(kind, Learner) and not inspect.isabstract(kind)} <= cases
 
 
-@every_case
-def test_resume_from_every_checkpoint_is_bit_exact(name, finished, tmp_path):
+def chosen(steps_per_batch: int) -> set[str]:
+    """Four checkpoints: of the first step, of an epoch's middle, of its last batch, and of its end."""
+    return {*(f"step={batch * steps_per_batch}.ckpt" for batch in (1, 6, 8)), "epoch-epoch=1.ckpt"}
+
+
+def resume(name: str, finished: Any, folder: Any, four: bool) -> int:
+    """Resume a run from the chosen checkpoints or from the others, and compare the weights; returns how many."""
     truth, checkpoints = finished(name)
-    assert len(checkpoints) == 12 + 3  # four steps in each of three epochs, and the epochs' ends
-    for checkpoint in checkpoints:
+    assert len(checkpoints) == 12 + 3  # four batches in each of three epochs, and the epochs' ends
+    first_of = chosen(CASES[name]().learner.optimizer_steps_per_batch)
+    resumed = [checkpoint for checkpoint in checkpoints if (checkpoint.name in first_of) == four]
+    for checkpoint in resumed:
         case = CASES[name]()
-        fit(case, tmp_path, ckpt_path=checkpoint)
+        fit(case, folder, ckpt_path=checkpoint)
         assert toys.same(toys.weights(case.learner), truth), checkpoint.name
+    return len(resumed)
+
+
+@every_case
+def test_resume_from_chosen_checkpoints_is_bit_exact(name, finished, tmp_path):
+    assert resume(name, finished, tmp_path, four=True) == 4
+
+
+@pytest.mark.slow
+@every_case
+def test_resume_from_every_other_checkpoint_is_bit_exact(name, finished, tmp_path):
+    assert resume(name, finished, tmp_path, four=False) == 11
 
 
 class Watch(Callback):
@@ -95,11 +115,12 @@ def test_runs_under_clipping_accumulation_and_bf16(name, tmp_path):
         assert trainer.global_step == 3 * 2
         assert len(watch.norms) == 6
         assert max(watch.norms) <= 0.05 * 1.001
-    else:  # two players
+    else:  # players that move in turn
         for refused in changes:
             with pytest.raises(MisconfigurationException, match="not supported for manual optimization"):
                 fit(CASES[name](), tmp_path, **{refused: changes[refused]})
-        assert fit(case, tmp_path, watch, precision="bf16-mixed").global_step == 3 * 4 * 2
+        steps = fit(case, tmp_path, watch, precision="bf16-mixed").global_step
+        assert steps == 3 * 4 * case.learner.optimizer_steps_per_batch
     assert all(value.isfinite().all() for value in case.learner.state_dict().values())
     trained = {name for name, parameter in case.learner.named_parameters() if parameter.requires_grad}
     assert trained == watch.learned  # nothing is there in vain

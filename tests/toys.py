@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from kd_lightning import Classifier, OfflineDistiller, Term
 from kd_lightning.callbacks import ExactResume
-from kd_lightning.data import MNISTDataModule
+from kd_lightning.data import MNIST, MNISTDataModule
+from kd_lightning.data.sources.base import LabeledImages
 from kd_lightning.losses import KDLoss, TaskLoss
 
 ACCELERATOR = os.environ.get("KD_TEST_ACCELERATOR", "cpu")
@@ -68,6 +69,18 @@ LEARNERS = {"classifier": classifier, "offline": offline}
 
 def data(**changes: Any) -> MNISTDataModule:
     return MNISTDataModule(**{"batch_size": 16, "train_size": 64, "val_size": 0, "augmentation": Noise()} | changes)
+
+
+class FewDigits(MNIST):
+    """The first 1,000 training and test digits, for what would take long on all of them."""
+
+    num_train = 1000
+
+    def train(self) -> LabeledImages:
+        return LabeledImages(*(tensor[:1000] for tensor in super().train()))
+
+    def test(self) -> LabeledImages:
+        return LabeledImages(*(tensor[:1000] for tensor in super().test()))
 
 
 class Loader:

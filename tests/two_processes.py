@@ -153,7 +153,7 @@ def again(folder: Path, ranks: int, build: Callable[[], toys.Case]) -> list[dict
     results = [toys.weights(whole.learner)]
     for step in (2, 3):
         case = build()
-        counted = step * len(whole.learner.trainer.optimizers)
+        counted = step * whole.learner.optimizer_steps_per_batch
         fit(case, folder / "again", ranks, ckpt_path=folder / f"step={counted}.ckpt")
         results.append(toys.weights(case.learner))
     return results

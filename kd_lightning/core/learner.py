@@ -85,6 +85,11 @@ class Learner(LightningModule, ABC):
         """Dotted name of the network that is evaluated, exported and used: the student, in most schemes."""
         return "student"
 
+    @property
+    def optimizer_steps_per_batch(self) -> int:
+        """Number of optimizer steps that one batch takes; Lightning's ``global_step`` counts each of them."""
+        return 1
+
     def inference_network(self) -> nn.Module:
         """Return the network that is evaluated, exported and used."""
         return self.get_submodule(self.inference_network_name)

@@ -9,32 +9,31 @@ import pytest
 import torch
 
 from kd_lightning import UsageError
-from kd_lightning.cli.configs import SHIPPED, methods
 from kd_lightning.core.protocols import ProvidesTrainingRows
 from kd_lightning.data import MNIST, MNISTDataModule, NoiseDataModule, NoiseLoader
 from tests.data.shapes import Shapes
+from tests.shipped import METHODS
 
 WATCHED = """
 import json, sys
 opened = []
 sys.addaudithook(lambda event, found: opened.append(str(found[0])) if event == "open" else None)
 from kd_lightning.__main__ import main
-for name in sys.argv[2:]:
-    folder = f"--trainer.default_root_dir=watched/{name}"
-    inverts = "image_steps" in open(f"{sys.argv[1]}/{name}.yaml").read()
-    fewer = ["--model.init_args.image_steps=2", "--model.init_args.round_size=16"] if inverts else []
-    short = ["--trainer.limit_train_batches=1", "--trainer.limit_test_batches=1", "--trainer.accelerator=cpu"]
-    assert main(["fit", f"--config=configs/{name}.yaml", "--trainer.max_epochs=1", folder, *short, *fewer]) == 0
-    assert main(["test", f"--config=watched/{name}/config.yaml", *short]) == 0
+from tests.shipped import small
+for name in sys.argv[1:]:
+    one = ["--trainer.limit_train_batches=1", f"--trainer.default_root_dir=watched/{name}"]
+    assert main(["fit", *small(name), *one]) == 0
+    assert main(["test", f"--config=watched/{name}/config.yaml", "--trainer.limit_test_batches=1"]) == 0
 print(json.dumps([path for path in opened if "ubyte" in path]))
 """
 
 
-def test_no_method_without_data_opens_a_file_of_the_training_set(workplace):
-    names = [method.name for method in methods() if "NoiseDataModule" in method.path.read_text()]
+def test_no_method_without_data_opens_a_file_of_the_training_set(provide):
+    names = [name for name, method in METHODS.items() if "NoiseDataModule" in method.path.read_text()]
     assert len(names) >= 3
+    provide(*names)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WATCHED, str(SHIPPED), *names]
+    command = [sys.executable, "-c", WATCHED, *names]
     run = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, check=False)
     assert run.returncode == 0, run.stderr
     opened = json.loads(run.stdout.splitlines()[-1])

@@ -51,6 +51,8 @@ class Case:
     """It looks at neither teacher nor label: it says of an input what one network makes of it."""
     samples: bool = True
     """What it compares has a row for each sample, and is no parameter."""
+    splits_teachers: bool = False
+    """It gives each of several teachers to a loss of its own, whose messages show the shape of that teacher alone."""
     wrong: Sequence[tuple[Shapes, Shapes]] = ()
     """Student's and teacher's shapes that must be refused with both shapes and the remedy, in one line."""
 

@@ -49,6 +49,11 @@ class AlternatingLearner(Learner, ABC):
         self.automatic_optimization = False
         self.build_adversary_optimizer = adversary_optimizer
 
+    @property
+    def optimizer_steps_per_batch(self) -> int:
+        """Two: one step of each player."""
+        return 2
+
     @abstractmethod
     def adversary_modules(self) -> list[nn.Module]:
         """The networks that play against the others."""

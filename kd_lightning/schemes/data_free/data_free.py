@@ -91,6 +91,11 @@ class DataFreeDistiller(FrozenTeacher, AlternatingLearner):
         self.student_steps = student_steps
         self.same_noise = same_noise
 
+    @property
+    def optimizer_steps_per_batch(self) -> int:
+        """The generator's steps and the student's."""
+        return self.generator_steps + self.student_steps
+
     def adversary_modules(self) -> list[nn.Module]:
         """The generator, and whatever its terms learn with."""
         return [self.generator, self.generator_terms]

@@ -49,6 +49,7 @@ CASES = {
         lambda: Listed(FeatureEnsembleLoss([KDLoss(), SoftCrossEntropyLoss(), KDLoss()])),
         teacher=(6, 3, 10),
         minimum="not zero",
+        splits_teachers=True,
     ),
 }
 

@@ -215,7 +215,8 @@ def test_the_inference_network_is_the_student_by_default(tmp_path):
 
 
 @pytest.mark.filterwarnings(r"ignore:\s*(By default only one Jsonargparse|\S+ was deprecated in v4)")
-def test_a_peer_as_the_inference_network_is_loaded_and_exported(workplace):
+def test_a_peer_as_the_inference_network_is_loaded_and_exported(workplace, provide):
+    provide("online/mutual")
     short = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.max_epochs=1"]
     given = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--model.init_args.deploy=best"]
     assert main(["fit", "--config=configs/online/mutual.yaml", *short, *given]) == 0
