@@ -1,4 +1,4 @@
-"""Draws docs/attention.png: where a teacher looks, a student alone, and one that attention transfer taught.
+"""Draws docs/attention.png: attention maps of a teacher, a student alone, and a student with attention transfer.
 
 python -m benchmarks.attention [--runs runs/compare/attention]        (needs: make families)
 """
@@ -22,8 +22,8 @@ LAYERS = ["conv.1", "conv.3", "conv.5"]
 
 
 def main() -> None:
-    """Of the first test images, the teacher's maps beside either student's."""
-    from torchvision.io import write_png  # here, for it takes seconds to import
+    """Draw the maps of the first test images: the teacher's beside each student's."""
+    from torchvision.io import write_png  # here, because its import takes seconds
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(

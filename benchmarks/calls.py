@@ -1,4 +1,4 @@
-"""Two measures that no load of the machine moves: Python calls a step, and a run's peak memory."""
+"""Two measures that do not depend on the machine's load: Python calls a step, and peak memory of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kd_lightning.__main__ import main as command_line
 
 ROOT = Path(__file__).parent.parent
 FIRST, STEPS = 20, 200
-"""Of which four are logged, with `log_every_n_steps` of 50."""
+"""Measured steps; four of them are logged, with `log_every_n_steps` of 50."""
 MEMORY = """
 import sys
 
@@ -34,15 +34,15 @@ sys.exit(code)
 
 
 class Calls(Callback):
-    """Python calls a step, those of hooks, logs and the bar included."""
+    """Count Python calls a step, with those of hooks, logs and the progress bar."""
 
     last = 0.0
-    """Of the last run: the command line makes a counter of its own."""
+    """Result of the last run, as a class attribute: the command line builds the callback itself."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
-        """Starts and stops."""
+        """Start at the first measured step, and stop after the last."""
         if batch_idx == FIRST:
             self.count = 0
             sys.setprofile(self._look)
@@ -56,7 +56,7 @@ class Calls(Callback):
 
 
 def arguments(config: str, teacher: Path, folder: str, *more: str) -> list[str]:
-    """Those of a run of a shipped configuration in a new folder, for one epoch on the CPU."""
+    """Return the arguments for one epoch of a shipped configuration on the CPU, in a new directory."""
     given = [f"--config=configs/mnist/{config}.yaml", f"--trainer.default_root_dir={folder}/{time.monotonic_ns()}"]
     if config == "distilled":
         given.append(f"--model.teacher.init_args.checkpoint={teacher}")
@@ -64,9 +64,9 @@ def arguments(config: str, teacher: Path, folder: str, *more: str) -> list[str]:
 
 
 def calls_a_step(config: str, teacher: Path, *more: str) -> float:
-    """Python calls a step of a run of the command line, with all that it has by default.
+    """Count Python calls a step of a run from the command line, with all its defaults.
 
-    It is a process of its own: some modules, torch.compile's above all, put calls of theirs around every step.
+    The run has its own process, because some imported modules, above all torch.compile, add calls to every step.
     """
     short = [f"--trainer.limit_train_batches={FIRST + STEPS + 30}", "--trainer.limit_val_batches=0"]
     with TemporaryDirectory() as folder:
@@ -75,14 +75,14 @@ def calls_a_step(config: str, teacher: Path, *more: str) -> float:
 
 
 def peak_memory(teacher: Path) -> float:
-    """MiB that a distilled epoch takes over ``import lightning``, with data and cache resident (on Linux)."""
+    """Measure the MiB of a distilled epoch above ``import lightning``, with data and cache resident (on Linux)."""
     with TemporaryDirectory() as folder:
         given = arguments("distilled", teacher, folder, "--trainer.callbacks+=TeacherCache")
         return _said([sys.executable, "-c", MEMORY, *given])
 
 
 def _said(command: list[str]) -> float:
-    """The number that a process ends with; the bar is drawn, on a terminal that nobody sees."""
+    """Return the number that a process prints last; its progress bar is drawn on a pseudo-terminal."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "FORCE_COLOR": "1"}
     run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
     if run.returncode:
@@ -91,7 +91,7 @@ def _said(command: list[str]) -> float:
 
 
 if __name__ == "__main__":
-    from benchmarks import calls  # whose counter the command line finds
+    from benchmarks import calls  # the module whose counter the command line imports
 
     code = command_line(sys.argv[1:])
     print("found:", calls.Calls.last)

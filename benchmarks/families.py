@@ -2,7 +2,7 @@
 
 python -m benchmarks.families NAME [--runs runs/compare/NAME]
 
-A table none of whose runs are there stays as it is.
+A table without finished runs is left unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kd_lightning.compare.report.statistics import spread
 
 
 def table(group: Group, runs: Path) -> str:
-    """A row for each variant: what it came to, what it is to its baseline, and what it took."""
+    """Make a table of a group: accuracy, difference to the baseline, and seconds of each variant."""
     found = {variant.name: results(variant, runs) for variant in group.variants}
     accuracies = {name: [100 * result["accuracy"] for result in there] for name, there in found.items()}
     rows = ["| | accuracy, % | seeds | difference, points | to | s a run |", "|---|---|---|---|---|---|"]

@@ -1,7 +1,7 @@
-"""A distilled epoch on a GPU, beside the eager bare loop's and the student's alone: `make bench-gpu`.
+"""Seconds of a distilled epoch on a GPU, beside an eager bare loop and the student alone: `make bench-gpu`.
 
 Networks and terms are those of the shipped configurations, batches of 64 of MNIST's 55,000 training images. Runs go
-through the command line with all that it has by default (TensorBoard, metrics, checkpoints, validation) but the bar.
+through the command line with all defaults (TensorBoard, metrics, checkpoints, validation) except the progress bar.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ FUSED = "--model.optimizer.init_args.fused=true"
 
 
 class Clock(Callback):
-    """How long each epoch took, validation and checkpoints included."""
+    """Measure the time of each epoch, with validation and checkpoints."""
 
-    epochs: list[float] = []  # noqa: RUF012 - of all runs: the command line builds its own clock
+    epochs: list[float] = []  # noqa: RUF012 - a class attribute: the command line builds the callback itself
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts it."""
+        """Start the clock."""
         torch.cuda.synchronize()
         self.started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops it."""
+        """Stop the clock."""
         torch.cuda.synchronize()
         self.epochs.append(time.perf_counter() - self.started)
 
@@ -55,7 +55,7 @@ class Clock(Callback):
 
 
 def fit(config: str, folder: Path, *more: str) -> tuple[float, float]:
-    """Seconds of the median epoch, and of the whole fit."""
+    """Return the seconds of the median epoch and of the whole fit."""
     given = [f"--config=configs/mnist/{config}.yaml", *more, CLOCK, f"--trainer.default_root_dir={folder}"]
     if config == "distilled":
         given.append(f"--model.teacher.init_args.checkpoint={folder.parent}/teacher/last.ckpt")
@@ -73,7 +73,7 @@ def fit(config: str, folder: Path, *more: str) -> tuple[float, float]:
 
 
 def step(student: torch.nn.Module, rows: Callable[[Tensor], tuple[Tensor, ...]]) -> Callable[[Tensor], None]:
-    """A step of plain torch on the given rows: alone, or with the logits of a teacher."""
+    """Take a step in plain torch on the given rows: alone, or with the logits of a teacher."""
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-3, fused=True, capturable=True)
 
     def run(index: Tensor) -> None:
@@ -91,7 +91,7 @@ def step(student: torch.nn.Module, rows: Callable[[Tensor], tuple[Tensor, ...]])
 
 
 def graphed(run: Callable[[Tensor], None], place: Tensor) -> Callable[[Tensor], None]:
-    """The same as one CUDA graph."""
+    """Record the same step as one CUDA graph."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -110,7 +110,7 @@ def graphed(run: Callable[[Tensor], None], place: Tensor) -> Callable[[Tensor], 
 
 
 def bare(kind: str) -> float:
-    """Seconds of the median epoch of a loop in plain torch on data that lies on the GPU."""
+    """Return the seconds of the median epoch of a loop in plain torch on data that is on the GPU."""
     data = MNISTDataModule()
     images, labels = (tensor.cuda() for tensor in data.train_set)
     shown = torch.randn(len(labels), 10, device="cuda")
@@ -144,7 +144,7 @@ def bare(kind: str) -> float:
 
 
 def main() -> None:
-    """Measures, and prints."""
+    """Measure and print the table."""
     if not torch.cuda.is_available():
         sys.exit("there is no GPU: nothing is measured")
     table = Table(title=f"{torch.cuda.get_device_name()}, torch {torch.__version__}, lightning {lightning.__version__}")
@@ -176,6 +176,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from benchmarks import gpu  # whose clock the command line finds
+    from benchmarks import gpu  # the module whose clock the command line imports
 
     gpu.main()

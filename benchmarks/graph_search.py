@@ -1,10 +1,10 @@
-"""Searches the gates of a knowledge transfer graph, as Minami et al. do, and shows the best as YAML.
+"""Searches the gates of a knowledge transfer graph, as Minami et al. do, and prints the best as YAML.
 
 python -m benchmarks.graph_search --teacher runs/mnist/teacher/last.ckpt [--graphs 64] [--processes 2]
 
-A student, a peer of its kind and a frozen teacher; every edge there can be, each with a gate drawn at random. A graph
-is worth the student's accuracy on 2,000 validation images after 990 steps on 1,000 training images; no test image is
-looked at. A graph in which the student or the peer learns from nobody is not drawn.
+The nodes are a student, a peer of the same architecture and a frozen teacher. Every possible edge has a random gate. A
+graph's score is the student's accuracy on 2,000 validation images after 990 steps on 1,000 training images; test images
+are not used. Graphs in which the student or the peer has no loss are not drawn.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ GATES = {
     "linear": lambda: LinearGate(duration=STEPS),
     "correct": CorrectGate,
 }
-LABELS = ("through", "cutoff", "linear")  # which are always right
-EDGES = {  # target, source, temperature: a teacher's answers are softened, a peer's are not
+LABELS = ("through", "cutoff", "linear")  # whose student is never without a loss
+EDGES = {  # target, source, temperature: a teacher's outputs are softened, a peer's are not
     "task": ("student", None, 0.0),
     "peer_task": ("peers.0", None, 0.0),
     "from_teacher": ("student", "peers.1", 4.0),
@@ -52,7 +52,7 @@ EDGES = {  # target, source, temperature: a teacher's answers are softened, a pe
 
 
 def draw(count: int, seed: int) -> list[dict[str, str]]:
-    """Different graphs: a gate for each edge."""
+    """Draw different graphs: a gate for each edge."""
     numbers = random.Random(seed)
     found: list[dict[str, str]] = []
     while len(found) < count:
@@ -72,7 +72,7 @@ def edge(name: str, gate: EdgeGate) -> Edge:
 
 
 def worth(graph: dict[str, str], teacher: Path, seed: int) -> float:
-    """The student's accuracy on the validation images."""
+    """Train a graph and return the student's accuracy on the validation images."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     seed_everything(seed, verbose=False)

@@ -1,7 +1,7 @@
-"""How what distillation adds to a step grows, with images, classes and the teacher: `make growth`.
+"""Scaling of distillation's cost with images, classes and the teacher's width: `make growth`.
 
-It is measured on the parts that do it: the look-up of a batch in a cache that lies in memory, the loss with its
-backward pass, and, beside them, the teacher itself. Writes docs/growth.png and prints what it shows.
+Measured are the parts of a step: the look-up of a batch in a cache in memory, the loss with its backward pass, and the
+teacher itself. Writes docs/growth.png and prints its numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WIDTHS = (32, 64, 128, 256, 512)
 
 
 class Line(NamedTuple):
-    """What grew with what."""
+    """A measured cost, by a size that it depends on."""
 
     about: str
     at: tuple[int, ...]
@@ -39,7 +39,7 @@ class Line(NamedTuple):
 
 
 def milliseconds(step: Callable[[], object], repeats: int = 15) -> float:
-    """CPU milliseconds of a step: the median of some, each of as many calls as take 20 ms."""
+    """Measure the CPU milliseconds of a step: the median of several, each of as many calls as take 20 ms."""
     step()
     started = time.thread_time()
     step()
@@ -54,19 +54,19 @@ def milliseconds(step: Callable[[], object], repeats: int = 15) -> float:
 
 
 def tables(images: int, classes: int = 10) -> LookupTable:
-    """What a teacher showed of images that are numbered through."""
+    """Make a lookup table of teacher outputs for consecutive image numbers."""
     index = torch.arange(images)
     return LookupTable(RowFingerprints(index, index * 7), {"logits": torch.randn(images + 1, classes)})
 
 
 def size(cache: LookupTable) -> float:
-    """MiB."""
+    """Return the size in MiB."""
     kept = [cache.position_of, cache.fingerprints, *cache.outputs.values()]
     return sum(tensor.numel() * tensor.element_size() for tensor in kept) / 2**20
 
 
 def looked_up(cache: LookupTable) -> Callable[[], object]:
-    """A batch of the cache's rows, with the inputs compared."""
+    """Look a batch up in the cache, with the inputs compared."""
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randint(cache.num_rows, (BATCH,), generator=generator) for _ in range(50)]
     at = 0
@@ -80,7 +80,7 @@ def looked_up(cache: LookupTable) -> Callable[[], object]:
 
 
 def loss(classes: int) -> Callable[[], object]:
-    """The loss of a batch, forward and backward."""
+    """Compute the loss of a batch, forward and backward."""
     student, teacher = torch.randn(BATCH, classes, requires_grad=True), torch.randn(BATCH, classes)
     compared = KDLoss()
 
@@ -92,7 +92,7 @@ def loss(classes: int) -> Callable[[], object]:
 
 
 def network(width: int, learns: bool) -> Callable[[], object]:
-    """A batch through a network, and back if it learns."""
+    """Pass a batch through a network, and back if it is trained."""
     x, net = torch.rand(BATCH, 3, 28, 28), StudentConvNet() if learns else ConvNet(width).eval().requires_grad_(False)
 
     def step() -> object:
@@ -103,7 +103,7 @@ def network(width: int, learns: bool) -> Callable[[], object]:
 
 
 def measure() -> tuple[list[Line], list[float]]:
-    """The lines, and the caches' sizes in MiB."""
+    """Measure the lines, and the sizes of the caches in MiB."""
     student = milliseconds(network(32, learns=True))
     caches = [tables(images) for images in IMAGES]
     of_images = {"look-up": [milliseconds(looked_up(cache)) for cache in caches]}
@@ -128,7 +128,7 @@ def measure() -> tuple[list[Line], list[float]]:
 
 
 def draw(lines: list[Line], sizes: list[float]) -> Figure:
-    """A panel a line, and one for the caches' size."""
+    """Draw a panel for each line, and one for the size of the cache."""
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes: list[Axes] = list(figure.subplots(1, len(lines) + 1))
@@ -149,7 +149,7 @@ def draw(lines: list[Line], sizes: list[float]) -> Figure:
 
 
 def main() -> None:
-    """Measures, draws and prints."""
+    """Measure, draw and print."""
     torch.set_num_threads(1)
     lines, sizes = measure()
     draw(lines, sizes).savefig(PAGE, dpi=110)

@@ -1,7 +1,7 @@
-"""The same distillation step by other libraries' loops: `make bench`. torchdistill is in the `foreign` extra.
+"""The same distillation step in other libraries' loops: `make bench`. torchdistill is in the `foreign` extra.
 
-Each is fed as its users feed it: MNIST as PIL images through transforms and a DataLoader in the main process. That is
-taken apart by a second table, in which all are fed from the same bytes in memory. Networks, batch, optimizer and loss
+Each loop has the usual input pipeline of its users: MNIST as PIL images through transforms and a DataLoader in the main
+process. In a second table all loops read the same bytes in memory. Networks, batch, optimizer and loss
 (KL at T 3 and cross-entropy, half each) are the same everywhere.
 
 python -m benchmarks.peers [--rounds 10]
@@ -32,13 +32,13 @@ from benchmarks.speed import CHANNELS_LAST, FUSED, Bench, cpu
 from kd_lightning.networks import StudentConvNet, TeacherConvNet
 
 CACHED_IMAGES = 3_000
-"""A file a sample is written for so many, and the loop goes round in them."""
+"""Number of samples that have a file each; the loop repeats them."""
 STEPS = 40
 Batches = Iterator[tuple[Any, ...]]
 
 
 class Digits(Dataset[tuple[Any, ...]]):
-    """MNIST as torchvision's data set gives it; with a folder, what a teacher says of each image is a file in it."""
+    """MNIST as torchvision's data set gives it; with a folder, a teacher's output for each image is a file in it."""
 
     def __init__(self, bench: Bench, folder: Path | None = None) -> None:
         from torchvision import transforms
@@ -59,40 +59,40 @@ class Digits(Dataset[tuple[Any, ...]]):
 
 
 def from_loader(bench: Bench, folder: Path | None = None) -> Batches:
-    """Batches without end, as users feed them."""
+    """Yield batches for ever, through the usual input pipeline."""
     while True:
         yield from DataLoader(Digits(bench, folder), batch_size=64, shuffle=True)
 
 
 def from_memory(bench: Bench) -> Batches:
-    """Batches without end, from the bytes that lie in memory."""
+    """Yield batches for ever, from bytes in memory."""
     while True:
         yield *bench.batch(), {}
 
 
 def both(seen: Tensor, shown: Tensor, y: Tensor) -> Tensor:
-    """The loss, in plain torch."""
+    """Compute the loss in plain torch."""
     kl = F.kl_div(F.log_softmax(seen / 3, dim=1), F.softmax(shown / 3, dim=1), reduction="batchmean")
     return 0.5 * F.cross_entropy(seen, y) + 0.5 * 9 * kl
 
 
 class Meter:
-    """A running mean, as training scripts keep it."""
+    """A running mean, as in training scripts."""
 
     def __init__(self) -> None:
         self.sum, self.count, self.mean = 0.0, 0, 0.0
 
     def update(self, value: float, number: int) -> None:
-        """Adds a batch's."""
+        """Add the value of a batch."""
         self.sum += value * number
         self.count += number
         self.mean = self.sum / self.count
 
 
 def meters(batches: Batches, cached: bool = False) -> Callable[[], None]:
-    """A loop in mdistiller's form: meters of time, loss and accuracies at each step, and a bar's line of text.
+    """Make a loop in mdistiller's form: meters of time, loss and accuracies at each step, and a progress line.
 
-    With a cache, what the teacher says comes from the loader, a file a sample.
+    With a cache, the teacher's outputs come from the loader, one file a sample.
     """
     student, teacher = StudentConvNet(), TeacherConvNet().eval()
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-3)
@@ -123,8 +123,8 @@ def meters(batches: Batches, cached: bool = False) -> Callable[[], None]:
 
 
 def torchdistill(batches: Batches) -> Callable[[], None]:
-    """Its box, with a live teacher."""
-    for name in ("datasets", "models", "transforms"):  # it looks for them among the modules that are loaded
+    """Make a loop of torchdistill's box, with a live teacher."""
+    for name in ("datasets", "models", "transforms"):  # it searches them among the loaded modules
         importlib.import_module(f"torchvision.{name}")
     from torchdistill.core.distillation import get_distillation_box  # pyright: ignore
 
@@ -160,13 +160,13 @@ def torchdistill(batches: Batches) -> Callable[[], None]:
         x, y, extra = next(batches)
         loss = box.forward_process(x, y, extra)
         box.post_forward_process(loss=loss)
-        loss.item()  # its scripts' metric logger does at each step
+        loss.item()  # as its scripts' metric logger does at each step
 
     return step
 
 
 def write_files(bench: Bench, folder: Path) -> None:
-    """What the teacher says, a file a sample."""
+    """Write the teacher's outputs, one file a sample."""
     folder.mkdir()
     teacher: nn.Module = TeacherConvNet().eval().requires_grad_(False)
     for start in range(0, CACHED_IMAGES, 500):
@@ -177,7 +177,7 @@ def write_files(bench: Bench, folder: Path) -> None:
 
 
 def main() -> None:
-    """Measures, and prints."""
+    """Measure and print the tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=10)
     number = parser.parse_args().rounds
@@ -186,7 +186,7 @@ def main() -> None:
         write_files(bench, Path(place) / "files")
         fast = (CHANNELS_LAST, FUSED, bench.cache())
         ours = bench.distilled(*fast)
-        ours()  # makes the cache
+        ours()  # fills the cache
         steps = {
             "mdistiller's form": meters(from_loader(bench)),
             "the same, a file a sample cached": meters(from_loader(bench, Path(place) / "files"), cached=True),

@@ -1,4 +1,4 @@
-"""What the benchmarks of speed share: kinds of step taken in turn, round by round, and what the rounds say."""
+"""Shared by the benchmarks of speed: kinds of step measured alternately in rounds, and statistics of the rounds."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from kd_lightning.__main__ import main as command_line
 
 WARM_UP = 20
 STEPS = 150
-"""Steps of which the time is taken, with three logs among them; an epoch's end is not."""
+"""Measured steps; three of them are logged, and none ends an epoch."""
 
 
 class Clock(Callback):
-    """CPU seconds a step, of all threads, between two steps of a run."""
+    """Measure the CPU seconds a step, of all threads, between two steps of a run."""
 
     last = 0.0
-    """Of the last run: the command line makes a clock of its own."""
+    """Result of the last run, as a class attribute: the command line builds the callback itself."""
 
     def __init__(self, first: int = WARM_UP, steps: int = STEPS) -> None:
         self.first = first
@@ -36,7 +36,7 @@ class Clock(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
-        """Starts and stops."""
+        """Start at the first measured step, and stop after the last."""
         if batch_idx == self.first:
             self.started = time.process_time()
         elif batch_idx == self.first + self.steps:
@@ -44,7 +44,7 @@ class Clock(Callback):
 
 
 def fit(*given: str) -> float:
-    """CPU seconds a step of a run of the command line, with its bar drawn on a terminal that nobody sees."""
+    """Measure the CPU seconds a step of a run from the command line, its progress bar drawn on a pseudo-terminal."""
     length = ["--trainer.max_epochs=1", f"--trainer.limit_train_batches={WARM_UP + STEPS + 30}"]
     quick = ["--trainer.limit_val_batches=0", "--trainer.num_sanity_val_steps=0", "--trainer.accelerator=cpu"]
     os.environ["FORCE_COLOR"] = "1"
@@ -57,7 +57,7 @@ def fit(*given: str) -> float:
 
 
 def loop(step: Callable[[], None], steps: int = STEPS) -> float:
-    """CPU seconds of a step of a plain loop."""
+    """Measure the CPU seconds of a step of a plain loop."""
     for _ in range(WARM_UP):
         step()
     started = time.process_time()
@@ -67,7 +67,7 @@ def loop(step: Callable[[], None], steps: int = STEPS) -> float:
 
 
 def rounds(kinds: Mapping[str, Callable[[], float]], number: int) -> dict[str, list[float]]:
-    """Each kind once a round, in turn, so that what a machine does meanwhile meets them all."""
+    """Measure each kind once a round, in turn, so that other load of the machine affects all alike."""
     found: dict[str, list[float]] = {name: [] for name in kinds}
     for turn in range(number):
         print(f"round {turn + 1} of {number}", file=sys.stderr)
@@ -78,12 +78,12 @@ def rounds(kinds: Mapping[str, Callable[[], float]], number: int) -> dict[str, l
 
 
 def ratio(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:
-    """The median of the rounds' quotients, with its 95 % interval by the bootstrap."""
+    """Return the median of the rounds' ratios, with its 95 % interval by the bootstrap."""
     quotients = [a / b for a, b in zip(ours, theirs, strict=True)]
     interval: Any = bootstrap((quotients,), median, vectorized=False, n_resamples=2000, rng=0).confidence_interval
     return median(quotients), float(interval.low), float(interval.high)
 
 
 def fresh(folder: Path) -> str:
-    """The argument that names a folder in which nothing is yet."""
+    """Return the argument that names an empty directory."""
     return f"--trainer.default_root_dir={folder / str(time.monotonic_ns())}"

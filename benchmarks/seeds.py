@@ -1,4 +1,4 @@
-"""Many seeds of the origin's distillation on logits: does a loss overflow, does a class die? `make seeds`.
+"""Many seeds of the origin's distillation on logits, checked for overflow and for classes with recall 0: `make seeds`.
 
 The notebook that this project comes from lost whole classes in three runs of five, and overflowed with some teachers.
 
@@ -25,7 +25,7 @@ from kd_lightning.networks import StudentConvNet, TeacherConvNet
 
 
 def recalls(seed: int, teacher: str, epochs: int, cache: str) -> list[float]:
-    """The share of each class's test images that a student gets right.
+    """Train a student of a seed and return the recall of each class on the test images.
 
     Raises:
         ValueError: A loss or a weight is not finite.
@@ -43,7 +43,7 @@ def recalls(seed: int, teacher: str, epochs: int, cache: str) -> list[float]:
         max_epochs=epochs,
         accelerator="cpu",
         callbacks=callbacks,
-        log_every_n_steps=10,  # where a loss is looked at
+        log_every_n_steps=10,  # the steps whose loss is checked
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -61,14 +61,14 @@ def recalls(seed: int, teacher: str, epochs: int, cache: str) -> list[float]:
 
 
 def main() -> None:
-    """Trains, and counts."""
+    """Train all seeds, and count failures."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--teacher", default="runs/mnist/teacher/last.ckpt")
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=5)
     given = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", "Found .* in eval mode")  # the teacher is meant to be
+    warnings.filterwarnings("ignore", "Found .* in eval mode")  # the frozen teacher is in eval mode on purpose
     accuracies: list[float] = []
     worst, dead, failed = 1.0, 0, 0
     with TemporaryDirectory() as cache:

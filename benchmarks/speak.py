@@ -1,8 +1,8 @@
-"""Has espeak-ng say the ten digits, and writes what a network hears of it: kd_lightning/data/files/speech/digits.npz.
+"""Synthesizes the ten digits with espeak-ng and writes their spectrograms: kd_lightning/data/files/speech/digits.npz.
 
 pip install 'kd-lightning[speech]'; python -m benchmarks.speak
 
-Every word is synthetic: the speech synthesizer's voices stand for speakers. A file has the log-mel spectrograms, by
+Every word is synthetic: the voices of the synthesizer stand in for speakers. The file has log-mel spectrograms, by
 librosa, of each digit by each speaker: 32 mel bands and 32 frames over one second, the loudest 80 dB in 256 steps.
 """
 
@@ -27,7 +27,7 @@ SECONDS = 1.0
 
 
 class Speaker:
-    """espeak-ng, called in this process."""
+    """espeak-ng, loaded into this process."""
 
     def __init__(self) -> None:
         import espeakng_loader
@@ -36,11 +36,11 @@ class Speaker:
         self.rate: int = self.library.espeak_Initialize(2, 0, espeakng_loader.get_data_path().encode(), 0)
         self.heard: list[np.ndarray] = []
         kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-        self.listen = kind(self._listen)  # kept, for the library calls it later
+        self.listen = kind(self._listen)  # kept, because the library calls it later
         self.library.espeak_SetSynthCallback(self.listen)
 
     def say(self, word: str, voice: str, pace: int, pitch: int) -> np.ndarray:
-        """The sound, in [-1, 1]."""
+        """Synthesize a text: samples in [-1, 1]."""
         self.heard.clear()
         if self.library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise ValueError(f"there is no voice {voice!r}")
@@ -58,7 +58,7 @@ class Speaker:
 
 
 def spectrogram(sound: np.ndarray, rate: int) -> np.ndarray:
-    """uint8 (bands, frames): log-mel, of the first second."""
+    """Compute the log-mel spectrogram of the first second, uint8 (bands, frames)."""
     import librosa
 
     length = int(SECONDS * rate)

@@ -1,7 +1,7 @@
-"""What distillation costs beside the student alone, through the shipped configurations and the Trainer: `make bench`.
+"""Cost of distillation beside the student alone, through the shipped configurations and the Trainer: `make bench`.
 
-All that a user has by default is on: the bar, TensorBoard, metrics and checkpoints. Times are CPU seconds of one
-thread, taken in turn round by round; what is printed are quotients, with the limits that we set ourselves.
+All defaults are on: progress bar, TensorBoard, metrics and checkpoints. Times are CPU seconds of one thread, measured
+alternately in rounds. The output has ratios, each with its goal.
 
 python -m benchmarks.speed [--rounds 20]
 """
@@ -37,7 +37,7 @@ EPOCHS = 5
 
 
 class Bench:
-    """The runs of one place, and the teacher that they learn from."""
+    """The runs in one directory, and their teacher."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -52,33 +52,33 @@ class Bench:
         self.at = 0
 
     def alone(self, *more: str) -> Callable[[], float]:
-        """A run of the student alone."""
+        """Make a run of the student alone."""
         return lambda: fit(ALONE, fresh(self.place), *more)
 
     def distilled(self, *more: str) -> Callable[[], float]:
-        """A run of the student with the teacher."""
+        """Make a run of the student with the teacher."""
         return lambda: fit(DISTILLED, f"--model.teacher.init_args.checkpoint={self.teacher}", fresh(self.place), *more)
 
     def cache(self) -> str:
-        """The argument that has the teacher looked up."""
+        """Return the argument that caches the teacher's outputs."""
         cache = f"{{class_path: TeacherCache, init_args: {{cache_dir: {self.place / 'cache'}, precision: bf16}}}}"
         return f"--trainer.callbacks+={cache}"
 
     def in_bfloat16(self) -> str:
-        """The argument that has the teacher compute in bfloat16."""
+        """Return the argument that runs the teacher in bfloat16."""
         plain = f"network: {{class_path: TeacherConvNet}}, checkpoint: {self.teacher}"
         load = f"{{class_path: kd_lightning.networks.load_teacher, init_args: {{{plain}}}}}"
         return f"--model.teacher={{class_path: BFloat16Autocast, init_args: {{network: {load}}}}}"
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """The next of a plain loop on resident bytes."""
+        """Return the next batch of a plain loop on resident bytes."""
         index = self.order[self.at % EPOCH]
         self.at += 1
         images, labels = self.data.train_set
         return images.index_select(0, index).div(255).expand(-1, 3, -1, -1), labels.index_select(0, index)
 
     def bare(self, compiled: bool = False, fast: bool = False) -> Callable[[], float]:
-        """A plain loop of the student alone."""
+        """Make a plain loop of the student alone."""
         student = StudentConvNet()
         if fast:
             student = student.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -97,7 +97,7 @@ class Bench:
         return lambda: loop(step)
 
     def teacher_forward(self, halves: bool) -> Callable[[], float]:
-        """The teacher on a batch, as a live one is run."""
+        """Make a step of a live teacher alone."""
         teacher = TeacherConvNet().eval().requires_grad_(False).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
         def step() -> None:
@@ -108,7 +108,7 @@ class Bench:
 
 
 def notebook(bench: Bench) -> Callable[[], float]:
-    """The origin's loop: PIL images through transforms and a DataLoader, a teacher with gradients, clipping."""
+    """Make the origin's loop: PIL images through transforms and a DataLoader, a teacher with gradients, clipping."""
     from PIL import Image
     from torchvision import transforms
 
@@ -147,7 +147,7 @@ def notebook(bench: Bench) -> Callable[[], float]:
 
 
 def main() -> None:
-    """Measures, and prints."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=20)
     number = parser.parse_args().rounds
@@ -178,7 +178,7 @@ def main() -> None:
         row("P3 Lightning's own loop, alone", calls_a_step("student", bench.teacher, LIGHTNINGS_LOOP), 1300)
         row("P7 peak memory over import lightning, MiB", peak_memory(bench.teacher), 140)
         fast = (CHANNELS_LAST, FUSED)
-        bench.distilled(*fast, bench.cache())()  # makes the cache, which is warm from here on
+        bench.distilled(*fast, bench.cache())()  # fills the cache, which is warm from here on
         kinds = {
             "notebook": notebook(bench),
             "bare": bench.bare(),
@@ -226,7 +226,7 @@ BUSY = (
 
 
 def cpu() -> str:
-    """What the machine calls its processor."""
+    """Return the name of the processor."""
     if Path("/proc/cpuinfo").exists():
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,8 +1,8 @@
-"""The figures of docs/temperature.md: what configs/compare/temperature.yaml came to, and why.
+"""The figures of docs/temperature.md: results of configs/compare/temperature.yaml, entropy and gradient noise.
 
 Run it with `python -m benchmarks.temperature` after `kd-lightning compare --config configs/compare/temperature.yaml`:
 it measures the entropy of the teachers' soft targets and the noise of the students' gradients, draws
-docs/temperature.png, and writes every table of the page anew between its markers.
+docs/temperature.png, and rewrites every table of the page between its markers.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ from kd_lightning.losses import kd_loss, task_loss
 from kd_lightning.networks import StudentConvNet, TeacherConvNet
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Of logits (N, C) and targets, N of them: a mean over the N."""
+"""A loss of logits (N, C) and N targets: a mean over the N."""
 
 ROOT = Path(__file__).parents[1]
 PLAN = ROOT / "configs/compare/temperature.yaml"
 PAGE, PICTURE = ROOT / "docs/temperature.md", ROOT / "docs/temperature.png"
 TEMPERATURES = (0.5, 1.0, 2.0, 3.0, 4.0, 8.0, 20.0, 100.0)
-FOLLOWED = (1.0, 8.0, 100.0)  # temperatures whose noise is measured while the student learns, too
+FOLLOWED = (1.0, 8.0, 100.0)  # temperatures whose noise is measured during training as well
 STEPS = (0, 10, 30, 100, 300)
 GROUPS = {"images-100": "100 images", "images-1000": "1,000 images", "full": "all 55,000 images"}
 
 
-# ---- what is measured
+# ---- measurements
 
 
 def entropy(logits: Tensor, temperature: float) -> float:
-    """Mean entropy of softmax(logits / T) over the rows, in nats."""
+    """Compute the mean entropy of softmax(logits / T) over the rows, in nats."""
     logs = torch.log_softmax(logits.double() / temperature, dim=1)
     return -(logs.exp() * logs).sum(dim=1).mean().item()
 
 
 def gradients(network: nn.Module, images: Tensor, targets: Tensor, loss: Loss) -> Tensor:
-    """The gradient of each image's own loss, float64 (N, parameters)."""
+    """Compute the gradient of each image's loss, float64 (N, parameters)."""
     parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
 
     def of_one(parameters: dict[str, Tensor], image: Tensor, target: Tensor) -> Tensor:
@@ -68,25 +68,25 @@ def gradients(network: nn.Module, images: Tensor, targets: Tensor, loss: Loss) -
 
 
 def noise(each: Tensor) -> float:
-    """How far gradients (N, parameters) scatter, tr Cov / ||mean||^2; batches of B independent draws: 1 / B of it."""
+    """Compute the noise of gradients (N, parameters), tr Cov / ||mean||^2; a batch of B draws has 1 / B of it."""
     mean = each.mean(dim=0)
     return ((each - mean).square().sum(dim=1).mean() / mean.square().sum()).item()
 
 
 @dataclass
 class Measured:
-    """What the teachers say, and how noisy the students' gradients are: a value a teacher or a seed."""
+    """Entropy of the teachers' outputs, and noise of the students' gradients: one value for each teacher or seed."""
 
     entropies: dict[float, list[float]] = field(default_factory=dict)
     at_start: dict[str, list[float]] = field(default_factory=dict)
     centred: dict[str, list[float]] = field(default_factory=dict)
-    """As at_start, of a teacher whose mean logits over the images were made equal."""
+    """Noise at the start under a teacher whose mean logits over the images were made equal."""
     followed: dict[str, list[list[float]]] = field(default_factory=dict)
-    """At each of STEPS."""
+    """Noise at each of STEPS."""
 
 
 def measure(plan: Plan, root: Path) -> Measured:
-    """The entropy of the teachers' soft targets, and the noise of their students of 1,000 images."""
+    """Measure the entropy of the teachers' soft targets, and the noise of their students of 1,000 images."""
     runs = next(variant.runs for variant in plan.variants if variant.path == "images-1000/t-1")
     measured = Measured()
     for teacher in dict.fromkeys(run.teacher for run in runs if run.teacher):
@@ -100,7 +100,7 @@ def measure(plan: Plan, root: Path) -> Measured:
 
 
 def measure_noise(run: Run, root: Path, measured: Measured) -> None:
-    """The noise of one seed's gradients, at its first weights and while it learns."""
+    """Measure the noise of one seed's gradients, at the initial weights and during training."""
     assert run.teacher is not None
     data = MNISTDataModule(train_size=1000, val_size=2000, steps_per_epoch=990, seed=run.seed)
     images, labels, rows = (torch.cat(parts) for parts in zip(*data.train_rows(), strict=True))
@@ -122,7 +122,7 @@ def measure_noise(run: Run, root: Path, measured: Measured) -> None:
 
 
 def learning(seed: int, data: MNISTDataModule, loss: Loss, by_row: Tensor) -> Iterator[nn.Module]:
-    """A student at each of STEPS, on the batches and from the weights of the compare file's runs of that seed."""
+    """Yield a student at each of STEPS, with batches and initial weights of the compare file's runs of that seed."""
     student = first_weights(seed)
     optimizer = torch.optim.Adam(student.parameters(), lr=0.001)
     for step, (images, _, rows) in enumerate(data.train_dataloader()):
@@ -170,7 +170,7 @@ def likelihood(result: dict[str, Any]) -> float:
 
 
 def results_table(group: Group, results: Results) -> list[str]:
-    """A line a variant, mean ± standard deviation over its finished seeds."""
+    """Make a table with a row for each variant: mean ± standard deviation over its finished seeds."""
     rows: list[list[str]] = []
     for variant in group.variants:
         own = [results[run] for run in variant.runs if run in results]
@@ -213,7 +213,7 @@ def noise_table(measured: Measured) -> list[str]:
         return f"{fmean(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})" if values else "-"
 
     rows = [[name, cell(values), cell(measured.centred.get(name, []))] for name, values in measured.at_start.items()]
-    return table(["targets", "as they are", "without the teacher's mean logits"], rows)
+    return table(["targets", "unchanged", "without the teacher's mean logits"], rows)
 
 
 def course_table(measured: Measured) -> list[str]:
@@ -243,7 +243,7 @@ SECTIONS: dict[str, Callable[[dict[str, Group], Results, Measured], list[str]]] 
 
 
 def draw(plan: Plan, results: Results, measured: Measured, path: Path) -> None:
-    """What T is worth, above, and why, below."""
+    """Draw results against T in the upper row, and entropy and gradient noise in the lower row."""
     figure = Figure(figsize=(16.8, 8.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     above, (said, noisy, course) = figure.subplots(2, 3)
@@ -323,7 +323,7 @@ def _style(axes: Axes, title: str) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Measures, draws, and writes the page's figures."""
+    """Measure, draw, and write the figures of the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.temperature", description=main.__doc__)
     parser.add_argument("--root", type=Path, default=Path("runs/compare/temperature"), help="the comparison's folder")
     root = parser.parse_args(args).root

@@ -19,17 +19,17 @@ from kd_lightning.compare.report.statistics import paired_difference, spread
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "zoo.md"
 KD = {"alone": "kd", "alone-wide": None, "alone-batch-norm": "kd-batch-norm"}
-"""Plain distillation of the same student, where it was run, by the name of the student alone."""
+"""Plain distillation of the same student, by the name of the variant without a teacher; None where it was not run."""
 
 
 def results(variant: Variant, runs: Path) -> list[dict[str, Any]]:
-    """What is there of a variant's runs, in the order of the seeds."""
+    """Read the finished results of a variant, in the order of the seeds."""
     files = [runs / run.name / "result.json" for run in variant.runs]
     return [json.loads(file.read_text()) for file in files if file.is_file()]
 
 
 def difference(ours: list[float], theirs: list[float]) -> str:
-    """In points, with its 95 % interval, in bold where that is above 0; nothing where the others are not run."""
+    """Format a difference in points with its 95 % interval, bold where that is above 0; empty if either was not run."""
     if len(ours) != len(theirs):
         return ""
     found = paired_difference(ours, theirs)
@@ -38,7 +38,7 @@ def difference(ours: list[float], theirs: list[float]) -> str:
 
 
 def table(runs: Path) -> str:
-    """A row for each loss whose runs are all there, with what `notes` say of it."""
+    """Make a row for each loss: its results once all runs are finished, and the page's note on it."""
     (group,) = (group for group in read_plan(ROOT / "configs/compare/zoo.yaml").groups if group.name == "zoo")
     found = {variant.name: results(variant, runs) for variant in group.variants}
     accuracies = {name: [100 * result["accuracy"] for result in there] for name, there in found.items()}

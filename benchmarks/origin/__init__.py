@@ -1,1 +1,1 @@
-"""The notebook that this project began with, reproduced and taken apart."""
+"""The notebook that this project began with, reproduced and explained."""

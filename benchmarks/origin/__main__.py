@@ -14,10 +14,10 @@ DOCUMENT = Path(__file__).parents[2] / "docs/origin.md"
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs what is not finished of the notebook and its controls and, asked to, writes the figures down."""
+    """Run the unfinished networks of the notebook and its controls and, with ``--report``, write the figures."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.origin",
-        description="The notebook that this project began with, as it was: teacher, student and distilled student on "
+        description="The notebook that this project began with, unchanged: teacher, student and distilled student on "
         "MNIST, and two controls. A finished run is not run again.",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])

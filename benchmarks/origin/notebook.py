@@ -26,23 +26,23 @@ Loss = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 
 
 def notebook_soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
-    """The notebook's own, without T^2: where the softmax underflows to 0 its logarithm is -inf, and the loss inf."""
+    """Soft cross-entropy as in the notebook, without T^2: where the softmax underflows to 0, the loss is infinite."""
     log_student = (student / TEMPERATURE).softmax(dim=1).log()
     return -(log_student * (teacher / TEMPERATURE).softmax(dim=1)).sum(dim=1).mean()
 
 
 def sound_soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
-    """The same quantity through log_softmax; the house's loss carries T^2, the notebook's did not."""
+    """The same quantity through log_softmax; the package's loss has the factor T^2, the notebook's did not."""
     return soft_cross_entropy_loss(student, teacher, TEMPERATURE) / TEMPERATURE**2
 
 
 def logit_loss(student: Tensor, teacher: Tensor | None, target: Tensor) -> Tensor:
-    """Cross-entropy as it is meant, fed with logits."""
+    """Cross-entropy of logits, as torch defines it."""
     return functional.cross_entropy(student, target)
 
 
 def distilled_loss(soft: Callable[[Tensor, Tensor], Tensor]) -> Loss:
-    """Half the labels' loss, half the soft one: the notebook's lambda is .5."""
+    """Half the loss of the labels and half the soft loss: the notebook's lambda is .5."""
 
     def loss(student: Tensor, teacher: Tensor | None, target: Tensor) -> Tensor:
         assert teacher is not None
@@ -54,12 +54,12 @@ def distilled_loss(soft: Callable[[Tensor, Tensor], Tensor]) -> Loss:
 
 @dataclass(frozen=True)
 class Variant:
-    """A network and what it learns from; one that is taught is clipped and stops at a NaN, as in the notebook."""
+    """A network and its loss; a distilled one is clipped and stops at a NaN, as in the notebook."""
 
     network: Callable[[], nn.Module]
     loss: Loss
     taught: bool
-    epoch_seconds: float  # on one core of some machine: only the estimate of the time left is made of it
+    epoch_seconds: float  # on one core of one machine, for the estimate of the time left
 
 
 VARIANTS = {
@@ -74,14 +74,14 @@ VARIANTS = {
 
 
 def batches(digits: LabeledImages, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images in [0, 1], grey repeated in three channels, and classes; the last batch is as short as it comes."""
+    """Yield images in [0, 1], grey repeated in three channels, and classes; the last batch may be shorter."""
     for rows in order.split(BATCH_SIZE):
         yield digits.images[rows].float().div(255).repeat(1, 3, 1, 1), digits.labels[rows]
 
 
 @dataclass
 class Overflow:
-    """Steps at which the soft cross-entropy of finite logits is not finite, by how its logarithm is taken."""
+    """Counts steps at which the soft cross-entropy of finite logits is infinite, for both forms of the logarithm."""
 
     steps: int = 0
     log_of_softmax: int = 0
@@ -89,7 +89,7 @@ class Overflow:
     first: int | None = None
 
     def count(self, student: Tensor, teacher: Tensor) -> None:
-        """Looks at the logits of one step."""
+        """Check the logits of one step."""
         if not student.isfinite().all():
             return
         self.steps += 1
@@ -100,7 +100,7 @@ class Overflow:
 
 
 class LossIsNaN(Exception):
-    """The notebook's assertion."""
+    """The assertion of the notebook failed: a loss is NaN."""
 
 
 def train_epoch(
@@ -111,7 +111,7 @@ def train_epoch(
     data: Iterable[tuple[Tensor, Tensor]],
     overflow: Overflow,
 ) -> dict[str, float]:
-    """One pass: the loss as the notebook printed it (batch means summed, over N), running accuracy, speed."""
+    """Train one epoch: the loss as the notebook printed it (batch means summed, over N), running accuracy, speed."""
     total, hits, images, steps, start = 0.0, 0, 0, 0, perf_counter()
     for x, y in data:
         logits = network(x)
@@ -139,7 +139,7 @@ def train_epoch(
 def evaluate(
     network: nn.Module, teacher: nn.Module | None, loss: Loss, data: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[float, Tensor, Tensor]:
-    """The loss as the notebook printed it, the logits, and the classes of the test images."""
+    """Evaluate: the loss as the notebook printed it, the logits, and the classes of the test images."""
     total = 0.0
     logits: list[Tensor] = []
     target: list[Tensor] = []
@@ -151,14 +151,14 @@ def evaluate(
 
 
 def gradient_norms(loss: Loss, logits: Tensor, target: Tensor) -> Tensor:
-    """Norm, image by image, of the gradient that a loss sends into the logits."""
-    logits = logits.detach().double().requires_grad_()  # the starved ones are differences of nearly equal numbers
+    """Compute, for each image, the norm of the gradient of a loss with respect to the logits."""
+    logits = logits.detach().double().requires_grad_()  # small ones are differences of nearly equal numbers
     (gradient,) = torch.autograd.grad(len(target) * loss(logits, None, target), logits)
     return gradient.norm(dim=1)
 
 
 def study(logits: Tensor, target: Tensor) -> dict[str, Any]:
-    """What explains the numbers: recall by class, the widest gap between two logits, the gradient of the mistakes."""
+    """Measure recall by class, the widest gap between two logits, and the gradient of the mistakes."""
     right = logits.argmax(dim=1) == target
     return {
         "test_accuracy": right.float().mean().item(),

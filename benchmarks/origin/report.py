@@ -1,4 +1,4 @@
-"""The figures of docs/origin.md: each section between its markers is written anew from the finished runs."""
+"""The figures of docs/origin.md: each section between markers is rewritten from the finished runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.origin.notebook import BATCH_SIZE, TEST_IMAGES, TRAIN_IMAGES
 from benchmarks.origin.runs import replace
 
 Results = dict[str, dict[int, dict[str, Any]]]
-"""By variant, then by seed, what the run's JSON file holds."""
+"""By variant, then by seed, the content of the run's JSON file."""
 
 NAMES = {
     "teacher": "teacher",
@@ -28,7 +28,7 @@ FLOOR = math.log(math.e + 9) - 1
 
 
 def write_report(document: Path, runs: Iterable[dict[str, Any]]) -> None:
-    """Writes every section's figures between ``<!-- figures: NAME -->`` and ``<!-- end -->``; the prose stays."""
+    """Write the figures of every section between ``<!-- figures: NAME -->`` and ``<!-- end -->``; the prose is kept."""
     results: Results = {name: {} for name in NAMES}
     for run in runs:
         results[run["job"]["variant"]][run["job"]["seed"]] = run
@@ -39,7 +39,7 @@ def write_report(document: Path, runs: Iterable[dict[str, Any]]) -> None:
 
 
 def place(text: str, name: str, figures: list[str]) -> str:
-    """The text with new lines between one section's markers."""
+    """Replace the lines between the markers of one section."""
     pattern = re.compile(rf"(<!-- figures: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
     if len(pattern.findall(text)) != 1:
         raise ValueError(f"the page wants exactly one <!-- figures: {name} --> and an <!-- end --> after it")
@@ -48,23 +48,23 @@ def place(text: str, name: str, figures: list[str]) -> str:
 
 
 def table(header: list[str], rows: Iterable[list[str]]) -> list[str]:
-    """A Markdown table; the first column is text, the others are numbers."""
+    """Make a Markdown table; the first column is text, the others are numbers."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def last(runs: dict[int, dict[str, Any]], figure: str) -> list[float]:
-    """A figure of the last epoch, of every run that reached it."""
+    """Return a figure of the last epoch, for every run that reached it."""
     return [run["epochs"][-1][figure] for run in runs.values() if not run["stopped"]]
 
 
 def spread(values: list[float]) -> str:
-    """Mean and range, in per cent."""
+    """Format mean and range in per cent."""
     return f"{mean(values):.1%} ({min(values):.1%} to {max(values):.1%})" if values else "-"
 
 
 def dead(row: dict[str, Any]) -> list[int]:
-    """Classes of which no test image is recognised."""
+    """List the classes with recall 0."""
     return [label for label, recall in enumerate(row["recall"]) if recall == 0]
 
 
@@ -110,7 +110,7 @@ def epochs(results: Results) -> list[str]:
 
 
 def by_epoch(runs: dict[int, dict[str, Any]]) -> list[tuple[int, list[dict[str, Any]]]]:
-    """Each epoch's number with its rows, one a run that did not stop."""
+    """Return each epoch's number with its rows, one for each run that did not stop."""
     rows = zip(*(run["epochs"] for run in runs.values() if not run["stopped"]), strict=True)
     return [(epoch, list(of_seeds)) for epoch, of_seeds in enumerate(rows, start=1)]
 
@@ -197,7 +197,7 @@ def overflow(results: Results) -> list[str]:
 
 
 def curve(results: Results) -> list[str]:
-    """The training loss of the distilled student beside that of the student alone, over the seeds that have both."""
+    """Compare the training loss of the distilled student with that of the student alone, over seeds that have both."""
     whole = [seed for seed, run in results["distilled"].items() if not run["stopped"]]
     alone, distilled = (
         [mean(row["train_loss"] for row in rows) for _, rows in by_epoch({seed: results[name][seed] for seed in whole})]

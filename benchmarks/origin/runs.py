@@ -1,4 +1,4 @@
-"""Seeds x variants, side by side; a finished run is not run again."""
+"""Runs of all seeds and variants in parallel; finished runs are not repeated."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from benchmarks.origin.notebook import (
 from kd_lightning.data.mnist import MNISTDataModule
 from kd_lightning.networks.images.convnet import TeacherConvNet
 
-Row = dict[str, Any]  # what one epoch measured
-Result = dict[str, Any]  # what a run's JSON file holds
+Row = dict[str, Any]  # figures of one epoch
+Result = dict[str, Any]  # content of a run's JSON file
 
 
 @dataclass(frozen=True)
 class Job:
-    """One network of one seed; it leaves `folder/seed_N/VARIANT.pt` and, last, `VARIANT.json`."""
+    """One network of one seed; it writes `folder/seed_N/VARIANT.pt` and, last, `VARIANT.json`."""
 
     seed: int
     variant: str
@@ -45,11 +45,11 @@ class Job:
 
     @property
     def seconds(self) -> float:
-        """About how long it takes on one core."""
+        """Estimate the time on one core."""
         return VARIANTS[self.variant].epoch_seconds * self.epochs
 
     def finished(self, folder: Path) -> Result | None:
-        """The result, or None; one made with other settings is neither used nor overwritten."""
+        """Return the result, or None; one with other settings is neither used nor overwritten."""
         path = folder / f"seed_{self.seed}" / f"{self.variant}.json"
         if not path.exists():
             return None
@@ -59,12 +59,12 @@ class Job:
         return result
 
     def run(self, folder: Path, tell: Callable[[Job, Row | None], None]) -> None:
-        """Trains the network and tells of each epoch; None says that the NaN assertion stopped it."""
+        """Train the network and report each epoch; None means that the NaN assertion stopped it."""
         variant, folder = VARIANTS[self.variant], folder / f"seed_{self.seed}"
         limit = None if self.limit_batches is None else self.limit_batches * BATCH_SIZE
         mnist = MNISTDataModule()
-        shuffle = torch.Generator().manual_seed(self.seed)  # the networks of one seed see the same batches
-        torch.manual_seed(self.seed)  # and its students start from the same weights
+        shuffle = torch.Generator().manual_seed(self.seed)  # the networks of one seed have the same batches
+        torch.manual_seed(self.seed)  # and their students start from the same weights
         network = variant.network()
         teacher = load_teacher(folder / "teacher.pt") if variant.taught else None
         optimizer = torch.optim.Adam(network.parameters())
@@ -93,14 +93,14 @@ class Job:
 
 
 def load_teacher(path: Path) -> nn.Module:
-    """The frozen teacher; the notebook let it keep its gradients, which costs time and changes no number."""
+    """Return the frozen teacher; in the notebook it collected gradients, which takes time and changes no number."""
     teacher = TeacherConvNet()
     teacher.load_state_dict(torch.load(path, weights_only=True))
     return teacher.requires_grad_(False)
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file whole or not at all: `Path.replace` is atomic."""
+    """Write a file completely or not at all: `Path.replace` is atomic."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     write(part)
@@ -108,14 +108,14 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 class Progress:
-    """One line an epoch: what the notebook printed, and the time that is left."""
+    """Prints one line for each epoch: the notebook's figures, and the time left."""
 
     def __init__(self, jobs: list[Job]) -> None:
         self.start, self.done = perf_counter(), 0.0
         self.left = {job: job.epochs for job in jobs}
 
     def __call__(self, job: Job, row: Row | None) -> None:
-        """Prints the line; without a row the run has stopped."""
+        """Print the line; without a row the run has stopped."""
         self.left[job] = job.epochs - row["epoch"] if row else 0
         self.done += VARIANTS[job.variant].epoch_seconds
         left = sum(VARIANTS[job.variant].epoch_seconds * epochs for job, epochs in self.left.items())
@@ -125,7 +125,7 @@ class Progress:
 
 
 def describe(row: Row) -> str:
-    """An epoch as the notebook printed it."""
+    """Format an epoch as the notebook printed it."""
     return (
         f"epoch {row['epoch']} · loss: train {row['train_loss']:.4f}, test {row['test_loss']:.4f} · "
         f"accuracy: train {row['train_accuracy']:.2%}, test {row['test_accuracy']:.2%} · "
@@ -134,19 +134,19 @@ def describe(row: Row) -> str:
 
 
 def start_worker(queue: Any) -> None:
-    """Makes `queue` the way back to the parent; two threads a process on two cores are slower than one."""
+    """Keep the queue to the parent; two threads a process on two cores are slower than one."""
     global _queue
     _queue = queue
     torch.set_num_threads(1)
 
 
 def run_in_worker(job: Job, folder: Path) -> None:
-    """A job whose epochs are told through the queue."""
+    """Run a job and report its epochs through the queue."""
     job.run(folder, lambda *news: _queue.put(news))
 
 
 def run_all(jobs: list[Job], folder: Path, workers: int) -> None:
-    """Runs what is not finished, the taught networks after their teachers, `workers` at a time."""
+    """Run unfinished jobs, students after their teachers, `workers` at a time."""
     jobs = [job for job in jobs if job.finished(folder) is None]
     minutes = math.ceil(sum(job.seconds for job in jobs) / workers / 60)
     print(f"{len(jobs)} runs to do, about {minutes} min with {workers} workers", flush=True)
@@ -163,4 +163,4 @@ def run_all(jobs: list[Job], folder: Path, workers: int) -> None:
                     progress(*queue.get())
                 if failed := [future for future in done if future.exception()]:
                     pool.shutdown(cancel_futures=True)
-                    failed[0].result()  # raises what the worker raised
+                    failed[0].result()  # raises the worker's error
