@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from kd_lightning import Classifier, OfflineDistiller, Term
+from kd_lightning import Classifier, OfflineDistiller, Term, losses
 from kd_lightning.losses import (
     AdversarialLoss,
     LeastSquaresAdversarialLoss,
@@ -15,6 +16,7 @@ from kd_lightning.losses import (
 from kd_lightning.networks import ConvDiscriminator, Discriminator
 from tests import toys
 from tests.losses.case import Case
+from tests.losses.plain import STUDENT, TEACHER, N, Plain
 
 
 def conditional() -> AdversarialLoss:
@@ -143,3 +145,24 @@ def test_one_optimizer_would_train_a_discriminator_to_help(tmp_path):
     for learner in (offline, alone):
         with pytest.raises(ValueError, match=r"'adversarial' has a discriminator, .* use AdversarialDistiller"):
             toys.trainer(tmp_path).fit(learner, toys.data())
+
+
+def plain_adversarial(m, s, t, y):
+    verdict = m.discriminator(s)
+    return F.softplus(-verdict[:, 0]).mean() + F.cross_entropy(verdict[:, 1:], y)
+
+
+PLAIN = {
+    "AdversarialLoss": Plain(
+        plain_adversarial,
+        (N, 10),
+        (N, 10),
+        build=lambda: losses.AdversarialLoss(Discriminator(10, classes=10), classes=10),
+    ),
+    "LeastSquaresAdversarialLoss": Plain(
+        lambda m, s, t, y: (1 - m.discriminator(m.connector(s)).sigmoid()).square().mean(),
+        STUDENT,
+        TEACHER,
+        build=lambda: losses.LeastSquaresAdversarialLoss(ConvDiscriminator(128), nn.Conv2d(32, 128, 1)),
+    ),
+}

@@ -5,10 +5,13 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from kd_lightning import losses
 from kd_lightning.losses import AttentiveEnsembleLoss, attentive_ensemble_loss
 from kd_lightning.networks import ConstantPrior, Ensemble
 from tests.losses.case import Case
+from tests.losses.plain import ROWS, N, Plain
 
 
 def build(temperature: float = 4.0) -> AttentiveEnsembleLoss:
@@ -127,3 +130,22 @@ def test_what_does_not_fit_is_refused():
     ):
         build()([student], teacher, target)
     assert attentive_ensemble_loss(student, teacher, torch.full((4, 3), 1 / 3), target).shape == ()
+
+
+def plain_attentive_ensemble(m, s, t, y):
+    (z, features), k = s, t.shape[1]
+    pairs = torch.cat((features.unsqueeze(1).expand(-1, k, -1), m.embeddings.expand(len(z), k, -1)), 2)
+    a = m.score(torch.tanh(m.hidden(pairs))).softmax(1)
+    q = (a.detach() * (t / 4).softmax(2)).sum(1)
+    kl = F.kl_div(F.log_softmax(z / 4, 1), q, reduction="batchmean") * 16
+    return kl + F.nll_loss((a * t.softmax(2)).sum(1).log(), y)
+
+
+PLAIN = {
+    "AttentiveEnsembleLoss": Plain(
+        plain_attentive_ensemble,
+        [(N, 10), ROWS[0]],
+        (N, 3, 10),
+        build=lambda: losses.AttentiveEnsembleLoss(3, features=128),
+    ),
+}

@@ -3,10 +3,12 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kd_lightning.losses import SADLoss, sad_loss
 from tests.losses import naive
 from tests.losses.case import Case
+from tests.losses.plain import STUDENTS, Plain
 
 CASES = {
     "SADLoss": Case(student=(6, 3, 4, 4), teacher=(6, 5, 2, 2), wrong=[((6, 3), (6, 3)), ((6, 3, 1, 1), (6, 3, 4, 4))])
@@ -118,3 +120,13 @@ def test_what_is_no_pair_of_maps_is_refused_with_both_shapes_and_the_remedy(stud
 def test_a_map_of_one_position_is_refused():
     with pytest.raises(ValueError, match=r"student features \(2, 3, 1, 1\) have a single position"):
         sad_loss(torch.zeros(2, 3, 1, 1), torch.zeros(2, 3, 4, 4))
+
+
+def plain_sad(m, s, t, y):
+    t = F.interpolate(t.square().sum(1, keepdim=True), s.shape[2:], mode="bilinear")
+    return F.mse_loss(s.square().sum(1).flatten(1).softmax(1), t.flatten(1).softmax(1), reduction="sum") / len(s)
+
+
+PLAIN = {
+    "SADLoss": Plain(plain_sad, STUDENTS[1], STUDENTS[2]),
+}

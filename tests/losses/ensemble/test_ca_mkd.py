@@ -8,12 +8,14 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from kd_lightning import OfflineDistiller, Term
+from kd_lightning import OfflineDistiller, Term, losses
 from kd_lightning.losses import CAMKDFeatureLoss, CAMKDLoss, EnsembleLoss, KDLoss, ca_mkd_feature_loss, ca_mkd_loss
 from kd_lightning.networks import ConvNet, Ensemble
 from tests.losses import naive
 from tests.losses.case import Case
+from tests.losses.plain import STUDENT, TWO_TEACHERS, Plain
 
 
 def two_teachers() -> CAMKDFeatureLoss:
@@ -244,3 +246,31 @@ def test_features_that_do_not_fit_are_refused_in_one_line():
         loss(student, teacher[::-1], LABELS)
     with pytest.raises(ValueError, match="target"):
         loss(student, teacher, LABELS[:3])
+
+
+def plain_confidences(logits, y):
+    errors = F.cross_entropy(logits.transpose(1, 2), y.unsqueeze(1).expand(-1, logits.shape[1]), reduction="none")
+    return (1 - errors.softmax(1)) / (logits.shape[1] - 1)
+
+
+def plain_ca_mkd(m, s, t, y):
+    p = torch.einsum("nk,nkc->nc", plain_confidences(t, y), (t / 4).softmax(2))
+    return F.kl_div(F.log_softmax(s / 4, 1), p, reduction="batchmean") * 16
+
+
+def plain_ca_mkd_feature(m, s, t, y):
+    s = [connector(s) for connector in m.connectors]
+    logits = torch.stack([c(x.mean((2, 3))) for c, x in zip(m.classifiers, s, strict=True)], 1)
+    errors = torch.stack([F.mse_loss(a, b, reduction="none").mean((1, 2, 3)) for a, b in zip(s, t, strict=True)], 1)
+    return (plain_confidences(logits, y) * errors).sum(1).mean()
+
+
+PLAIN = {
+    "CAMKDLoss": Plain(plain_ca_mkd, teachers=3),
+    "CAMKDFeatureLoss": Plain(
+        plain_ca_mkd_feature,
+        STUDENT,
+        TWO_TEACHERS,
+        build=lambda: losses.CAMKDFeatureLoss(32, [nn.Linear(128, 10), nn.Linear(64, 10)]),
+    ),
+}

@@ -10,8 +10,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from kd_lightning import OfflineDistiller, Term
+from kd_lightning import OfflineDistiller, Term, losses
 from kd_lightning.callbacks import Linear, TemperatureSchedule
 from kd_lightning.losses import (
     EnsembleLoss,
@@ -27,6 +28,7 @@ from kd_lightning.networks import Ensemble
 from tests import toys
 from tests.losses import naive
 from tests.losses.case import Case
+from tests.losses.plain import STUDENT, TWO_TEACHERS, Plain, hint, kd
 
 
 class Listed(nn.Module):
@@ -378,3 +380,29 @@ def test_features_that_are_not_one_a_loss_are_refused():
         ValueError, match="2 losses cannot compare a list of 1 of the student with a list of 2 of the teachers"
     ):
         loss([x], [x, x])
+
+
+def plain_arithmetic_mean(m, s, t, y):
+    return F.kl_div(F.log_softmax(s / 4, 1), (t / 4).softmax(2).mean(1), reduction="batchmean") * 16
+
+
+def plain_geometric_mean(m, s, t, y):
+    return kd(m, s, t.mean(1), y)
+
+
+def plain_hints(m, s, t, y):
+    return sum(hint(each, s, x, y) for each, x in zip(m.losses, t, strict=True)) / 2
+
+
+PLAIN = {
+    "EnsembleLoss": Plain(plain_arithmetic_mean, teachers=3, build=lambda: losses.EnsembleLoss(losses.KDLoss())),
+    "EnsembleLoss of geometric means": Plain(
+        plain_geometric_mean, teachers=3, build=lambda: losses.EnsembleLoss(losses.KDLoss(), losses.geometric_mean)
+    ),
+    "FeatureEnsembleLoss": Plain(
+        plain_hints,
+        STUDENT,
+        TWO_TEACHERS,
+        build=lambda: losses.FeatureEnsembleLoss([losses.HintLoss(32, 128), losses.HintLoss(32, 64)]),
+    ),
+}

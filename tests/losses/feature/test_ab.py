@@ -1,9 +1,11 @@
 import pytest
 import torch
 
+from kd_lightning import losses
 from kd_lightning.losses import ABLoss, ab_loss
 from tests.losses import naive
 from tests.losses.case import Case, other_implementation
+from tests.losses.plain import STUDENTS, TEACHERS, WIDTHS, Plain
 
 
 def build(margin: float = 1.0) -> ABLoss:
@@ -95,3 +97,14 @@ def test_widths_and_layers_that_do_not_go_together_are_refused():
         build()([torch.zeros(2, 3, 4, 4)], [torch.zeros(2, 5, 4, 4)])
     with pytest.raises(ValueError, match="teacher features have 3 channels and the loss was built for 4"):
         build()([torch.ones(2, 3, 4, 4), torch.ones(2, 2, 4, 4)], [torch.ones(2, 5, 4, 4), torch.ones(2, 3, 4, 4)])
+
+
+def plain_ab(m, s, t, y):
+    s = [connector(x) for connector, x in zip(m.connectors, s, strict=True)]
+    hinges = [(1 - torch.where(b > 0, 1.0, -1.0) * a).relu().square().sum() for a, b in zip(s, t, strict=True)]
+    return (hinges[0] / 4 + hinges[1] / 2 + hinges[2]) / len(t[0])
+
+
+PLAIN = {
+    "ABLoss": Plain(plain_ab, STUDENTS, TEACHERS, build=lambda: losses.ABLoss(*WIDTHS)),
+}

@@ -3,9 +3,12 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from kd_lightning import losses
 from kd_lightning.losses import AFDLoss, afd_loss
 from tests.losses.case import Case
+from tests.losses.plain import STUDENTS, TEACHERS, WIDTHS, Plain
 
 
 def build() -> AFDLoss:
@@ -129,3 +132,20 @@ def test_what_cannot_be_is_refused():
         afd_loss([torch.zeros(2, 3, 4)], [torch.zeros(2, 5)], torch.zeros(2, 1, 3))
     with pytest.raises(ValueError, match=r"attention \(2, 3, 1\) does not fit errors \(2, 1, 3\)"):
         afd_loss([torch.zeros(2, 3, 4)], [torch.zeros(2, 4)], torch.zeros(2, 3, 1))
+
+
+def plain_afd(m, s, t, y):
+    queries = torch.stack([query(x.mean((2, 3))) for query, x in zip(m.queries, t, strict=True)], 1)
+    keys = torch.stack([key(x.mean((2, 3))) for key, x in zip(m.keys, s, strict=True)], 1).relu()
+    keys = m.bilinear(keys.flatten(0, 1)).view(-1, len(s), len(t), 128)
+    agreement = torch.einsum("nstd,ntd->nts", keys, queries) + m.teacher_positions @ m.student_positions.T
+    s, t = ([x.square().mean(1, keepdim=True) for x in side] for side in (s, t))
+    s = [torch.cat([F.adaptive_avg_pool2d(x, to.shape[2:]) for x in s], 1).flatten(2) for to in t]  # (N, S, P)
+    errors = [F.normalize(a, dim=2) - F.normalize(b.flatten(2), dim=2) for a, b in zip(s, t, strict=True)]
+    errors = torch.stack([x.square().mean(2) for x in errors], 1)
+    return ((agreement / math.sqrt(128)).softmax(2) * errors).sum() / len(errors)
+
+
+PLAIN = {
+    "AFDLoss": Plain(plain_afd, STUDENTS, TEACHERS, build=lambda: losses.AFDLoss(*WIDTHS)),
+}

@@ -2,10 +2,12 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from kd_lightning.losses import AttentionTransferLoss, attention_transfer_loss
 from tests.losses import naive
 from tests.losses.case import Case, other_implementation
+from tests.losses.plain import STUDENT, STUDENTS, TEACHER, TEACHERS, Plain
 
 WRONG = [
     ((6, 3, 4, 4), (5, 3, 4, 4)),
@@ -86,3 +88,18 @@ def test_the_papers_distance_is_no_square():
 def test_layers_that_have_no_partner_are_refused():
     with pytest.raises(ValueError, match="2 layers of the student cannot be paired with 1 of the teacher"):
         AttentionTransferLoss()([maps(2, 3, 2, 2)] * 2, [maps(2, 3, 2, 2)])
+
+
+def plain_attention_transfer(m, s, t, y):
+    s, t = (F.normalize(x.square().mean(1).flatten(1)) for x in (s, t))
+    return F.mse_loss(s, t)
+
+
+def plain_attention_transfers(m, s, t, y):
+    return sum(plain_attention_transfer(m, a, b, y) for a, b in zip(s, t, strict=True))
+
+
+PLAIN = {
+    "AttentionTransferLoss": Plain(plain_attention_transfer, STUDENT, TEACHER),
+    "AttentionTransferLoss of three layers": Plain(plain_attention_transfers, STUDENTS, TEACHERS),
+}

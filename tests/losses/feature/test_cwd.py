@@ -2,10 +2,13 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from kd_lightning import losses
 from kd_lightning.losses import CWDLoss, cwd_loss
 from tests.losses import naive
 from tests.losses.case import Case
+from tests.losses.plain import STUDENT, TEACHER, Plain
 
 
 def build(temperature: float = 4.0) -> CWDLoss:
@@ -82,3 +85,13 @@ def test_unlike_widths_are_refused():
         cwd_loss(maps(2, 3, 4, 4), maps(2, 4, 4, 4))
     with pytest.raises(ValueError, match="set its student_channels to 5"):
         build()(torch.zeros(2, 5, 4, 4), torch.zeros(2, 5, 4, 4))
+
+
+def plain_cwd(m, s, t, y):
+    s, t = F.log_softmax(m.connector(s).flatten(2) / 4, 2), F.log_softmax(t.flatten(2) / 4, 2)
+    return F.kl_div(s, t, reduction="batchmean", log_target=True) * 16 / t.shape[1]
+
+
+PLAIN = {
+    "CWDLoss": Plain(plain_cwd, STUDENT, TEACHER, build=lambda: losses.CWDLoss(32, 128)),
+}

@@ -2,10 +2,13 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from kd_lightning import losses
 from kd_lightning.losses import FactorTransferLoss, factor_transfer_loss
 from tests.losses import naive
 from tests.losses.case import Case, other_implementation
+from tests.losses.plain import STUDENT, N, Plain
 
 
 def build() -> FactorTransferLoss:
@@ -88,3 +91,14 @@ def test_it_is_torchdistills():
 def test_a_width_that_is_another_is_refused():
     with pytest.raises(ValueError, match="set its student_channels to 4"):
         build()(torch.zeros(2, 4, 3, 3), torch.zeros(2, 4, 3, 3))
+
+
+def plain_factor_transfer(m, s, t, y):
+    return F.l1_loss(F.normalize(m.translator(s).flatten(1)), F.normalize(t.flatten(1)))
+
+
+PLAIN = {
+    "FactorTransferLoss": Plain(
+        plain_factor_transfer, STUDENT, (N, 64, 6, 6), build=lambda: losses.FactorTransferLoss(32, 64)
+    ),
+}

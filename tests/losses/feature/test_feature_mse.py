@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from kd_lightning.losses import FeatureMSELoss, feature_mse_loss
 from tests.losses.case import Case
+from tests.losses.plain import TEACHER, Plain
 
 CASES = {"FeatureMSELoss": Case(student=(6, 3, 4, 4), teacher=(6, 3, 4, 4), wrong=[((6, 3), (6, 4)), ((6, 3), (5, 3))])}
 
@@ -54,3 +56,8 @@ def test_features_of_unlike_shapes_are_refused_with_both_shapes_and_the_remedy(s
         feature_mse_loss(torch.zeros(student), torch.zeros(teacher))
     assert f"student features {student} and teacher features {teacher}" in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+PLAIN = {
+    "FeatureMSELoss": Plain(lambda m, s, t, y: F.mse_loss(s, t), TEACHER, TEACHER),
+}

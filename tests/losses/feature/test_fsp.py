@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from kd_lightning.losses import FSPLoss, fsp_loss
 from tests.losses.case import Case, other_implementation
+from tests.losses.plain import STUDENTS, Plain
 
 CASES = {
     "FSPLoss": Case(
@@ -93,3 +95,16 @@ def test_one_layer_has_no_flow():
 def test_unlike_widths_are_refused_with_whom_it_is_for():
     with pytest.raises(ValueError, match="FSP has no connector, so use a student as wide as its teacher"):
         FSPLoss()([maps(2, 3, 2, 2)] * 2, [maps(2, 4, 2, 2)] * 2)
+
+
+def plain_fsp(m, s, t, y):
+    first, second = (
+        [F.adaptive_max_pool2d(x[i], x[i + 1].shape[2:]).flatten(2) @ x[i + 1].flatten(2).mT for x in (s, t)]
+        for i in (0, 1)
+    )
+    return F.mse_loss(*first) / s[1][0, 0].numel() ** 2 + F.mse_loss(*second) / s[2][0, 0].numel() ** 2
+
+
+PLAIN = {
+    "FSPLoss": Plain(plain_fsp, STUDENTS, STUDENTS),
+}

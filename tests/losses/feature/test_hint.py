@@ -1,9 +1,11 @@
 import pytest
 import torch
 
+from kd_lightning import losses
 from kd_lightning.losses import HintLoss, hint_loss
 from tests.losses import naive
 from tests.losses.case import Case
+from tests.losses.plain import STUDENT, TEACHER, Plain, hint
 
 
 def build(**given) -> HintLoss:
@@ -105,3 +107,8 @@ def test_a_width_that_is_another_is_refused():
         build()(torch.zeros(2, 4, 4, 4), torch.zeros(2, 5, 4, 4))
     with pytest.raises(ValueError, match="set its teacher_channels to 3"):
         build()(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4))
+
+
+PLAIN = {
+    "HintLoss": Plain(hint, STUDENT, TEACHER, build=lambda: losses.HintLoss(32, 128)),
+}

@@ -1,9 +1,12 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
+from kd_lightning import losses
 from kd_lightning.losses import MGDLoss, mgd_loss
 from tests.losses import naive
 from tests.losses.case import Case
+from tests.losses.plain import STUDENT, TEACHER, Plain
 
 
 def build(student_channels: int = 3, **given) -> MGDLoss:
@@ -113,3 +116,14 @@ def test_what_cannot_be_is_refused():
         build(ratio=1.5)
     with pytest.raises(ValueError, match="student features have 4 channels and the loss was built for 3"):
         build()(torch.zeros(2, 4, 4, 4), torch.zeros(2, 5, 4, 4))
+
+
+def plain_mgd(m, s, t, y):
+    s = m.align(s)
+    masked = s * (torch.rand(*s.shape[:2], 1, 1) >= 0.15)
+    return F.mse_loss(m.generator(masked), t, reduction="sum") / len(s)
+
+
+PLAIN = {
+    "MGDLoss": Plain(plain_mgd, STUDENT, TEACHER, build=lambda: losses.MGDLoss(32, 128)),
+}

@@ -2,10 +2,12 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from kd_lightning.losses import NSTLoss, nst_loss
 from tests.losses import naive
 from tests.losses.case import Case
+from tests.losses.plain import STUDENT, STUDENTS, TEACHER, TEACHERS, Plain
 
 CASES = {
     "NSTLoss": Case(
@@ -75,3 +77,20 @@ def test_channels_that_are_silent_have_no_pattern_and_no_gradient(channels):
     (gradient,) = torch.autograd.grad(nst_loss(student, maps(2, 4, 3, 3, seed=2)), student)
     assert gradient[:, 0].abs().max() == 0
     assert gradient[:, 1:].abs().min() > 0
+
+
+def plain_nst(m, s, t, y):
+    s, t = F.normalize(s.flatten(2), dim=2), F.normalize(t.flatten(2), dim=2)
+    s, t = s.mT @ s / s.shape[1], t.mT @ t / t.shape[1]
+    return F.mse_loss(s, t, reduction="sum") / len(s)
+
+
+def plain_nst_of_channels(m, s, t, y):
+    s, t = F.normalize(s.flatten(2), dim=2), F.normalize(t.flatten(2), dim=2)
+    return (s @ s.mT).square().mean() + (t @ t.mT).square().mean() - 2 * (s @ t.mT).square().mean()
+
+
+PLAIN = {
+    "NSTLoss": Plain(plain_nst, STUDENT, TEACHER),
+    "NSTLoss of more positions than channels": Plain(plain_nst_of_channels, STUDENTS[0], TEACHERS[0]),
+}

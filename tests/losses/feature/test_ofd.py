@@ -1,8 +1,11 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
+from kd_lightning import losses
 from kd_lightning.losses import OFDLoss, ofd_loss
 from tests.losses.case import Case
+from tests.losses.plain import STUDENTS, TEACHERS, WIDTHS, Plain
 
 
 def build() -> OFDLoss:
@@ -99,3 +102,14 @@ def test_what_cannot_be_is_refused():
         build()(maps(6, 3, 4, 4), maps(6, 5, 4, 4))
     with pytest.raises(ValueError, match="student features have 3 channels and the loss was built for 2"):
         build()([maps(6, 3, 4, 4)] * 2, [maps(6, 5, 4, 4), maps(6, 4, 4, 4)])
+
+
+def plain_ofd(m, s, t, y):
+    s = [connector(x) for connector, x in zip(m.connectors, s, strict=True)]
+    errors = [(F.mse_loss(a, b, reduction="none") * ((a > b) | (b > 0))).sum() for a, b in zip(s, t, strict=True)]
+    return (errors[0] / 4 + errors[1] / 2 + errors[2]) / len(t[0])
+
+
+PLAIN = {
+    "OFDLoss": Plain(plain_ofd, STUDENTS, TEACHERS, build=lambda: losses.OFDLoss(*WIDTHS)),
+}

@@ -2,9 +2,11 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from kd_lightning.losses import ParameterDistributionLoss, parameter_distribution_loss
 from tests.losses.case import Case
+from tests.losses.plain import Plain
 
 CASES = {
     "ParameterDistributionLoss": Case(
@@ -87,3 +89,13 @@ def test_it_learns_the_distribution():
         parameter_distribution_loss(student, teacher).backward()
         optimizer.step()
     assert parameter_distribution_loss(student, teacher).item() < 0.02 * first
+
+
+def plain_parameter_distribution(m, s, t, y):
+    s, t = (F.normalize(x.flatten(), dim=0).sort().values * math.sqrt(x.numel()) for x in (s, t))
+    return F.mse_loss(s, F.adaptive_avg_pool1d(t.unsqueeze(0), len(s)).squeeze(0))
+
+
+PLAIN = {
+    "ParameterDistributionLoss": Plain(plain_parameter_distribution, (32, 32, 3, 3), (128, 128, 3, 3)),
+}

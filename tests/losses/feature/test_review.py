@@ -1,9 +1,12 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from kd_lightning import losses
 from kd_lightning.losses import ReviewKDLoss, review_kd_loss
 from tests.losses.case import Case, other_implementation
+from tests.losses.plain import STUDENTS, TEACHERS, WIDTHS, Plain
 
 
 def build() -> ReviewKDLoss:
@@ -127,3 +130,22 @@ def test_what_cannot_be_is_refused():
         build()(maps(6, 3, 4, 4), maps(6, 5, 4, 4))
     with pytest.raises(ValueError, match=r"\(3, 4, 2, 2\) must have the same shape"):
         review_kd_loss(maps(3, 4, 3, 3), maps(3, 4, 2, 2))
+
+
+def plain_review_kd(m, s, t, y):
+    loss, deeper = 0, None
+    for fusion, x, to in zip(reversed(m.fusions), s[::-1], t[::-1], strict=True):
+        x = fusion.narrow(x)
+        if deeper is not None:
+            deeper = F.interpolate(deeper, x.shape[2:])
+            attention = fusion.attention(torch.cat([x, deeper], 1))
+            x = x * attention[:, :1] + deeper * attention[:, 1:]
+        wide, deeper = fusion.widen(x), x
+        pooled = [(wide, to), *([F.adaptive_avg_pool2d(side, size) for side in (wide, to)] for size in (4, 2, 1))]
+        loss = loss + sum(F.mse_loss(*sides) / 2**i for i, sides in enumerate(pooled)) / 1.875
+    return loss
+
+
+PLAIN = {
+    "ReviewKDLoss": Plain(plain_review_kd, STUDENTS, TEACHERS, build=lambda: losses.ReviewKDLoss(*WIDTHS)),
+}

@@ -3,10 +3,12 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
+from torch.nn import functional, functional as F
 
+from kd_lightning import losses
 from kd_lightning.losses import SemCKDLoss, semckd_loss
 from tests.losses.case import Case
+from tests.losses.plain import STUDENTS, TEACHERS, N, Plain
 
 
 def build(**given) -> SemCKDLoss:
@@ -137,3 +139,25 @@ def test_what_cannot_be_is_refused():
         SemCKDLoss([], [3], batch_size=6)
     with pytest.raises(ValueError, match=r"attention \(2, 2, 1\) does not fit errors \(2, 1, 1\)"):
         semckd_loss([[torch.zeros(2, 2)]], [[torch.zeros(2, 2)]], torch.zeros(2, 2, 1))
+
+
+def plain_semckd(m, s, t, y):
+    queries, keys = (
+        torch.stack([F.normalize(layer(x @ x.T)) for layer, x in zip(layers, side, strict=True)], 1)
+        for layers, side in ((m.queries, [x.flatten(1) for x in s]), (m.keys, [x.flatten(1) for x in t]))
+    )
+    attention = (queries @ keys.mT).softmax(2)
+    loss = 0
+    for i, (x, projections) in enumerate(zip(s, m.projections, strict=True)):
+        for j, (to, projection) in enumerate(zip(t, projections, strict=True)):
+            size = [min(x.shape[2], to.shape[2])] * 2
+            a, b = (side if [*side.shape[2:]] == size else F.adaptive_avg_pool2d(side, size) for side in (x, to))
+            loss = loss + attention[:, i, j] @ F.mse_loss(projection(a), b, reduction="none").mean((1, 2, 3))
+    return loss / attention[:, :, 0].numel()
+
+
+PLAIN = {
+    "SemCKDLoss": Plain(
+        plain_semckd, STUDENTS[1:], TEACHERS[1:], build=lambda: losses.SemCKDLoss([32] * 2, [128] * 2, N, channels=64)
+    ),
+}

@@ -2,9 +2,12 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from kd_lightning import losses
 from kd_lightning.losses import SRDLoss, srd_loss
 from tests.losses.case import Case, other_implementation
+from tests.losses.plain import STUDENT, TEACHER, Plain
 
 
 def build(exponent: float = 4.0) -> SRDLoss:
@@ -104,3 +107,14 @@ def test_a_width_that_is_another_is_refused():
         build()(torch.zeros(2, 4), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="set its teacher_channels to 3"):
         build()(torch.zeros(2, 3), torch.zeros(2, 3))
+
+
+def plain_srd(m, s, t, y):
+    s, t = m.connector(s.mean((2, 3))), t.mean((2, 3))
+    s, t = (F.batch_norm(x, None, None, training=True, eps=1e-4) for x in (s, t))
+    return ((s - t).pow(4).sum() + 1e-5).log()
+
+
+PLAIN = {
+    "SRDLoss": Plain(plain_srd, STUDENT, TEACHER, build=lambda: losses.SRDLoss(32, 128)),
+}

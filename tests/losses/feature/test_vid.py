@@ -2,9 +2,12 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from kd_lightning import losses
 from kd_lightning.losses import VIDLoss, vid_loss
 from tests.losses.case import Case, other_implementation
+from tests.losses.plain import STUDENT, TEACHER, Plain
 
 
 def build(initial_variance: float = 5.0) -> VIDLoss:
@@ -108,3 +111,14 @@ def test_shapes_that_do_not_fit_are_refused():
         vid_loss(torch.zeros(2, 4, 3, 3), torch.zeros(2, 4, 3, 3), torch.ones(1))
     with pytest.raises(ValueError, match="set its teacher_channels to 5"):
         build()(torch.zeros(2, 3, 3, 3), torch.zeros(2, 5, 3, 3))
+
+
+def plain_vid(m, s, t, y):
+    variance = F.softplus(m.rho) + 1e-5
+    errors = F.mse_loss(m.regressor(s), t, reduction="none").mean((0, 2, 3))
+    return (errors / variance + variance.log()).mean() / 2
+
+
+PLAIN = {
+    "VIDLoss": Plain(plain_vid, STUDENT, TEACHER, build=lambda: losses.VIDLoss(32, 128)),
+}

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from kd_lightning import losses
 from kd_lightning.losses import LSPLoss, lsp_loss
 from tests.losses.case import Case
+from tests.losses.plain import ROWS, N, Plain
 
 
 def edges() -> Tensor:
@@ -65,3 +67,26 @@ def test_what_does_not_fit_is_refused():
             lsp_loss(x, x, wrong)
     with pytest.raises(ValueError, match="sigma=0 must be a finite number above 0"):
         LSPLoss(0)
+
+
+def plain_lsp(m, s, t, y):
+    source, target = y
+
+    def shares(x):
+        likeness = (-(x[source] - x[target]).square().sum(1) / (2 * m.sigma)).exp()
+        sums = torch.zeros(len(x), dtype=x.dtype).index_add(0, target, likeness.exp())
+        return likeness - sums[target].log()
+
+    mine, theirs = shares(s), shares(t)
+    return (mine.exp() * (mine - theirs)).sum() / len(s)
+
+
+def plain_edges() -> Tensor:
+    """A graph of the 64 samples: each is joined to the ten after it."""
+    source = torch.arange(N).repeat_interleave(10)
+    return torch.stack((source, (source + torch.arange(10).repeat(N) + 1) % N))
+
+
+PLAIN = {
+    "LSPLoss": Plain(plain_lsp, *ROWS, build=lambda: losses.LSPLoss(sigma=1000.0), target=plain_edges),
+}

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from kd_lightning import Term
+from kd_lightning import Term, losses
 from kd_lightning.losses import ModalityGraphLoss
 from tests.losses.case import Case
+from tests.losses.plain import ROWS, N, Plain
 
 
 def of_logits() -> ModalityGraphLoss:
@@ -119,3 +121,25 @@ def test_what_is_no_graph_is_refused():
         ModalityGraphLoss(2, student_channels=4)
     with pytest.raises(ValueError, match="alpha=-1 must be a finite number, at least 0"):
         ModalityGraphLoss(2, alpha=-1)
+
+
+def plain_modality_graph(m, s, t, y):
+    (z, h), (zs, *hs) = s, t
+    scores = m.logit_score(zs).squeeze(2) + torch.cat(
+        [to(x) for to, x in zip(m.representation_scores, hs, strict=True)], 1
+    )
+    edges = (scores / 8).softmax(1)
+    apart = 10 * (1 - F.cosine_similarity(z.unsqueeze(1), zs, dim=2))
+    seen = zip(m.connectors, hs, strict=True)
+    apart = apart + 1 - torch.stack([F.cosine_similarity(to(h), x, dim=1) for to, x in seen], 1)
+    return ((edges + 0.5) * apart).sum(1).mean() + 10 * (edges.mean(0) - 0.5).square().sum()
+
+
+PLAIN = {
+    "ModalityGraphLoss": Plain(
+        plain_modality_graph,
+        [(N, 10), ROWS[0]],
+        [(N, 2, 10), ROWS[1], ROWS[1]],
+        build=lambda: losses.ModalityGraphLoss(2, 10, student_channels=128, teacher_channels=[512, 512]),
+    ),
+}

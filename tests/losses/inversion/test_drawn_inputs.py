@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from kd_lightning.losses import ActivationLoss, InformationEntropyLoss, LogitL1Loss, OneHotLoss
 from tests.losses import naive
 from tests.losses.case import Case
+from tests.losses.plain import ROWS, Plain
 
 CASES = {
     "OneHotLoss": Case(alone=True, kinked=True),
@@ -63,3 +65,28 @@ def test_what_are_no_features_is_refused():
     for shape in ((10,), (0, 10)):
         with pytest.raises(ValueError, match=r"must be .* and not empty: address a layer of features"):
             ActivationLoss()(torch.zeros(shape))
+
+
+def plain_one_hot(m, s, t, y):
+    return F.cross_entropy(s, s.argmax(1))
+
+
+def plain_information_entropy(m, s, t, y):
+    p = s.softmax(1).mean(0)
+    return (p * p.log10()).sum()
+
+
+def plain_logit_l1(m, s, t, y):
+    return F.l1_loss(s, t)
+
+
+def plain_activation(m, s, t, y):
+    return -s.abs().mean()
+
+
+PLAIN = {
+    "OneHotLoss": Plain(plain_one_hot),
+    "InformationEntropyLoss": Plain(plain_information_entropy),
+    "LogitL1Loss": Plain(plain_logit_l1),
+    "ActivationLoss": Plain(plain_activation, ROWS[0], ROWS[0]),
+}

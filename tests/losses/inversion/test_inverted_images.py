@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from kd_lightning.losses import ActivationRecordLoss, BatchNormStatisticsLoss, ImpressionLoss, TotalVariationLoss
 from tests.losses import naive
 from tests.losses.case import Case
+from tests.losses.plain import TEACHER, N, Plain
 
 
 def distribution() -> torch.Tensor:
@@ -102,3 +104,32 @@ def test_what_does_not_fit_is_refused():
         TotalVariationLoss()(torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"do not fit: .* or floating-point probabilities"):
         ImpressionLoss()(torch.zeros(2, 3), None, torch.zeros(2, 2))
+
+
+def plain_activation_record(m, s, t, y):
+    sizes = [x[0].numel() for x in s]
+    pairs = zip(s, y.split(sizes, 1), sizes, strict=True)
+    return sum((x.flatten(1).relu() - r.relu()).square().mean() / size for x, r, size in pairs)
+
+
+def plain_total_variation(m, s, t, y):
+    x = s
+    moved = x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+    moved += x[..., 1:, 1:] - x[..., :-1, :-1], x[..., 1:, :-1] - x[..., :-1, 1:]
+    return sum(d.flatten(1).norm(dim=1).mean() for d in moved)
+
+
+def plain_batch_norm_statistics(m, s, t, y):
+    features, mean, variance = s
+    found, spread = features.mean((0, 2, 3)), features.var((0, 2, 3), correction=0)
+    return (found - mean).norm() + (spread - variance).norm()
+
+
+PLAIN = {
+    "ImpressionLoss": Plain(lambda m, s, t, y: F.cross_entropy(s / 20, y)),
+    "ActivationRecordLoss": Plain(
+        plain_activation_record, [TEACHER, (N, 10)], [TEACHER, (N, 10)], target=lambda: torch.ones(N, 128 * 36 + 10)
+    ),
+    "TotalVariationLoss": Plain(plain_total_variation, (N, 3, 28, 28), (N, 3, 28, 28)),
+    "BatchNormStatisticsLoss": Plain(plain_batch_norm_statistics, [TEACHER, (128,), (128,)], [TEACHER, (128,), (128,)]),
+}

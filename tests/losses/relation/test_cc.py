@@ -3,9 +3,11 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kd_lightning.losses.relation.cc import CCLoss, cc_loss
 from tests.losses.case import Case, other_implementation
+from tests.losses.plain import ROWS, Plain
 
 WRONG = [((6, 4), (5, 4)), ((1, 4), (1, 4)), ((0, 4), (0, 4)), ((6,), (6,)), ((6, 0), (6, 4))]
 CASES = {
@@ -74,3 +76,13 @@ def test_what_is_no_kernel_is_refused(gamma, order):
         ValueError, match=f"gamma={gamma} must be a finite number above 0, .* and order={order} at least 1"
     ):
         CCLoss(gamma, order)
+
+
+def plain_cc(m, s, t, y):
+    s, t = (0.8 * x @ x.T for x in (F.normalize(s), F.normalize(t)))
+    return F.mse_loss(s + s.square() / 2, t + t.square() / 2) * math.exp(-1.6)
+
+
+PLAIN = {
+    "CCLoss": Plain(plain_cc, *ROWS),
+}

@@ -3,9 +3,12 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from kd_lightning import losses
 from kd_lightning.losses.relation.crd import CRDLoss, crd_loss
 from tests.losses.case import Case, classes
+from tests.losses.plain import ROWS, N, Plain, labels
 
 
 def build(training: bool = False, **given) -> CRDLoss:
@@ -173,3 +176,36 @@ def test_what_are_no_class_and_image_indices_is_refused(target, message):
 def test_arguments_out_of_their_range_are_refused(given):
     with pytest.raises(ValueError, match=next(iter(given))):
         build(**given)
+
+
+def plain_crd(m, s, t, y):
+    label, index = y
+    s, t = F.normalize(m.student_embedding(s)), F.normalize(m.teacher_embedding(t))
+    m.labels[index] = label
+    counts = m.labels.bincount(minlength=10)
+    own, first = counts[label].unsqueeze(1), (counts.cumsum(0) - counts)[label].unsqueeze(1)
+    generator = torch.Generator().manual_seed(int(m.calls))
+    draws = torch.randint(2**62, (len(s), m.negatives), generator=generator) % (len(m.labels) - own)
+    draws = m.labels.argsort(stable=True)[draws + own * (draws >= first)]
+    loss, noise = 0, math.log(m.negatives)
+    for x, bank, log_mean in ((s, m.teacher_bank, m.log_means[0]), (t, m.student_bank, m.log_means[1])):
+        positive = (x * bank[index]).sum(1) / 0.07 - log_mean
+        negative = (x @ bank.clone().T).gather(1, draws) / 0.07 - log_mean  # the bank moves before the backward
+        loss = loss + (F.softplus(noise - positive).sum() + F.softplus(negative - noise).sum()) / len(x)
+    m.calls += 1
+    for x, bank in ((s, m.student_bank), (t, m.teacher_bank)):
+        bank[index] = F.normalize(torch.lerp(x.detach(), bank[index], 0.5))
+    return loss
+
+
+def plain_full_banks() -> nn.Module:
+    """Contrastive representation distillation in the midst of training: every image was seen."""
+    loss = losses.CRDLoss(128, 512, num_samples=10_000, negatives=4096)
+    loss.labels.copy_(torch.arange(10_000) % 10)
+    loss.log_means.fill_(1.0)
+    return loss
+
+
+PLAIN = {
+    "CRDLoss": Plain(plain_crd, *ROWS, build=plain_full_banks, target=lambda: [labels(), torch.arange(N)]),
+}

@@ -3,9 +3,12 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from kd_lightning import losses
 from kd_lightning.losses.relation.crd_batch import InBatchCRDLoss, in_batch_crd_loss
 from tests.losses.case import Case, other_implementation
+from tests.losses.plain import ROWS, Plain
 
 
 def build(**given) -> InBatchCRDLoss:
@@ -72,3 +75,16 @@ def test_what_are_no_class_indices_is_refused(target):
 def test_a_missing_target_is_refused():
     with pytest.raises(ValueError, match="set the term's target"):
         build()(torch.zeros(2, 4), torch.zeros(2, 5))
+
+
+def plain_in_batch_crd(m, s, t, y):
+    s, t = F.normalize(m.student_embedding(s)), F.normalize(m.teacher_embedding(t))
+    alike = (y == y.unsqueeze(1)).fill_diagonal_(False)
+    logits = (s @ t.T / 0.07).masked_fill(alike, -math.inf)
+    own = torch.arange(len(s))
+    return F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)
+
+
+PLAIN = {
+    "InBatchCRDLoss": Plain(plain_in_batch_crd, *ROWS, build=lambda: losses.InBatchCRDLoss(128, 512)),
+}

@@ -3,9 +3,11 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kd_lightning.losses.relation.irg import IRGLoss, irg_loss
 from tests.losses.case import Case
+from tests.losses.plain import STUDENTS, TEACHERS, N, Plain, squared_distances
 
 STUDENT, TEACHER = [(6, 3, 4, 4), (6, 3, 2, 2), (6, 10)], [(6, 5, 4, 4), (6, 5, 3, 3), (6, 10)]
 CASES = {
@@ -91,3 +93,23 @@ def test_layers_of_two_widths_are_refused_unless_transformations_are_left_out():
 def test_weights_that_are_none_are_refused(weights):
     with pytest.raises(ValueError, match="must be finite numbers, at least 0"):
         IRGLoss(*weights)
+
+
+def plain_irg(m, s, t, y):
+    def edges(x):
+        x = squared_distances(x.flatten(1))
+        return x / x.max()
+
+    def moved(before, after):
+        x = (before - after).square().sum(1)
+        return x / x.max()
+
+    loss = 0.1 * F.mse_loss(s[3], t[3])
+    loss = loss + 5 / 3 * sum(F.mse_loss(edges(s[i]), edges(t[i])) for i in range(3))
+    s, t = ([x.mean((2, 3)) for x in side[:3]] for side in (s, t))
+    return loss + 5 / 2 * sum(F.mse_loss(moved(s[i], s[i + 1]), moved(t[i], t[i + 1])) for i in range(2))
+
+
+PLAIN = {
+    "IRGLoss": Plain(plain_irg, [*STUDENTS, (N, 10)], [*TEACHERS, (N, 10)]),
+}

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from kd_lightning import losses
 from kd_lightning.losses.relation.locality_preserving import LocalityPreservingLoss, locality_preserving_loss
 from tests.losses.case import Case
+from tests.losses.plain import ROWS, Plain
 
 WRONG = [((6, 4), (5, 4)), ((1, 4), (1, 4)), ((0, 4), (0, 4)), ((6,), (6,)), ((6, 0), (6, 4))]
 CASES = {
@@ -60,3 +62,16 @@ def test_samples_that_coincide_are_neighbours_and_not_themselves():
 def test_what_is_no_neighbourhood_is_refused(neighbours, width):
     with pytest.raises(ValueError, match=f"neighbours={neighbours} must be at least 1 and width={width} a finite"):
         LocalityPreservingLoss(neighbours, width)
+
+
+def plain_locality_preserving(m, s, t, y):
+    distances, nearest = (found[:, 1:] for found in torch.cdist(t, t).topk(6, largest=False))  # the first is itself
+    weights = (-(distances / 32).square()).exp()
+    return (weights * (s.unsqueeze(1) - s[nearest]).square().sum(2)).sum() / (2 * len(s))
+
+
+PLAIN = {
+    "LocalityPreservingLoss": Plain(
+        plain_locality_preserving, *ROWS, build=lambda: losses.LocalityPreservingLoss(width=32.0)
+    ),
+}

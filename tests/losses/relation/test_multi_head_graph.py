@@ -3,10 +3,13 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from kd_lightning import losses
 from kd_lightning.losses.relation.multi_head_graph import MultiHeadGraphLoss, multi_head_graph_loss
 from tests.losses import naive
 from tests.losses.case import Case
+from tests.losses.plain import STUDENTS, TEACHERS, WIDTHS, Plain
 
 STUDENT, TEACHER = [(6, 3, 4, 4), (6, 4, 2, 2), (6, 5)], [(6, 3, 3, 3), (6, 6, 2, 2), (6, 5)]
 
@@ -118,3 +121,37 @@ def test_what_makes_no_graph_is_refused(student, teacher, heads):
 def test_another_number_of_layers_is_refused():
     with pytest.raises(ValueError, match="the term lists 2 layers, but the loss was built for 3"):
         build()(features(STUDENT[:2], 1), features(TEACHER[:2], 2))
+
+
+def plain_heads(x):
+    return x.unflatten(1, (8, -1)).transpose(0, 1)
+
+
+def plain_frozen(linear, x):
+    return F.linear(x, *(parameter.detach() for parameter in linear.parameters()))
+
+
+def plain_multi_head_graph(m, s, t, y):
+    t = [F.normalize(x.mean((2, 3))) for x in t]
+    s = [F.normalize(to(x.mean((2, 3)))) for to, x in zip(m.connectors, s, strict=True)]
+    s = [F.batch_norm(x, to.mean(0), to.var(0, correction=0)) for x, to in zip(s, t, strict=True)]
+    seen, loss = [F.batch_norm(x, None, None, training=True) for x in t], 0
+    for i, graph in enumerate(m.graphs):
+        shown = plain_heads(graph.query(seen[i + 1])) @ plain_heads(graph.key(seen[i])).mT / math.sqrt(128)
+        mine = (
+            plain_heads(plain_frozen(graph.query, s[i + 1]))
+            @ plain_heads(plain_frozen(graph.key, s[i])).mT
+            / math.sqrt(128)
+        )
+        log_p, log_q = shown.detach().tanh().log_softmax(2), mine.tanh().log_softmax(2)
+        picked = (shown.softmax(2) @ graph.value(seen[i]).relu()).transpose(0, 1).flatten(1)
+        loss = loss + F.kl_div(log_p, log_q, reduction="sum", log_target=True) / log_q[:, :, 0].numel()
+        loss = loss + 1 - F.cosine_similarity(graph.join(picked), t[i + 1]).mean()
+    return loss
+
+
+PLAIN = {
+    "MultiHeadGraphLoss": Plain(
+        plain_multi_head_graph, STUDENTS, TEACHERS, build=lambda: losses.MultiHeadGraphLoss(*WIDTHS)
+    ),
+}

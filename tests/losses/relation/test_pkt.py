@@ -3,9 +3,11 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kd_lightning.losses.relation.pkt import PKTLoss, pkt_loss
 from tests.losses.case import Case, other_implementation
+from tests.losses.plain import ROWS, Plain
 
 WRONG = [((6, 4), (5, 4)), ((1, 4), (1, 4)), ((0, 4), (0, 4)), ((6,), (6,)), ((6, 0), (6, 4))]
 CASES = {  # the 1e-7 moves the minimum
@@ -68,3 +70,14 @@ def test_opposite_samples_have_a_gradient_and_samples_of_zeros_none():
     (gradient,) = torch.autograd.grad(pkt_loss(s, t), s)
     assert gradient.isfinite().all()
     assert not gradient[2].any()
+
+
+def plain_pkt(m, s, t, y):
+    s, t = (1 + x @ x.T for x in (F.normalize(s), F.normalize(t)))
+    s, t = s / s.sum(1, keepdim=True), t / t.sum(1, keepdim=True)
+    return (t * ((t + 1e-7) / (s + 1e-7)).log()).mean()
+
+
+PLAIN = {
+    "PKTLoss": Plain(plain_pkt, *ROWS),
+}

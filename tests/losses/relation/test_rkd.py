@@ -3,9 +3,11 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kd_lightning.losses.relation.rkd import RKDLoss, rkd_loss
 from tests.losses.case import Case, other_implementation
+from tests.losses.plain import ROWS, Plain, squared_distances
 
 WRONG = [((6, 4), (5, 4)), ((1, 4), (1, 4)), ((0, 4), (0, 4)), ((6,), (6,)), ((6, 0), (6, 4))]
 CASES = {
@@ -90,3 +92,20 @@ def test_samples_that_coincide_pull_each_other_nowhere_and_the_others_as_without
 def test_weights_that_are_none_are_refused(weights):
     with pytest.raises(ValueError, match=f"distance={weights[0]} and angle={weights[1]} must be finite"):
         RKDLoss(*weights)
+
+
+def plain_rkd(m, s, t, y):
+    n, eye = len(s), torch.eye(len(s))
+    s, t = squared_distances(s), squared_distances(t)
+    lengths = [(x + eye).sqrt() for x in (s, t)]  # a root of zero has no gradient
+    distances = [n * (n - 1) * (x - eye) / (x - eye).sum() for x in lengths]
+    cosines = [
+        (x.unsqueeze(1) + x.unsqueeze(2) - x) / (2 * length.unsqueeze(1) * length.unsqueeze(2))
+        for x, length in zip((s, t), lengths, strict=True)
+    ]  # of sides ji, jk and ik
+    return 25 * F.smooth_l1_loss(*distances) + 50 * F.smooth_l1_loss(*cosines)
+
+
+PLAIN = {
+    "RKDLoss": Plain(plain_rkd, *ROWS),
+}

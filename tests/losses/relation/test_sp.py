@@ -3,9 +3,11 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kd_lightning.losses.relation.sp import SPLoss, sp_loss
 from tests.losses.case import Case, other_implementation
+from tests.losses.plain import STUDENT, TEACHER, Plain
 
 WRONG = [((6, 4), (5, 4)), ((1, 4), (1, 4)), ((0, 4), (0, 4)), ((6,), (6,)), ((6, 0), (6, 4))]
 CASES = {
@@ -67,3 +69,13 @@ def test_a_sample_of_zeros_has_no_gradient_and_spoils_no_other():
     (gradient,) = torch.autograd.grad(sp_loss(s.requires_grad_(), t), s)
     assert gradient[1:].abs().max() < 1
     assert gradient.isfinite().all()
+
+
+def plain_sp(m, s, t, y):
+    s, t = s.flatten(1), t.flatten(1)
+    return F.mse_loss(F.normalize(s @ s.T), F.normalize(t @ t.T))
+
+
+PLAIN = {
+    "SPLoss": Plain(plain_sp, STUDENT, TEACHER),
+}

@@ -1,9 +1,11 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from kd_lightning.losses import AgreeingKDLoss
 from tests.losses import naive
 from tests.losses.case import Case
+from tests.losses.plain import Plain
 
 # away from the teacher some samples do not count, and the sum may be smaller than nearer by
 CASES = {
@@ -27,3 +29,13 @@ def test_it_is_the_divergence_of_those_samples_alone(temperature: float):
     expected = temperature**2 * total / 40
     assert AgreeingKDLoss(temperature)(student, teacher).item() == pytest.approx(expected, rel=1e-9)
     assert AgreeingKDLoss()(student, student).item() == 0
+
+
+def plain_agreeing_kd(m, s, t, y):
+    rows = F.kl_div(F.log_softmax(s, 1), F.log_softmax(t, 1), reduction="none", log_target=True).sum(1)
+    return (rows * (s.argmax(1) == t.argmax(1))).mean()
+
+
+PLAIN = {
+    "AgreeingKDLoss": Plain(plain_agreeing_kd),
+}

@@ -11,6 +11,7 @@ from kd_lightning.callbacks import Constant, TemperatureSchedule
 from kd_lightning.losses import CTKDLoss, ctkd_loss
 from tests import toys
 from tests.losses import naive
+from tests.losses.plain import Plain, kd
 
 
 def logits(seed: int, scale: float = 3.0) -> Tensor:
@@ -90,3 +91,13 @@ def test_bounds_and_strengths_that_are_none_are_refused(name):
         CTKDLoss(**{name: 0.0})
     with pytest.raises(ValueError, match=r"reversal=2\.0 must lie in"):
         CTKDLoss(reversal=2.0)
+
+
+def plain_ctkd(m, s, t, y):
+    temperature = 1 + 20 * (2 * m.theta.detach() - m.theta).sigmoid()
+    return kd(m, s, t, y, temperature)
+
+
+PLAIN = {
+    "CTKDLoss": Plain(plain_ctkd),
+}

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kd_lightning.losses import DISTLoss, dist_loss
 from tests.losses import naive
 from tests.losses.case import Case, other_implementation
+from tests.losses.plain import Plain
 
 # above, T^2 shows the rounding where the correlation is -1 or 1, and the true gradient leaves float16
 CASES = {"DISTLoss": Case(hottest=100.0)}
@@ -87,3 +89,15 @@ def test_one_sample_has_none_to_be_compared_with():
         dist_loss(torch.zeros(1, 3), torch.zeros(1, 3))
     with pytest.raises(ValueError, match=r"gamma=-1\.0 must be a finite number, at least 0"):
         DISTLoss(gamma=-1.0)
+
+
+def plain_dist(m, s, t, y):
+    s, t = (s / 4).softmax(1), (t / 4).softmax(1)
+    classes = F.cosine_similarity(s - s.mean(1, keepdim=True), t - t.mean(1, keepdim=True), dim=1)
+    samples = F.cosine_similarity(s - s.mean(0), t - t.mean(0), dim=0)
+    return 16 * (2 - classes.mean() - samples.mean())
+
+
+PLAIN = {
+    "DISTLoss": Plain(plain_dist),
+}

@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kd_lightning.losses import DKDLoss, dkd_loss
 from tests.losses import naive
+from tests.losses.plain import Plain
 
 LABELS = torch.tensor([3, 0, 2, 3, 1])
 
@@ -90,3 +92,16 @@ def test_of_two_classes_there_is_one_other_and_nothing_to_tell_apart():
 def test_coefficients_that_are_none_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name}={value} must be a finite number, at least 0"):
         DKDLoss(**{name: value})
+
+
+def plain_dkd(m, s, t, y):
+    s, t, y = s / 4, t / 4, y.unsqueeze(1)
+    p, q = t.softmax(1).gather(1, y), s.softmax(1).gather(1, y)
+    binary = F.kl_div(torch.cat([q, 1 - q], 1).log(), torch.cat([p, 1 - p], 1), reduction="batchmean")
+    s, t = (F.log_softmax(x.scatter(1, y, -1000.0), 1) for x in (s, t))
+    return 16 * (binary + 8 * F.kl_div(s, t, reduction="batchmean", log_target=True))
+
+
+PLAIN = {
+    "DKDLoss": Plain(plain_dkd),
+}

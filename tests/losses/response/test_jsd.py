@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kd_lightning.losses import JSDLoss, jsd_loss
 from tests.losses import naive
+from tests.losses.plain import Plain
 
 
 def logits(seed: int, scale: float = 3.0) -> Tensor:
@@ -80,3 +82,14 @@ def test_half_way_it_is_symmetric_and_below_log_2_and_bounded_where_the_ends_are
 def test_a_share_that_is_none_is_refused(beta):
     with pytest.raises(ValueError, match=r"beta=.* must lie in \[0, 1\]"):
         JSDLoss(beta=beta)
+
+
+def plain_jsd(m, s, t, y):
+    s, t = F.log_softmax(s, 1), F.log_softmax(t, 1)
+    mixture = torch.logaddexp(s, t) - math.log(2)
+    return sum(F.kl_div(mixture, x, reduction="batchmean", log_target=True) for x in (s, t)) / 2
+
+
+PLAIN = {
+    "JSDLoss": Plain(plain_jsd),
+}

@@ -8,6 +8,7 @@ from torch.nn import functional
 from kd_lightning.losses import KDLoss, kd_loss, kl_mae_loss
 from kd_lightning.losses.common.divergence import MAX_PLAIN_TEMPERATURE, mean_divergence
 from tests.losses import naive
+from tests.losses.plain import Plain, kd
 
 
 def logits(rows: int, classes: int, scale: float = 3.0, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -226,3 +227,8 @@ def test_a_teachers_temperature_that_is_none_is_refused(temperature: float):
         KDLoss(4.0, temperature)
     with pytest.raises(ValueError, match=f"teacher_temperature={temperature} must be a finite number above 0"):
         kd_loss(logits(2, 3), logits(2, 3), 4.0, temperature)
+
+
+PLAIN = {
+    "KDLoss": Plain(kd),
+}

@@ -1,9 +1,11 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from kd_lightning.losses import KLMAELoss, kl_mae_loss
 from tests.losses import naive
 from tests.losses.case import Case
+from tests.losses.plain import Plain
 
 CASES = {"KLMAELoss": Case(kinked=True)}  # where a probability equals its target
 
@@ -43,3 +45,13 @@ def test_a_share_outside_0_to_1_is_refused(logits, alpha: float):
         KLMAELoss(alpha=alpha)
     with pytest.raises(ValueError, match=rf"alpha={alpha} must lie in \[0, 1\]"):
         kl_mae_loss(*logits, alpha=alpha)
+
+
+def plain_kl_mae(m, s, t, y):
+    s, t = F.log_softmax(s / 4, 1), F.log_softmax(t / 4, 1)
+    return 8 * F.kl_div(s, t, reduction="batchmean", log_target=True) + F.l1_loss(s.exp(), t.exp()) / 2
+
+
+PLAIN = {
+    "KLMAELoss": Plain(plain_kl_mae),
+}

@@ -1,9 +1,11 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from kd_lightning.losses import LogitMSELoss
 from tests.losses import naive
 from tests.losses.case import Case
+from tests.losses.plain import Plain
 
 CASES = {
     "LogitMSELoss": Case(limits={torch.float16: 1e4})
@@ -39,3 +41,8 @@ def test_annealed_it_regresses_what_the_temperature_leaves_of_the_teachers_logit
 def test_a_scale_that_is_no_number_is_refused():
     with pytest.raises(ValueError, match="teacher_scale=nan must be a finite number"):
         LogitMSELoss(teacher_scale=float("nan"))
+
+
+PLAIN = {
+    "LogitMSELoss": Plain(lambda m, s, t, y: F.mse_loss(s, t)),
+}

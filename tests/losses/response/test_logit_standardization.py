@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import math
 import statistics
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kd_lightning.losses import LogitStandardizationKDLoss, logit_standardization_kd_loss
 from tests.losses import naive
 from tests.losses.case import Case, other_implementation
+from tests.losses.plain import Plain, kd
 
 # above, the gradient shows the rounding that T and 1 / std, which is up to 1000 as well, multiply
 CASES = {"LogitStandardizationKDLoss": Case(hottest=100.0)}
@@ -67,3 +70,15 @@ def test_logits_that_are_equal_or_nearly_have_finite_gradients(dtype, equal, apa
     uniform = naive.kd(torch.zeros(5, 10), z_scores(logits(2).to(dtype).double()), 2.0)
     if not apart:
         assert loss.item() == pytest.approx(uniform, rel=1e-4)
+
+
+def plain_logit_standardization(m, s, t, y):
+    c = s.shape[1]
+    s, t = F.layer_norm(s, (c,), eps=0), F.layer_norm(t, (c,), eps=0)
+    temperature = 2 * math.sqrt(c / (c - 1))  # the deviation divides by C - 1
+    return kd(m, s, t, y, temperature) * (c - 1) / c
+
+
+PLAIN = {
+    "LogitStandardizationKDLoss": Plain(plain_logit_standardization),
+}

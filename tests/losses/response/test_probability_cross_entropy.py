@@ -2,12 +2,14 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from kd_lightning.core.term import Term
 from kd_lightning.losses.response.probability_cross_entropy import (
     ProbabilityCrossEntropyLoss,
     probability_cross_entropy_loss,
 )
+from tests.losses.plain import Plain
 
 FLOOR = math.log(math.e + 9) - 1  # ten classes, certain and right
 
@@ -99,3 +101,8 @@ def test_a_term_with_it_asks_for_labels():
     assert term(activations, None, {"target": torch.tensor([3, 7])}).item() == pytest.approx(math.log(10))
     with pytest.raises(ValueError, match="label"):
         term(activations, None, {})
+
+
+PLAIN = {
+    "ProbabilityCrossEntropyLoss": Plain(lambda m, s, t, y: F.cross_entropy(s.softmax(1), y)),
+}

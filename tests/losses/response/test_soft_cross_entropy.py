@@ -1,9 +1,11 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from kd_lightning.losses import SoftCrossEntropyLoss, kd_loss
 from tests.losses import naive
 from tests.losses.case import Case
+from tests.losses.plain import Plain
 
 CASES = {"SoftCrossEntropyLoss": Case(minimum="not zero")}  # the entropy of the soft targets stays
 
@@ -34,3 +36,12 @@ def test_it_differs_from_kd_by_the_teachers_entropy_and_its_gradient_not_at_all(
     assert (loss - divergence).item() == pytest.approx(entropy, rel=1e-9, abs=1e-9)
     (gradient,), (expected,) = torch.autograd.grad(loss, student), torch.autograd.grad(divergence, student)
     torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+
+
+def plain_soft_cross_entropy(m, s, t, y):
+    return F.cross_entropy(s / 4, (t / 4).softmax(1)) * 16
+
+
+PLAIN = {
+    "SoftCrossEntropyLoss": Plain(plain_soft_cross_entropy),
+}

@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from kd_lightning.losses import TaskLoss, task_loss
 from tests.losses import naive
+from tests.losses.plain import Plain
 
 
 @pytest.fixture
@@ -58,3 +60,8 @@ def test_a_smoothing_outside_0_to_1_is_refused(logits, smoothing: float):
         TaskLoss(smoothing)
     with pytest.raises(ValueError, match=rf"label_smoothing={smoothing} must lie in \[0, 1\]"):
         task_loss(logits, torch.zeros(7, dtype=torch.long), smoothing)
+
+
+PLAIN = {
+    "TaskLoss": Plain(lambda m, s, t, y: F.cross_entropy(s, y)),
+}

@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kd_lightning import Classifier, Term
 from kd_lightning.losses import TfKDLoss, task_loss, tf_kd_loss
 from tests import toys
 from tests.losses import naive
+from tests.losses.plain import Plain
 
 LABELS = torch.tensor([3, 0, 2, 3, 1])
 
@@ -73,3 +75,16 @@ def test_a_student_learns_by_it_without_a_teacher():
     assert all(parameter.grad is not None for parameter in learner.student.parameters())
     with pytest.raises(ValueError, match="TfKDLoss needs the label 'target'"):
         learner.compute_losses(torch.rand(4, 3, 28, 28))
+
+
+def plain_tf_kd(m, s, t, y):
+    others = s.shape[1] - 1
+    odds = (0.99 / 0.01 * others) ** (1 / 20)
+    other = 1 / (others + odds)  # probability
+    entropy = -others * other * math.log(other) - odds * other * math.log(odds * other)
+    return (F.cross_entropy(s / 20, y, label_smoothing=(others + 1) * other) - entropy) * 400
+
+
+PLAIN = {
+    "TfKDLoss": Plain(plain_tf_kd),
+}

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kd_lightning.losses import WSLDLoss, wsld_loss
 from tests.losses import naive
 from tests.losses.case import Case
+from tests.losses.plain import Plain
 
 LABELS = torch.tensor([3, 0, 2, 3, 1])
 CASES = {"WSLDLoss": Case(constants=True)}
@@ -73,3 +75,14 @@ def test_a_teacher_without_error_divides_by_nothing(dtype, behind):
     assert loss.isfinite()
     assert gradient.isfinite().all()
     assert loss.item() == pytest.approx(2e4 if behind == 1e4 else 0, rel=1e-3)  # (1e4 / T) T^2, and w = 1
+
+
+def plain_wsld(m, s, t, y):
+    weights = 1 - (-F.cross_entropy(s.detach(), y, reduction="none") / F.cross_entropy(t, y, reduction="none")).exp()
+    s, t = F.log_softmax(s / 2, 1), F.log_softmax(t / 2, 1)
+    return (weights * F.kl_div(s, t, reduction="none", log_target=True).sum(1)).mean() * 4
+
+
+PLAIN = {
+    "WSLDLoss": Plain(plain_wsld),
+}
