@@ -29,6 +29,7 @@ ARGUMENTS: dict[tuple[str, str], str] = {
     ("GeneralEnsemble", "networks"): "num_networks",
     ("LossSchedule", "number"): "attribute",
     ("MNISTDataModule", "views"): "num_augmented_views",
+    ("MultiExitNetwork", "answer"): "output_exit",
     ("ONE", "branches"): "num_branches",
     ("SceneEncoder", "across"): "parts_per_side",
     ("SnapshotTeacher", "every"): "interval",

@@ -1,4 +1,4 @@
-"""Rules: what is known of the classes without looking, as a network that an ensemble can hold."""
+"""Rules as teachers: networks whose output does not depend on the input."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from kd_lightning.core.errors import UsageError
 
 
 class ConstantPrior(nn.Module):
-    """Says the same of every input: a rule, or a prior, beside teachers.
+    """Output the same logits for every input: a rule, or class prior, as a member of an ensemble of teachers.
 
-    An attentive ensemble (`kd_lightning.losses.AttentiveEnsembleLoss`) learns for which samples to follow it.
+    An attentive ensemble (`kd_lightning.losses.AttentiveEnsembleLoss`) learns its weight for each sample.
 
     Args:
-        probabilities: One for each class, above 0; they are made to sum to 1.
+        probabilities: One for each class, above 0; they are normalised to the sum 1.
 
     Shapes:
-        Input (N, ...); output: logits (N, C), the logarithms of the probabilities.
+        Input (N, ...); output: logits (N, C), the logarithms of the normalised probabilities.
 
     Raises:
         UsageError: There are fewer than two, or one is not a finite number above 0.
@@ -33,9 +33,11 @@ class ConstantPrior(nn.Module):
     def __init__(self, probabilities: Sequence[float]) -> None:
         super().__init__()
         if len(probabilities) < 2 or not all(math.isfinite(p) and p > 0 for p in probabilities):
-            raise UsageError(f"probabilities={list(probabilities)} must be at least two finite numbers above 0")
+            raise UsageError(
+                f"probabilities={list(probabilities)} must be at least two finite numbers above 0, one for each class"
+            )
         self.register_buffer("logits", torch.tensor(probabilities, dtype=torch.float32).log().log_softmax(dim=0))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The logits, for each sample."""
+        """Return the logits for each sample, (N, C)."""
         return self.get_buffer("logits").expand(len(inputs), -1)

@@ -1,1 +1,1 @@
-"""What losses share."""
+"""Checks, connectors and arithmetic that the losses share."""

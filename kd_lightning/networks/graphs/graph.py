@@ -1,4 +1,4 @@
-"""Graph networks: each node sees its neighbours."""
+"""Graph networks: convolutions over the neighbours of each node."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from kd_lightning.core.errors import UsageError
 
 
 class GCNConvolution(nn.Module):
-    """Graph convolution: D^-1/2 (A + I) D^-1/2 X W + b, D the degrees of A + I.
+    """Graph convolution: D^-1/2 (A + I) D^-1/2 X W + b, with D the degrees of A + I.
 
     Thomas Kipf, Max Welling: Semi-Supervised Classification with Graph Convolutional Networks. ICLR 2017
     (arXiv:1609.02907).
 
+    Args:
+        in_features: Width of a node's features.
+        out_features: Width of a node's output.
+
     Shapes:
-        Nodes (V, in_features) and edges int64 (2, E), from the first row's nodes to the second's, without loops;
+        Nodes (V, in_features) and edges int64 (2, E), from the first row's nodes to the second's, without self-loops;
         output (V, out_features).
     """
 
@@ -28,7 +32,7 @@ class GCNConvolution(nn.Module):
         self.linear = nn.Linear(in_features, out_features)
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        """The new features of all nodes."""
+        """Return the new features of all nodes, (V, out_features)."""
         source, target = edge_index
         x = nn.functional.linear(x, self.linear.weight)
         scale = (_degrees(target, x) + 1).rsqrt().unsqueeze(1)
@@ -37,13 +41,18 @@ class GCNConvolution(nn.Module):
 
 
 class SAGEConvolution(nn.Module):
-    """GraphSAGE with means: W x_i + b + V mean of x_j over i's neighbours j; without neighbours the mean is 0.
+    """GraphSAGE with mean aggregation: W x_i + b + V mean_j x_j over i's neighbours j; the mean of none is 0.
 
     William Hamilton, Rex Ying, Jure Leskovec: Inductive Representation Learning on Large Graphs. NeurIPS 2017
     (arXiv:1706.02216).
 
+    Args:
+        in_features: Width of a node's features.
+        out_features: Width of a node's output.
+
     Shapes:
-        As for `GCNConvolution`.
+        Nodes (V, in_features) and edges int64 (2, E), from the first row's nodes to the second's; output
+        (V, out_features).
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -52,35 +61,35 @@ class SAGEConvolution(nn.Module):
         self.neighbours = nn.Linear(in_features, out_features, bias=False)
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        """The new features of all nodes."""
+        """Return the new features of all nodes, (V, out_features)."""
         source, target = edge_index
-        shown = self.neighbours(x)
-        sums = torch.zeros_like(shown).index_add(0, target, shown[source])
-        return self.own(x) + sums / _degrees(target, shown).clamp(min=1).unsqueeze(1)
+        messages = self.neighbours(x)
+        sums = torch.zeros_like(messages).index_add(0, target, messages[source])
+        return self.own(x) + sums / _degrees(target, messages).clamp(min=1).unsqueeze(1)
 
 
 CONVOLUTIONS = {"gcn": GCNConvolution, "sage": SAGEConvolution}
 
 
 class GraphNetwork(nn.Module):
-    """Convolutions over a graph, with ReLU and dropout between them: logits of its nodes.
+    """Classify the nodes of a graph by graph convolutions with ReLU and dropout between them.
 
-    The graph is an input and no part of the network, so that a network that was trained on one runs on another. Layers,
-    by the names that a tap uses: ``convolutions.0``, ``convolutions.1``, ... give all nodes, (V, width).
+    The graph is an input, not a part of the network, so a trained network runs on other graphs. Layer paths:
+    ``convolutions.0``, ``convolutions.1``, ... output all nodes, (V, width).
 
     Args:
         in_features: Width of a node's features.
         hidden: Width of each layer but the last.
         num_classes: Width of the logits.
-        convolution: ``gcn`` or ``sage``.
+        convolution: ``gcn`` (`GCNConvolution`) or ``sage`` (`SAGEConvolution`).
         dropout: Probability of dropping a hidden value while training.
 
     Shapes:
-        x float (V, in_features), edge_index int64 (2, E) as torch_geometric has it, nodes int64 (N,); output: logits
-        (N, num_classes) of those nodes, of all V without `nodes`.
+        x float (V, in_features), edge_index int64 (2, E) as in torch_geometric, nodes int64 (N,); output: logits
+        (N, num_classes) of those nodes, or of all V nodes if `nodes` is not given.
 
     Raises:
-        UsageError: No hidden layer is given, or there is no such convolution.
+        UsageError: No hidden layer is given, or the convolution is unknown.
 
     Example:
         >>> network = GraphNetwork(in_features=64, hidden=[32])
@@ -100,13 +109,13 @@ class GraphNetwork(nn.Module):
         if not hidden:
             raise UsageError("hidden is empty: give the width of at least one hidden layer, e.g. hidden=[128]")
         if convolution not in CONVOLUTIONS:
-            raise UsageError(f"convolution={convolution!r} is none of {', '.join(CONVOLUTIONS)}")
+            raise UsageError(f"convolution={convolution!r} is unknown: use one of {', '.join(CONVOLUTIONS)}")
         kind = CONVOLUTIONS[convolution]
         self.convolutions = nn.ModuleList(kind(*widths) for widths in pairwise([in_features, *hidden, num_classes]))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, edge_index: Tensor, nodes: Tensor | None = None) -> Tensor:
-        """The logits."""
+        """Return the logits of the chosen nodes, (N, num_classes)."""
         *first, last = self.convolutions
         for convolution in first:
             x = self.dropout(convolution(x, edge_index).relu())
@@ -115,5 +124,5 @@ class GraphNetwork(nn.Module):
 
 
 def _degrees(target: Tensor, like: Tensor) -> Tensor:
-    """How many edges lead to each node, in the type of the features."""
+    """Count the edges that lead to each node, in the type of the features."""
     return torch.bincount(target, minlength=len(like)).to(like.dtype)

@@ -1,4 +1,4 @@
-"""The origin's pair: a convolutional teacher 128 channels wide and a student 32 wide."""
+"""Convolutional networks of the origin notebook: a teacher with 128 channels and a student with 32."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import Tensor, nn
 class ConvNet(nn.Module):
     """Three convolutions, an adaptive average pool and a linear classifier.
 
-    Layers, by the names that a tap uses: ``conv.0`` (3x3, stride 2), ``conv.1`` (ReLU), ``conv.2`` (3x3, stride 2),
-    ``conv.3`` (ReLU), ``conv.4`` (2x2, stride 1), ``conv.5`` (ReLU), ``pool`` (to 2x2) and ``classifier``. With
-    ``batch_norm=True`` each convolution is followed by a BatchNorm2d *inside* ``conv.0``, ``conv.2`` and ``conv.4``,
-    so that the names, and what they mean, are the same in both twins.
+    Layer paths: ``conv.0`` (3x3, stride 2), ``conv.1`` (ReLU), ``conv.2`` (3x3, stride 2), ``conv.3`` (ReLU),
+    ``conv.4`` (2x2, stride 1), ``conv.5`` (ReLU), ``pool`` (to 2x2) and ``classifier``. With ``batch_norm=True`` each
+    convolution is followed by a BatchNorm2d *inside* ``conv.0``, ``conv.2`` and ``conv.4``, so that the paths have the
+    same meaning with and without BatchNorm.
 
     Args:
         width: Channels of every convolution.
         in_channels: Channels of the images.
         num_classes: Width of the logits.
-        batch_norm: Normalise after each convolution.
+        batch_norm: Add a BatchNorm after each convolution.
 
     Shapes:
         Input (N, in_channels, H, W) with H, W >= 11; output: logits (N, num_classes).
@@ -52,10 +52,10 @@ class ConvNet(nn.Module):
 
 
 class TeacherConvNet(ConvNet):
-    """The origin's teacher: 128 channels, 221,962 parameters on three-channel images and ten classes.
+    """The origin notebook's teacher: 128 channels, 221,962 parameters on three-channel images and ten classes.
 
     Args:
-        batch_norm: Normalise after each convolution.
+        batch_norm: Add a BatchNorm after each convolution.
         in_channels: Channels of the images.
         num_classes: Width of the logits.
 
@@ -69,10 +69,10 @@ class TeacherConvNet(ConvNet):
 
 
 class StudentConvNet(ConvNet):
-    """The origin's student: 32 channels, 15,562 parameters on three-channel images and ten classes.
+    """The origin notebook's student: 32 channels, 15,562 parameters on three-channel images and ten classes.
 
     Args:
-        batch_norm: Normalise after each convolution.
+        batch_norm: Add a BatchNorm after each convolution.
         in_channels: Channels of the images.
         num_classes: Width of the logits.
 

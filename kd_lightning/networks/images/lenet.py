@@ -1,4 +1,4 @@
-"""LeNet-5, which papers without data are measured on."""
+"""LeNet-5, the usual network of experiments on data-free distillation."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from kd_lightning.core.errors import UsageError
 
 
 class LeNet5(nn.Module):
-    """LeNet-5 with ReLU and max pooling, and its half, as papers on distillation without data have them.
+    """LeNet-5 with ReLU and max pooling, in full or half width, as in papers on data-free distillation.
 
     Yann LeCun, Leon Bottou, Yoshua Bengio, Patrick Haffner: Gradient-based learning applied to document recognition.
-    Proceedings of the IEEE 86, 1998. Layers, by the names that a tap uses: ``conv.0``, ``conv.1`` (ReLU), ``conv.2``
-    (pool), ``conv.3``, ``conv.4`` (ReLU), ``conv.5`` (pool), ``conv.6``, ``conv.7`` (ReLU), ``hidden``, ``classifier``.
+    Proceedings of the IEEE 86, 1998. Layer paths: ``conv.0``, ``conv.1`` (ReLU), ``conv.2`` (pool), ``conv.3``,
+    ``conv.4`` (ReLU), ``conv.5`` (pool), ``conv.6``, ``conv.7`` (ReLU), ``hidden``, ``classifier``.
 
     Args:
-        half: Half as wide: 3, 8, 60 and 42 for 6, 16, 120 and 84.
+        half: Use half the widths: 3, 8, 60 and 42 instead of 6, 16, 120 and 84.
         in_channels: Channels of the images.
         num_classes: Width of the logits.
-        standardise: A mean and a deviation that images are brought from to 0 and 1: MNIST's are 0.1307 and 0.3081.
+        standardise: Mean and standard deviation of the images, which are standardised to 0 and 1. MNIST's are 0.1307
+            and 0.3081.
 
     Shapes:
         Input (N, in_channels, 28, 28); output: logits (N, num_classes).
 
     Raises:
-        UsageError: `standardise` is out of its range.
+        UsageError: `standardise` is not a finite mean and a finite deviation above 0.
 
     Example:
         >>> sum(parameter.numel() for parameter in LeNet5(in_channels=1).parameters())
@@ -43,7 +44,7 @@ class LeNet5(nn.Module):
         super().__init__()
         self.mean, self.deviation = standardise or (0.0, 1.0)
         if not (math.isfinite(self.mean) and math.isfinite(self.deviation) and self.deviation > 0):
-            raise UsageError(f"standardise={standardise} must be a mean and a deviation above 0, both finite")
+            raise UsageError(f"standardise={standardise} must be a finite mean and a finite deviation above 0")
         first, second, third, hidden = (3, 8, 60, 42) if half else (6, 16, 120, 84)
         self.conv = nn.Sequential(
             nn.Conv2d(in_channels, first, kernel_size=5, padding=2),

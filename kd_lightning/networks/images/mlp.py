@@ -1,4 +1,4 @@
-"""A multi-layer perceptron."""
+"""Multi-layer perceptron for images of any shape."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from kd_lightning.core.errors import UsageError
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU (and dropout) between them; inputs of any shape are flattened.
+    """Multi-layer perceptron with ReLU and dropout; inputs of any shape are flattened.
 
-    Layers, by the names that a tap uses: ``hidden.0`` (linear), ``hidden.1`` (ReLU), ``hidden.2`` (dropout),
-    ``hidden.3`` (the next linear) and so on, then ``classifier``.
+    Layer paths: ``hidden.0`` (linear), ``hidden.1`` (ReLU), ``hidden.2`` (dropout), ``hidden.3`` (the next linear
+    layer) and so on, then ``classifier``.
 
     Args:
         in_features: Values in one flattened input.

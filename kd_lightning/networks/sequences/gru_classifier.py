@@ -1,4 +1,4 @@
-"""A recurrent network that reads an image row by row."""
+"""A recurrent classifier of sequences, such as the rows of an image."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 
 class GRUClassifier(nn.Module):
-    """A gated recurrent unit (Cho et al. 2014, arXiv:1406.1078) over a sequence, and a classifier of its last state.
+    """Classify a sequence by the last state of a gated recurrent unit (Cho et al. 2014, arXiv:1406.1078).
 
     Args:
-        in_features: Values of an element: the width of an image, for its rows.
-        width: Of the state.
+        in_features: Width of one element; for the rows of an image, the width of the image.
+        width: Width of the state.
         num_classes: Width of the logits.
 
     Shapes:
@@ -28,5 +28,5 @@ class GRUClassifier(nn.Module):
         self.classifier = nn.Linear(width, num_classes)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """The logits."""
+        """Return the logits, (N, num_classes)."""
         return self.classifier(self.recurrent(rows)[0][:, -1])

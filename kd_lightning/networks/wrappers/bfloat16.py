@@ -1,4 +1,4 @@
-"""A network in bfloat16 beside others in float32."""
+"""Run one network in bfloat16 while the others stay in float32."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 
 class BFloat16Autocast(nn.Module):
-    """Computes in bfloat16, whatever the rest of a run computes in: a live teacher at half the price.
+    """Run a network under bfloat16 autocast, independent of the trainer's precision; it halves the cost of a teacher.
 
-    Its convolutions and matrix products are autocast, its weights stay what they are, and what it returns is float32
-    again. On a CPU that pays where there is AVX-512 BF16 or AMX, and more under `ChannelsLast`. Of the origin's
-    teacher's logits it rounds up to 0.4 % of the largest away. The network's layers are seen as ``network.<layer>``.
+    Convolutions and matrix products are autocast, weights keep their type, and the output is converted back to float32.
+    On a CPU this is faster with AVX-512 BF16 or AMX, and more so with `ChannelsLast`. For the origin's teacher the
+    rounding error of the logits is up to 0.4 % of the largest. The network's layers have the paths ``network.<layer>``.
 
     Args:
-        network: Does the work.
+        network: The wrapped network.
 
     Example:
         >>> teacher = BFloat16Autocast(nn.Sequential(nn.Linear(4, 10)))
@@ -29,7 +29,7 @@ class BFloat16Autocast(nn.Module):
         self.network = network
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """The network's output; a tensor in half precision is made float32."""
+        """Return the network's output; a bfloat16 tensor is converted to float32."""
         first = next((value for value in (*inputs, *named.values()) if isinstance(value, Tensor)), None)
         with torch.autocast("cpu" if first is None else first.device.type, torch.bfloat16):
             output = self.network(*inputs, **named)

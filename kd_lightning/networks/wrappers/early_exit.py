@@ -1,4 +1,4 @@
-"""A network that ends at one of its layers."""
+"""A network cut off at one of its layers, with a new head."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from kd_lightning.core.lookup import choose, network_names
 
 
 class EarlyExit(nn.Module):
-    """A network up to one of its layers, and a head on it: what is behind the layer is not there.
+    """Cut a network off after one of its layers and add a head; deeper layers are removed.
 
-    It is what an exit is alone: to be trained without the deeper layers, or to be deployed. Modules and weights are
-    those of `network` and `head` themselves, not copies. The network is traced by ``torch.fx``, so its forward pass may
-    not branch on values, and gives tensors.
+    Use it to train or export an exit without the deeper layers. The modules and weights are those of `network` and
+    `head`, not copies. The network is traced by ``torch.fx``, so its forward pass must not branch on values, and must
+    return tensors.
 
     Args:
         network: Any network.
-        layer: Dotted name of the layer that the head stands on.
-        head: Gives logits of what the layer gives.
+        layer: Dotted name of the last layer that is kept.
+        head: Maps the output of that layer to logits.
 
     Raises:
-        UsageError: There is no such layer (the nearest names are given), it does not run, or the way to it is another
-            in eval.
+        UsageError: The layer does not exist (the nearest names are given) or does not run, or the computation up to it
+            depends on the training mode.
 
     Example:
         >>> from kd_lightning.networks import ExitHead, StudentConvNet
@@ -43,23 +43,23 @@ class EarlyExit(nn.Module):
         self.training = network.training
         if any(_trunk(deepcopy(network).train(mode), layer).code != self.trunk.code for mode in (True, False)):
             raise UsageError(
-                f"what {type(network).__name__} does up to {layer!r} depends on whether it trains, which a trace does "
-                "not keep: use modules, such as nn.Dropout, in place of functions"
+                f"{type(network).__name__} computes {layer!r} differently in training and evaluation, which a trace "
+                "cannot represent: use modules, such as nn.Dropout, instead of functions"
             )
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Logits (N, C)."""
+        """Return the head's logits, (N, C)."""
         return self.head(self.trunk(*args, **kwargs))
 
 
 def check_layers(network: nn.Module, layers: Sequence[str]) -> None:
-    """A ValueError with the nearest names unless all layers are in the network."""
+    """Check that the network has all layers; else a `UsageError` with the nearest names."""
     for layer in layers:
-        choose(layer, network_names(network), f"{type(network).__name__} has no layer {{name}} for an exit to stand on")
+        choose(layer, network_names(network), f"{type(network).__name__} has no layer {{name}} for an exit")
 
 
 class _Tracer(fx.Tracer):
-    """Takes one layer for a whole, whatever is in it."""
+    """Trace a network without entering one of its layers."""
 
     def __init__(self, layer: str = "") -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def _trunk(network: nn.Module, layer: str) -> fx.GraphModule:
     graph = _Tracer(layer).trace(network)
     last = next((node for node in graph.nodes if node.op == "call_module" and node.target == layer), None)
     if last is None:
-        raise UsageError(f"layer {layer!r} does not run in {type(network).__name__}: name one that takes part in it")
+        raise UsageError(f"layer {layer!r} does not run in {type(network).__name__}: name a layer that runs")
     for node in reversed(graph.nodes):
         if node is last:
             break

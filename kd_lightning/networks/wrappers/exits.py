@@ -1,4 +1,4 @@
-"""Classifiers on shallow layers: a network that can answer early."""
+"""Exits: classifiers on shallow layers of a network."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from kd_lightning.networks.wrappers.early_exit import EarlyExit, check_layers
 
 
 class ExitHead(nn.Module):
-    """A bottleneck that brings a shallow layer's features to the shape of the deepest ones, and a classifier.
+    """Map a shallow layer's features to the shape of the deepest features, and classify them.
 
-    Layers, by the names that a tap uses: ``features``, (N, channels, pool, pool), and ``classifier``. The bottleneck
-    is a 1x1 convolution to a quarter of the channels, a 3x3 one and a 1x1 one, each with BatchNorm and ReLU.
+    The bottleneck is a 1x1 convolution to a quarter of the channels, then a 3x3 and a 1x1 convolution, each with
+    BatchNorm and ReLU. Layer paths: ``features``, (N, channels, pool, pool), and ``classifier``.
 
     Args:
-        in_channels: Channels of the layer that it stands on.
-        channels: Channels of the deepest features, those that the network's own classifier is given.
+        in_channels: Channels of the shallow layer.
+        channels: Channels of the deepest features, the input of the network's own classifier.
         num_classes: Width of the logits.
-        stride: Of the 3x3 convolution: how many times smaller the deeper layers are.
+        stride: Stride of the 3x3 convolution: the ratio of the sizes of the shallow and the deepest features.
         pool: Height and width of the features: 2 for `ConvNet`, 1 where the deepest are averaged over all positions.
 
     Shapes:
@@ -46,29 +46,29 @@ class ExitHead(nn.Module):
         self.classifier = nn.Linear(channels * pool**2, num_classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits (N, num_classes) of a layer's features (N, in_channels, H, W)."""
+        """Return logits (N, num_classes) of a layer's features (N, in_channels, H, W)."""
         return self.classifier(self.features(features).flatten(1))
 
 
 class MultiExitNetwork(nn.Module):
-    """A network with classifiers on some of its shallow layers, all of which run in each forward pass.
+    """Add classifiers to some shallow layers of a network; all of them run in each forward pass.
 
     Linfeng Zhang et al.: Be Your Own Teacher: Improve the Performance of Convolutional Neural Networks via Self
     Distillation. ICCV 2019 (arXiv:1905.08094).
 
-    Layers, by the names that a tap uses: ``network``, the deepest classifier's logits, and what is in it;
-    ``exits.0``, ``exits.1``, ..., the other classifiers' logits, and what is in them (``exits.0.features``).
+    Layer paths: ``network``, the deepest classifier's logits, and the layers below it; ``exits.0``, ``exits.1``, ...,
+    the other classifiers' logits, and their layers (``exits.0.features``).
 
     Args:
-        network: Any network that gives logits.
-        layers: Dotted names of the layers that exits stand on, shallow to deep.
-        heads: Gives logits of what its layer gives, one for each layer; `ExitHead` is one for convolutional layers.
-        answer: The exit whose logits are the output; the deepest classifier's if not given. The whole network runs all
-            the same: `upto` gives an exit without what it does not need.
+        network: Any network that returns logits.
+        layers: Dotted names of the layers that have an exit, shallow to deep.
+        heads: One for each layer, which maps the layer's output to logits; `ExitHead` is one for convolutional layers.
+        output_exit: Index of the exit whose logits are the output; the deepest classifier's if not given. The whole
+            network runs in either case: `early_exit` builds an exit without the deeper layers.
 
     Raises:
-        UsageError: There is no such layer (the nearest names are given), layers and heads do not go together, or there
-            is no exit to answer with.
+        UsageError: A layer does not exist (the nearest names are given), the numbers of layers and heads differ, or
+            `output_exit` is not the index of an exit.
 
     Example:
         >>> import torch
@@ -82,39 +82,41 @@ class MultiExitNetwork(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, layers: Sequence[str], heads: Sequence[nn.Module], answer: int | None = None
+        self, network: nn.Module, layers: Sequence[str], heads: Sequence[nn.Module], output_exit: int | None = None
     ) -> None:
         super().__init__()
         if not layers or len(layers) != len(heads):
-            raise UsageError(f"{len(layers)} layers and {len(heads)} heads: give each layer a head, and at least one")
-        if answer is not None and not 0 <= answer < len(layers):
-            raise UsageError(f"answer={answer} is none of the {len(layers)} exits: count them from 0, or leave it out")
+            raise UsageError(
+                f"{len(layers)} layers and {len(heads)} heads: give at least one layer, and a head for each"
+            )
+        if output_exit is not None and not 0 <= output_exit < len(layers):
+            raise UsageError(f"output_exit={output_exit} must lie between 0 and {len(layers) - 1}, or be omitted")
         check_layers(network, layers)
         self.network = network
         self.layers = list(layers)
         self.exits = nn.ModuleList(heads)
-        self.answer = answer
+        self.output_exit = output_exit
 
     @property
     def classifiers(self) -> list[str]:
-        """The layers that give logits, shallow to deep."""
+        """The paths of all classifiers, shallow to deep."""
         return [*(f"exits.{i}" for i in range(len(self.exits))), "network"]
 
     @property
-    def answering(self) -> str:
-        """The layer whose logits are the output."""
-        return "network" if self.answer is None else f"exits.{self.answer}"
+    def output_layer(self) -> str:
+        """The path of the classifier whose logits are the output."""
+        return "network" if self.output_exit is None else f"exits.{self.output_exit}"
 
-    def upto(self, index: int) -> EarlyExit:
-        """One exit alone, with nothing of the network that is behind it; the weights are the same tensors."""
+    def early_exit(self, index: int) -> EarlyExit:
+        """Build a network that ends at one exit, without the deeper layers; the weights are the same tensors."""
         return EarlyExit(self.network, self.layers[index], self.exits[index])
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The logits (N, C) of the classifier that answers."""
-        with record_activations(self.network, [*self.layers, "logits"]) as seen:
+        """Return the logits (N, C) of the output layer."""
+        with record_activations(self.network, [*self.layers, "logits"]) as activations:
             self.network(*args, **kwargs)
-        answers = [head(seen[layer]) for layer, head in zip(self.layers, self.exits, strict=True)]
-        return seen["logits"] if self.answer is None else answers[self.answer]
+        logits = [head(activations[layer]) for layer, head in zip(self.layers, self.exits, strict=True)]
+        return activations["logits"] if self.output_exit is None else logits[self.output_exit]
 
 
 def _convolution(channels: int, width: int, kernel_size: int, stride: int = 1) -> list[nn.Module]:

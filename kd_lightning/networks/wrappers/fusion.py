@@ -1,4 +1,4 @@
-"""Networks whose last feature maps are fused into those of one more classifier."""
+"""Networks whose last feature maps are fused for one more classifier."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from kd_lightning.networks.wrappers.branches import check_layer
 
 
 class FeatureFusion(nn.Module):
-    """Networks side by side, and a classifier of their concatenated feature maps; its logits are the output.
+    """Run several networks and classify their fused feature maps; the fused classifier's logits are the output.
 
     F = ReLU(BN(pointwise(ReLU(BN(depthwise([F_1, ..., F_M])))))) with a 3x3 depthwise and a 1x1 pointwise convolution
     down to the widest member's channels; z_f = W pool(F) + b
 
     Jangho Kim, Minsung Hyun, Inseop Chung, Nojun Kwak: Feature Fusion for Online Mutual Knowledge Distillation. ICPR,
-    2020 (arXiv:1904.09058). In their experiments with members of one kind, these share their lower layers; here each
-    member is a whole network, of any kind, that can be deployed by itself. Maps of different sizes are averaged down
-    to the smallest height and width.
+    2020 (arXiv:1904.09058). In their experiments with members of one architecture, these share their lower layers; here
+    each member is a complete network, of any architecture, that can be used alone. Maps of different sizes are averaged
+    down to the smallest height and width.
 
     Args:
         members: The networks; at least two.
-        layers: For each member, the dotted name of the layer that gives its last feature map.
+        layers: For each member, the dotted name of the layer whose output is its last feature map.
         channels: For each member, the channels of that map.
         num_classes: Width of the logits.
 
@@ -36,7 +36,7 @@ class FeatureFusion(nn.Module):
 
     Raises:
         UsageError: There are fewer than two members, the lists differ in length, a layer does not exist (the nearest
-            names are given) or two members share parameters; at a call: a layer gives other than (N, channels, H, W).
+            names are given) or two members share parameters; at a call: a layer's output is not (N, channels, H, W).
 
     Example:
         >>> from kd_lightning.networks import StudentConvNet, TeacherConvNet
@@ -52,13 +52,13 @@ class FeatureFusion(nn.Module):
         if not 2 <= len(members) == len(layers) == len(channels):
             raise UsageError(
                 f"{len(members)} members, {len(layers)} layers and {len(channels)} channels: "
-                "give at least two members, and a layer and its channels for each"
+                "give at least two members, with one layer and its channels for each"
             )
         for member, layer in zip(members, layers, strict=True):
             check_layer(member, layer)
         parameters = [parameter for member in members for parameter in member.parameters()]
         if len(set(parameters)) < len(parameters):
-            raise UsageError("two of the members share parameters, so that they could not differ: copy one of them")
+            raise UsageError("two members share parameters, so they cannot differ: copy one of them")
         self.members = nn.ModuleList(members)
         self.layers = list(layers)
         self.channels = list(channels)
@@ -74,20 +74,20 @@ class FeatureFusion(nn.Module):
         self.classifier = nn.Linear(width, num_classes)
 
     def forward(self, inputs: Any) -> Tensor:
-        """The fused classifier's logits (N, num_classes)."""
+        """Return the fused classifier's logits, (N, num_classes)."""
         return self.all_logits(inputs)[1]
 
     def all_logits(self, inputs: Any) -> tuple[list[Tensor], Tensor]:
-        """The logits of each member, and those of the fused classifier."""
-        seen = [tap(member, inputs, [layer, "logits"]) for member, layer in zip(self.members, self.layers, strict=True)]
-        maps = [activations[layer] for activations, layer in zip(seen, self.layers, strict=True)]
+        """Return the logits of each member, and those of the fused classifier."""
+        tapped = [tap(member, inputs, [at, "logits"]) for member, at in zip(self.members, self.layers, strict=True)]
+        maps = [activations[layer] for activations, layer in zip(tapped, self.layers, strict=True)]
         for i, (feature_map, channels) in enumerate(zip(maps, self.channels, strict=True)):
             if feature_map.dim() != 4 or feature_map.shape[1] != channels:
                 raise UsageError(
                     f"layer {self.layers[i]!r} of member {i} gives {tuple(feature_map.shape)}, not (N, {channels}, H, "
-                    "W): set its channels, or name its last feature map"
+                    "W): set channels to its width, or name the layer of its last feature map"
                 )
         size = (min(feature_map.shape[2] for feature_map in maps), min(feature_map.shape[3] for feature_map in maps))
         maps = [m if m.shape[2:] == size else functional.adaptive_avg_pool2d(m, size) for m in maps]
         fused = self.fusion(torch.cat(maps, dim=1)).mean(dim=(2, 3))
-        return [activations["logits"] for activations in seen], self.classifier(fused)
+        return [activations["logits"] for activations in tapped], self.classifier(fused)

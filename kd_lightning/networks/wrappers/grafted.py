@@ -1,4 +1,4 @@
-"""Networks cut into blocks, and a student whose blocks fit between those of its teacher."""
+"""Networks divided into blocks, and a student whose blocks can replace those of its teacher."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from kd_lightning.core.errors import UsageError
 
 
 def check_blocks(network: nn.Module, blocks: list[list[str]]) -> None:
-    """A ValueError if there are fewer than two blocks, one is empty, or the network has no such layer."""
+    """Check that there are at least two blocks, none of them empty, and that the network has all of their layers."""
     if len(blocks) < 2 or not all(blocks):
         raise UsageError(f"blocks={blocks} must be at least two, each of at least one layer")
     known = dict(network.named_modules())
     for name in (name for block in blocks for name in block):
         if name != "flatten" and not (name and name in known):
-            raise UsageError(f"blocks: {type(network).__name__} has no layer {name!r}; {', '.join(known)[2:]}")
+            raise UsageError(f"blocks: {type(network).__name__} has no layer {name!r}: use {', '.join(known)[2:]}")
 
 
 def run_blocks(network: nn.Module, blocks: list[list[str]], x: Tensor) -> Tensor:
-    """What some blocks of a network, one after the other, make of the first one's input; see `Blocks`."""
+    """Run some blocks of a network one after the other, on the input of the first; see `Blocks`."""
     for block in blocks:
         for name in block:
             x = x.flatten(1) if name == "flatten" else network.get_submodule(name)(x)
@@ -30,15 +30,15 @@ def run_blocks(network: nn.Module, blocks: list[list[str]], x: Tensor) -> Tensor
 
 
 class Blocks(nn.Module):
-    """A network that runs as a chain of blocks, each of them some of its layers, one after the other.
+    """Run a network as a sequence of blocks, each a list of its layers.
 
     Args:
         network: The network; its layers are not copied.
-        blocks: The dotted names of each block's layers, in the order in which they run; ``flatten`` stands for
-            flattening all but the first dimension, which networks do without a layer.
+        blocks: The dotted names of each block's layers, in the order in which they run; ``flatten`` is the function
+            that flattens all but the first dimension, for which networks have no layer.
 
     Raises:
-        UsageError: There are fewer than two blocks, one is empty, or the network has no such layer.
+        UsageError: There are fewer than two blocks, one is empty, or a layer does not exist.
 
     Example:
         >>> import torch
@@ -55,33 +55,33 @@ class Blocks(nn.Module):
         self.blocks = blocks
 
     def run(self, x: Tensor, start: int, stop: int) -> Tensor:
-        """What the blocks from `start` to before `stop` make of the first one's input."""
+        """Run the blocks from `start` up to `stop` (exclusive) on the input of the first."""
         return run_blocks(self.network, self.blocks[start:stop], x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The network's output."""
+        """Return the network's output."""
         return self.run(x, 0, len(self.blocks))
 
 
 class GraftedStudent(nn.Module):
-    """A student in blocks, with a 1x1 convolution to the teacher's width, and one back, wherever two of them meet.
+    """A student in blocks, with 1x1 convolutions to and from the teacher's width between successive blocks.
 
-    Any run of its blocks fits in the place of the teacher's; `merged` is the student alone.
+    Any sequence of its blocks can replace the same blocks of the teacher; `merged` returns the plain student.
 
     Chengchao Shen, Xinchao Wang, Youtan Yin, Jie Song, Sihui Luo, Mingli Song: Progressive Network Grafting for
     Few-Shot Knowledge Distillation. AAAI 2021 (arXiv:2012.04915).
 
     Args:
         network: The student.
-        blocks: Its blocks, as for `Blocks`.
-        student_channels: Channels of the student's maps where two blocks meet; one number if they are all alike.
-        teacher_channels: Channels of the teacher's.
+        blocks: Its blocks; see `Blocks`.
+        student_channels: Channels of the student's maps between blocks; one number if they are all equal.
+        teacher_channels: Channels of the teacher's maps between blocks.
 
     Shapes:
         Input: that of the student; output: the student's logits.
 
     Raises:
-        UsageError: As `Blocks`, or there are not as many numbers of channels as places where blocks meet.
+        UsageError: The blocks are invalid (see `Blocks`), or there is not one number of channels between each two.
 
     Example:
         >>> import torch
@@ -105,22 +105,22 @@ class GraftedStudent(nn.Module):
         for side, given in (("student", student_channels), ("teacher", teacher_channels)):
             sides.append(given if isinstance(given, list) else [given] * cuts)
             if len(sides[-1]) != cuts:
-                raise UsageError(f"{side}_channels={given} must be {cuts}, for so often two of the blocks meet")
-        self.out = nn.ModuleList(nn.Conv2d(ours, theirs, kernel_size=1) for ours, theirs in zip(*sides, strict=True))
-        self.into = nn.ModuleList(nn.Conv2d(theirs, ours, kernel_size=1) for ours, theirs in zip(*sides, strict=True))
+                raise UsageError(f"{side}_channels={given} must be {cuts} numbers, one between each two blocks")
+        self.out = nn.ModuleList(nn.Conv2d(s, t, kernel_size=1) for s, t in zip(*sides, strict=True))
+        self.into = nn.ModuleList(nn.Conv2d(t, s, kernel_size=1) for s, t in zip(*sides, strict=True))
         for layer in [*self.out, *self.into]:
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")  # pyright: ignore[reportArgumentType]
             nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
 
     def run(self, x: Tensor, start: int, stop: int) -> Tensor:
-        """What the blocks from `start` to before `stop` make of the teacher's map there, as a map of the teacher's."""
+        """Run the blocks from `start` up to `stop` (exclusive); input and output have the teacher's width."""
         for block in range(start, stop):
             x = self.parts.run(self.into[block - 1](x) if block else x, block, block + 1)
             x = self.out[block](x) if block < len(self.out) else x
         return x
 
     def members(self, start: int, stop: int) -> list[nn.Parameter]:
-        """The parameters that `run` uses."""
+        """Return the parameters that `run` uses for the same blocks."""
         network = self.parts.network
         layers = [network.get_submodule(n) for block in self.parts.blocks[start:stop] for n in block if n != "flatten"]
         layers += [*self.into][max(start - 1, 0) : stop - 1] + [*self.out][start:stop]
@@ -128,10 +128,10 @@ class GraftedStudent(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
-        """The student without 1x1 convolutions: a copy whose layers have taken them in, and which computes the same.
+        """Return a copy of the student with the 1x1 convolutions merged into its layers, which computes the same.
 
         Raises:
-            UsageError: Something that is not linear, or a convolution with padding, comes first in a block.
+            UsageError: A block does not begin with a linear layer or a convolution without padding.
         """
         network = copy.deepcopy(self.parts.network)
         for out, into, block in zip(self.out, self.into, self.parts.blocks[1:], strict=True):
@@ -151,12 +151,12 @@ class GraftedStudent(nn.Module):
         return network
 
     def forward(self, x: Any) -> Tensor:
-        """Logits."""
+        """Return the logits, (N, C)."""
         return self.run(x, 0, len(self.parts.blocks))
 
 
 def _first_linear(network: nn.Module, block: list[str]) -> nn.Conv2d | nn.Linear:
-    """The layer of a block that takes in what comes before it; averages in front of it do not mind."""
+    """Return the block's first linear layer or convolution, which average pooling may precede."""
     for layer in (network.get_submodule(name) for name in block if name != "flatten"):
         for leaf in layer.modules():
             if isinstance(leaf, nn.Linear) or (
@@ -165,7 +165,7 @@ def _first_linear(network: nn.Module, block: list[str]) -> nn.Conv2d | nn.Linear
                 return leaf
             if not isinstance(leaf, nn.Sequential | nn.AdaptiveAvgPool2d):
                 raise UsageError(
-                    f"blocks: {type(leaf).__name__} comes first in {block}, and takes no 1x1 convolution in: begin a "
-                    "block with a convolution without padding, or a linear layer"
+                    f"blocks: {type(leaf).__name__} comes first in {block}, and cannot absorb a 1x1 convolution: begin "
+                    "each block with a convolution without padding, or a linear layer"
                 )
-    raise UsageError(f"blocks: {block} has no convolution or linear layer to take a 1x1 convolution in")
+    raise UsageError(f"blocks: {block} has no convolution or linear layer to absorb a 1x1 convolution: add one")

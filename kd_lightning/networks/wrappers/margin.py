@@ -1,4 +1,4 @@
-"""A teacher that shows its features with a margin in place of ReLU."""
+"""A teacher with margin ReLU outputs beside its BatchNorms, for `OFDLoss`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def batch_norm_margins(weight: Tensor, bias: Tensor) -> Tensor:
-    """Mean of the negative part of a Gaussian, by channel: m = E[x | x < 0] with x ~ N(bias, weight^2).
+    """Compute the mean of the negative part of a Gaussian for each channel: m = E[x | x < 0], x ~ N(bias, weight^2).
 
-    m = b - s phi(b / s) / Phi(-b / s) with s = |weight|, and -3 s where at most one in a thousand is negative.
+    m = b - s phi(b / s) / Phi(-b / s) with s = |weight|, and -3 s where at most one value in 1,000 is negative.
 
     Args:
         weight: A BatchNorm's weights (C,).
-        bias: Its biases (C,).
+        bias: The BatchNorm's biases (C,).
 
     Returns:
         The margins (C,), at most 0.
@@ -40,27 +40,26 @@ def batch_norm_margins(weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class MarginTeacher(nn.Module):
-    """A network whose BatchNorms also show max(F, m), with m the mean of what is negative in them.
+    """A network with additional outputs max(F, m) of its BatchNorms F, where m is the mean of F's negative values.
 
     Byeongho Heo, Jeesoo Kim, Sangdoo Yun, Hyojin Park, Nojun Kwak, Jin Young Choi: A Comprehensive Overhaul of Feature
-    Distillation. ICCV 2019 (arXiv:1904.01866). A student that imitates them (`kd_lightning.losses.OFDLoss`) need not
-    learn how negative a value is. m is `batch_norm_margins` of the BatchNorm's parameters at each call.
+    Distillation. ICCV 2019 (arXiv:1904.01866). A student that imitates these outputs (`kd_lightning.losses.OFDLoss`)
+    need not learn how negative a value is. m is `batch_norm_margins` of the BatchNorm's parameters at each call.
 
-    Layers, by the names that a tap uses: ``margins.0``, ``margins.1``, ..., in the order of `norms`, and ``network``
-    with what is in it.
+    Layer paths: ``margins.0``, ``margins.1``, ..., in the order of `norms`, and ``network`` with its layers.
 
     Args:
-        network: The teacher, with a ReLU behind each of `norms`. It is changed: its `norms` get a hook.
+        network: The teacher, with a ReLU after each of `norms`. It is modified: its `norms` get a forward hook.
         norms: Dotted names of the BatchNorms.
-        batch_statistics: Every BatchNorm normalises by its batch in place of its running statistics, which are dropped:
-            the authors keep their teacher in training mode. What it shows of an image then depends on the other images
-            of its batch, and on that of one process: no `TeacherCache` can hold it.
+        batch_statistics: Every BatchNorm normalises by batch statistics; its running statistics are removed. The
+            authors keep their teacher in training mode. The outputs for an image then depend on the other images of its
+            batch on the same process, so they cannot be cached by a `TeacherCache`.
 
     Shapes:
-        Input and output: those of the network; ``margins.i`` has the shape of what its BatchNorm gives.
+        Input and output: those of the network; ``margins.i`` has the shape of its BatchNorm's output.
 
     Raises:
-        UsageError: There are no norms, or one of them is no BatchNorm with weights.
+        UsageError: `norms` is empty, or names a layer that is not a BatchNorm with weights.
 
     Example:
         >>> from kd_lightning import tap
@@ -73,17 +72,17 @@ class MarginTeacher(nn.Module):
     def __init__(self, network: nn.Module, norms: Sequence[str], batch_statistics: bool = False) -> None:
         super().__init__()
         layers = dict(network.named_modules())
-        there = [name for name, layer in layers.items() if isinstance(layer, BatchNorm) and layer.affine]
+        found = [name for name, layer in layers.items() if isinstance(layer, BatchNorm) and layer.affine]
         for name in norms or ["(nothing)"]:
-            if name not in there:
+            if name not in found:
                 raise UsageError(
-                    f"{name} is no BatchNorm with weights in {type(network).__name__}: norms can be "
-                    f"{', '.join(there) or 'none, for it has no such layer'}"
+                    f"norms: {name} is not a BatchNorm with weights in {type(network).__name__}: "
+                    + (f"choose among {', '.join(found)}" if found else "use a network that has one")
                 )
         self.network = network
         self.margins = nn.ModuleList(_Margin() for _ in norms)
-        for name, shown in zip(norms, self.margins, strict=True):
-            layers[name].register_forward_hook(partial(_show, shown))
+        for name, margin in zip(norms, self.margins, strict=True):
+            layers[name].register_forward_hook(partial(_apply_margin, margin))
         if batch_statistics:
             for layer in layers.values():
                 if isinstance(layer, BatchNorm):
@@ -91,7 +90,7 @@ class MarginTeacher(nn.Module):
                     layer.running_mean = layer.running_var = layer.num_batches_tracked = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The network's output."""
+        """Return the network's output."""
         return self.network(*args, **kwargs)
 
 
@@ -100,6 +99,6 @@ class _Margin(nn.Module):
         return torch.maximum(features, margins.to(features.dtype).view(1, -1, *[1] * (features.dim() - 2)))
 
 
-def _show(shown: nn.Module, norm: nn.Module, _args: Any, features: Tensor) -> None:
+def _apply_margin(margin: nn.Module, norm: nn.Module, _args: Any, features: Tensor) -> None:
     weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
-    shown(features, batch_norm_margins(weight, bias))
+    margin(features, batch_norm_margins(weight, bias))

@@ -1,4 +1,4 @@
-"""Many teachers as one network, each of another modality."""
+"""Several networks with different inputs as one network."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from kd_lightning.networks.wrappers.ensemble import stack_logits
 
 
 class ModalityEnsemble(nn.Module):
-    """Several networks as one, each with an input of its own; their logits are stacked, as by `Ensemble`.
+    """Run several networks, each on a different input, and stack their logits as `Ensemble` does.
 
     Args:
-        members: The networks, each by the name of its input. A layer is tapped as ``members.image.conv.3``.
+        members: The networks by the names of their inputs. A member's layer has the path ``members.image.conv.3``.
 
     Shapes:
-        Inputs by name, each as its network takes it; output: logits (N, K, C), in the order of `members`.
+        Inputs by name, in the shapes of their networks; output: logits (N, K, C), in the order of `members`.
 
     Raises:
-        UsageError: There are no members or, at a call, the input of one is missing or their logits differ in shape.
-        UsageError: At a call: a member gave no logits.
+        UsageError: There are no members; at a call: an input is missing, a member returns no logits, or the members'
+            logits differ in shape.
 
     Example:
         >>> import torch
@@ -34,14 +34,14 @@ class ModalityEnsemble(nn.Module):
     def __init__(self, members: dict[str, nn.Module]) -> None:
         super().__init__()
         if not members:
-            raise UsageError("members is empty: give a network for each modality, by its name")
+            raise UsageError("members is empty: give a network for each modality, e.g. {'image': ...}")
         self.members = nn.ModuleDict(members)
 
     def forward(self, **modalities: Any) -> Tensor:
-        """Return the stacked logits (N, K, ...)."""
+        """Return the stacked logits, (N, K, ...)."""
         if missing := [name for name in self.members if name not in modalities]:
             raise UsageError(
-                f"there is no input {missing[0]!r} among {', '.join(modalities) or 'none'}: name it in the scheme's "
+                f"the input {missing[0]!r} is missing among {', '.join(modalities) or 'none'}: add it to the scheme's "
                 "modalities.teacher"
             )
         members = self.members.items()

@@ -1,4 +1,4 @@
-"""A teacher that says the same in fewer channels."""
+"""An autoencoder that compresses a teacher's feature maps to a factor."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from kd_lightning.losses.common.connectors import convolutions
 
 
 class Paraphraser(nn.Module):
-    """An autoencoder of feature maps, whose code is the teacher's factor.
+    """Autoencoder of feature maps, whose code is the teacher's factor.
 
     Jangho Kim, SeongUk Park, Nojun Kwak: Paraphrasing Complex Network: Network Compression via Factor Transfer. NeurIPS
-    2018 (arXiv:1802.04977). The encoder has three 3x3 convolutions, the second of which goes to the factor's width, and
-    the decoder three transposed ones back, each with BatchNorm and LeakyReLU of slope 0.1. Other implementations leave
-    out the BatchNorm.
+    2018 (arXiv:1802.04977). The encoder has three 3x3 convolutions, the second of which changes to the factor's width;
+    the decoder has three transposed convolutions back. Each has BatchNorm and LeakyReLU of slope 0.1. Other
+    implementations omit the BatchNorm.
 
     Args:
-        channels: Of the maps.
-        rate: The factor's width is this part of it, rounded: the paper's k.
+        channels: Channels of the feature maps.
+        rate: Ratio of the factor's width to `channels`, rounded to a whole channel: the paper's k.
 
     Raises:
-        UsageError: The factor would have no channels.
+        UsageError: `rate` is so small that the factor has no channels.
 
     Example:
         >>> import torch
@@ -40,29 +40,29 @@ class Paraphraser(nn.Module):
         super().__init__()
         factor = round(channels * rate)
         if factor < 1:
-            raise UsageError(f"rate={rate} of {channels} channels leaves none for the factor: raise it")
+            raise UsageError(f"rate={rate} of {channels} channels leaves none for the factor: increase it")
         self.encoder = convolutions(channels, channels, factor, factor)
         self.decoder = convolutions(factor, factor, channels, channels, kind=nn.ConvTranspose2d)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The maps (N, channels, H, W), reconstructed."""
+        """Return the reconstruction of maps (N, channels, H, W)."""
         return self.decoder(self.encoder(maps))
 
 
 class Paraphrased(nn.Module):
-    """A network with a paraphraser on one of its layers; what it gives is the network's own output.
+    """Train a paraphraser on one layer of a frozen network; the output is the network's own.
 
-    The network is frozen and part of the state: what is saved can be loaded whole. Only the paraphraser learns. Layers,
-    by the names that a tap uses: ``paraphraser.encoder`` (the factor), ``paraphraser.decoder`` (the reconstruction),
-    and what is in ``network``.
+    The network is frozen but part of the state dict, so that a checkpoint is complete. Only the paraphraser is trained.
+    Layer paths: ``paraphraser.encoder`` (the factor), ``paraphraser.decoder`` (the reconstruction), and the layers of
+    ``network``.
 
     Args:
         network: Any trained network.
-        layer: Dotted name of the layer that is paraphrased.
-        paraphraser: Has an ``encoder`` and a ``decoder``, as `Paraphraser`.
+        layer: Dotted name of the layer whose output is compressed.
+        paraphraser: A module with an ``encoder`` and a ``decoder``, such as `Paraphraser`.
 
     Raises:
-        UsageError: There is no such layer (the nearest names are given).
+        UsageError: The layer does not exist (the nearest names are given).
 
     Example:
         >>> import torch
@@ -82,8 +82,8 @@ class Paraphrased(nn.Module):
         self.paraphraser = paraphraser
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the network gives."""
-        with record_activations(self.network, [self.layer]) as seen:
+        """Return the network's output."""
+        with record_activations(self.network, [self.layer]) as activations:
             output = self.network(*args, **kwargs)
-        self.paraphraser(seen[self.layer])
+        self.paraphraser(activations[self.layer])
         return output

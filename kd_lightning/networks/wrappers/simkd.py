@@ -1,4 +1,4 @@
-"""A student that answers with its teacher's classifier."""
+"""SimKD: a student that reuses its teacher's classifier."""
 
 from __future__ import annotations
 
@@ -13,38 +13,37 @@ from kd_lightning.networks.wrappers.early_exit import EarlyExit
 
 
 class SimKD(nn.Module):
-    """A student up to one of its layers, a projector to the teacher's width, and the teacher's classifier.
+    """Combine a student up to one of its layers, a projector to the teacher's width, and the teacher's classifier.
 
-    z = W_T pool(projector(F_S)) + b_T, trained by 1/D ||projector(F_S) - F_T||^2 and nothing else
+    z = W_T pool(projector(F_S)) + b_T, trained only by 1/D ||projector(F_S) - F_T||^2
 
     Defang Chen, Jian-Ping Mei, Hailin Zhang, Can Wang, Yan Feng, Chun Chen: Knowledge Distillation with the Reused
-    Teacher Classifier. CVPR 2022 (arXiv:2203.14001). The classifier is frozen and, unlike a teacher, part of the state:
-    it is deployed. It begins as any other: `kd_lightning.weights.copying` copies the teacher's into it. What the
-    student has behind its layer, its own classifier too, is not there.
+    Teacher Classifier. CVPR 2022 (arXiv:2203.14001). The classifier is frozen and, unlike a teacher, part of the state
+    dict, because it is exported with the student. It is newly initialised: `kd_lightning.weights.copying` copies the
+    teacher's weights into it. The student's layers above `layer`, its own classifier included, are removed.
 
-    Layers, by the names that a tap uses: ``features``, what is compared with the teacher's last feature map by a
-    `FeatureMSELoss`, ``features.trunk`` with the student's layers in it, ``features.head``, the projector, ``pool`` and
-    ``classifier``. The projector is the authors': a 1x1 convolution to a fraction of the teacher's channels, a 3x3 and
-    a 1x1 one, each with BatchNorm and ReLU.
+    Layer paths: ``features``, which a `FeatureMSELoss` compares with the teacher's last feature map, ``features.trunk``
+    with the student's layers, ``features.head``, the projector, ``pool`` and ``classifier``. The projector is that of
+    the authors: a 1x1 convolution to a fraction of the teacher's channels, then a 3x3 and a 1x1 convolution, each with
+    BatchNorm and ReLU.
 
     Args:
-        student: The student; the layers up to `layer` are its own, not copies.
-        layer: Dotted name of the layer that gives its last feature map.
+        student: The student; its layers up to `layer` are used, not copied.
+        layer: Dotted name of the layer whose output is its last feature map.
         student_channels: Channels of that map.
         teacher_channels: Channels of the teacher's last feature map.
         num_classes: Width of the logits.
-        factor: The projector is this many times narrower than the teacher inside; the authors deploy 2, and compare 1
-            to 8.
-        pool: Height and width that the teacher pools its last feature map to: 2 for `ConvNet`, 1 where it is averaged
+        factor: Ratio of the teacher's width to the projector's inner width; the authors use 2, and compare 1 to 8.
+        pool: Height and width to which the teacher pools its last feature map: 2 for `ConvNet`, 1 where it is averaged
             over all positions.
-        size: Height and width that the student's map is averaged down to, where the teacher's is smaller.
+        size: Height and width to which the student's map is averaged down, if the teacher's is smaller.
 
     Shapes:
         Input: that of the student; output: logits (N, num_classes).
 
     Raises:
-        UsageError: The factor leaves no channel, or as for `EarlyExit`; at a call: the layer gives other than
-            (N, student_channels, H, W).
+        UsageError: The factor leaves no channel, or the student cannot be cut off at `layer` (see `EarlyExit`); at a
+            call: the layer's output is not (N, student_channels, H, W).
 
     Example:
         >>> import torch
@@ -74,12 +73,12 @@ class SimKD(nn.Module):
         self.classifier = freeze(nn.Linear(teacher_channels * pool**2, num_classes))
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Logits (N, num_classes)."""
+        """Return the logits, (N, num_classes)."""
         return self.classifier(self.pool(self.features(*args, **kwargs)).flatten(1))
 
 
 class _Map(nn.Module):
-    """Checks a feature map, and averages it down to `size`, if one is given."""
+    """Check the shape of a feature map, and average it down to `size` if that is given."""
 
     def __init__(self, channels: int, size: int | None) -> None:
         super().__init__()
@@ -90,7 +89,7 @@ class _Map(nn.Module):
         if features.dim() != 4 or features.shape[1] != self.channels:
             raise UsageError(
                 f"the student's layer gives {tuple(features.shape)}, not (N, {self.channels}, H, W): "
-                "set student_channels, or name its last feature map"
+                "set student_channels to its width, or name the layer of its last feature map"
             )
         return features if self.size is None else functional.adaptive_avg_pool2d(features, self.size)
 

@@ -90,8 +90,8 @@ class SelfDistiller(Learner):
         return self.term_losses(activations, detached(activations), batch.labels)
 
     def _add_exits(self, student: MultiExitNetwork) -> None:
-        answering = self.deploy.partition(".")[2] or student.answering
-        learning = {student.answering if layer == "logits" else layer for layer in self.terms.layers("student")}
+        answering = self.deploy.partition(".")[2] or student.output_layer
+        learning = {student.output_layer if layer == "logits" else layer for layer in self.terms.layers("student")}
         for layer in student.classifiers:
             if layer not in learning:
                 raise UsageError(f"no term has {layer!r} as its student, and this exit would not learn: add a term")

@@ -21,5 +21,7 @@ def test_it_sees_images_of_mean_0_and_deviation_1_where_it_is_told_theirs():
     told.load_state_dict(plain.state_dict())
     images = torch.rand(2, 3, 28, 28)
     torch.testing.assert_close(told(images), plain((images - 0.25) / 0.5))
-    with pytest.raises(ValueError, match=r"standardise=\(0.1, 0\) must be a mean and a deviation above 0"):
+    with pytest.raises(
+        ValueError, match=r"standardise=\(0.1, 0\) must be a finite mean and a finite deviation above 0"
+    ):
         LeNet5(standardise=(0.1, 0))

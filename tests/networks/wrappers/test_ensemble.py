@@ -127,10 +127,10 @@ def test_wrong_members_are_refused_in_one_line():
     with pytest.raises(ValueError, match="members 0 and 2 are the same Sequential"):
         Ensemble([network, toys.network(), network])
     with pytest.raises(
-        ValueError, match=r"members\.0 \(Linear\) gave logits \(2, 10\) and members\.2 \(Linear\) \(2, 5\)"
+        ValueError, match=r"members\.0 \(Linear\) has logits \(2, 10\) and members\.2 \(Linear\) \(2, 5\)"
     ):
         Ensemble([nn.Linear(3, 10), nn.Linear(3, 10), nn.Linear(3, 5)])(torch.zeros(2, 3))
-    with pytest.raises(UsageError, match=r"members\.1 \(LSTM\) gave tuple, not a tensor"):
+    with pytest.raises(UsageError, match=r"members\.1 \(LSTM\) returned tuple: return a tensor"):
         Ensemble([nn.Linear(3, 10), nn.LSTM(3, 10)])(torch.zeros(2, 3))
 
 

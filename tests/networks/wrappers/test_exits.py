@@ -44,7 +44,7 @@ def test_every_classifier_runs_and_one_of_them_answers(answer, training):
     assert network.classifiers == ["exits.0", "exits.1", "network"]
     for name, logits in expected.items():
         torch.testing.assert_close(seen[name], logits, rtol=0, atol=0)
-    assert torch.equal(seen["logits"], expected[network.answering])
+    assert torch.equal(seen["logits"], expected[network.output_layer])
     assert len({tuple(logits[0].tolist()) for logits in expected.values()}) == 3
 
 
@@ -68,7 +68,7 @@ def test_the_bottleneck_is_a_quarter_as_wide_and_its_stride_is_that_of_the_middl
 @pytest.mark.parametrize("index", [0, 1])
 def test_an_exit_alone_answers_as_it_does_among_the_others_and_has_nothing_deeper(index):
     network = exits().eval()
-    alone = network.upto(index)
+    alone = network.early_exit(index)
     assert not alone.training
     assert torch.equal(alone(IMAGES), by_hand(network, IMAGES)[f"exits.{index}"])
     used = nn.ModuleList([*network.network.conv[: (2, 4)[index]], network.exits[index]])
@@ -84,14 +84,14 @@ def test_an_exit_alone_is_trained_and_deployed(tmp_path):
     learner.compute_losses((IMAGES, torch.tensor([1, 2, 3, 4])))["task"].backward()
     assert all(parameter.grad is not None for parameter in learner.parameters())  # DistributedDataParallel insists
     trained = exits().eval()
-    path = export_student(trained.upto(0), tmp_path / "exit.safetensors")
+    path = export_student(trained.early_exit(0), tmp_path / "exit.safetensors")
     assert torch.equal(load_student(path, build())(IMAGES), tap(trained, IMAGES, ["exits.0"])["exits.0"])
 
 
 def test_training_an_exit_alone_moves_the_network_that_it_is_part_of():
     network = exits()
     before = copy.deepcopy(network.state_dict())
-    network.upto(0)(IMAGES)
+    network.early_exit(0)(IMAGES)
     moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert moved
     assert all(name.startswith(("network.conv.0.", "exits.0.features.")) for name in moved)
@@ -129,7 +129,7 @@ def test_a_layer_is_taken_whole_and_what_does_not_lead_to_it_is_not_there():
 
 def test_a_way_that_is_another_in_eval_is_refused():
     assert EarlyExit(Residual(dropout=0.5), "body", nn.Identity())(torch.zeros(2, 3)).shape == (2, 3)
-    with pytest.raises(ValueError, match="what Residual does up to 'classifier' depends on whether it trains"):
+    with pytest.raises(ValueError, match="Residual computes 'classifier' differently in training and evaluation"):
         EarlyExit(Residual(dropout=0.5), "classifier", nn.Identity())
 
 
@@ -144,7 +144,7 @@ def test_taking_an_exit_leaves_the_modes_of_all_layers_as_they_are():
     network = exits()
     network.network.conv[0].eval()  # as whoever freezes BatchNorm does
     before = {name: module.training for name, module in network.named_modules()}
-    network.upto(0)
+    network.early_exit(0)
     assert {name: module.training for name, module in network.named_modules()} == before
 
 
@@ -156,7 +156,7 @@ def copies(network: nn.Module) -> dict[str, nn.Module]:
 
 
 @pytest.mark.parametrize("kind", ["copied", "pickled"])
-@pytest.mark.parametrize("build", [exits, lambda: exits().upto(1)], ids=["MultiExitNetwork", "EarlyExit"])
+@pytest.mark.parametrize("build", [exits, lambda: exits().early_exit(1)], ids=["MultiExitNetwork", "EarlyExit"])
 def test_a_copy_is_a_network_of_its_own(kind, build):
     network = build().eval()
     truth = network(IMAGES)
@@ -172,8 +172,8 @@ def test_a_copy_is_a_network_of_its_own(kind, build):
 def test_the_keys_are_those_of_the_parts():
     keys = {key.split(".")[0] for key in exits().state_dict()}
     assert keys == {"network", "exits"}
-    assert {key.split(".")[0] for key in exits().upto(0).state_dict()} == {"trunk", "head"}
-    exits(answer=0).load_state_dict(exits().state_dict())
+    assert {key.split(".")[0] for key in exits().early_exit(0).state_dict()} == {"trunk", "head"}
+    exits(0).load_state_dict(exits().state_dict())
 
 
 # torch hides this warning of its own tracing when warnings are shown, but not when they are errors
@@ -229,7 +229,7 @@ def test_inputs_by_name_and_outputs_that_have_logits():
 
 
 def test_an_unknown_layer_is_refused_with_the_nearest_names():
-    remedy = "StudentConvNet has no layer 'conv1' for an exit to stand on; the nearest names are conv.1, "
+    remedy = "StudentConvNet has no layer 'conv1' for an exit; the nearest names are conv.1, "
     with pytest.raises(ValueError, match=remedy):
         MultiExitNetwork(StudentConvNet(), ["conv1"], [nn.Identity()])
     with pytest.raises(ValueError, match=remedy):
@@ -238,11 +238,13 @@ def test_an_unknown_layer_is_refused_with_the_nearest_names():
 
 @pytest.mark.parametrize(("layers", "heads"), [([], 0), (["conv.1"], 2), (["conv.1", "conv.3"], 1)])
 def test_layers_without_heads_are_refused(layers, heads):
-    with pytest.raises(ValueError, match=f"{len(layers)} layers and {heads} heads: give each layer a head"):
+    with pytest.raises(
+        ValueError, match=f"{len(layers)} layers and {heads} heads: give at least one layer, and a head for each"
+    ):
         MultiExitNetwork(StudentConvNet(), layers, [nn.Identity() for _ in range(heads)])
 
 
 @pytest.mark.parametrize("answer", [-1, 2])
 def test_an_exit_that_is_not_there_cannot_answer(answer):
-    with pytest.raises(ValueError, match=f"answer={answer} is none of the 2 exits"):
+    with pytest.raises(ValueError, match=f"output_exit={answer} must lie between 0 and 1"):
         exits(answer)

@@ -87,7 +87,7 @@ NETWORK = StudentConvNet()
         ([NETWORK, ConvNet(8)], ["conv.5"], [32, 8], "2 members, 1 layers and 2 channels"),
         ([NETWORK, ConvNet(8)], ["conv.5", "conv.5"], [32], "2 members, 2 layers and 1 channels"),
         ([NETWORK, ConvNet(8)], ["conv.5", "conf.5"], [32, 8], "ConvNet has no layer 'conf.5'; the nearest .* conv.5"),
-        ([NETWORK, NETWORK], ["conv.5", "conv.5"], [32, 32], "two of the members share parameters"),
+        ([NETWORK, NETWORK], ["conv.5", "conv.5"], [32, 32], "two members share parameters"),
     ],
 )
 def test_what_cannot_be_fused(members, layers, channels, message):

@@ -102,7 +102,9 @@ def test_batch_statistics_are_those_of_training_and_nothing_changes():
     ("norms", "named"), [(["conv.2"], r"conv\.2"), ([], r"\(nothing\)"), (["conv.9.1"], r"conv\.9\.1")]
 )
 def test_what_is_no_batch_norm_is_refused_with_those_there_are(norms, named):
-    with pytest.raises(ValueError, match=named + r" is no BatchNorm.*norms can be conv\.0\.1, conv\.2\.1, conv\.4\.1"):
+    with pytest.raises(
+        ValueError, match=named + r" is not a BatchNorm.*choose among conv\.0\.1, conv\.2\.1, conv\.4\.1"
+    ):
         MarginTeacher(network(), norms)
-    with pytest.raises(ValueError, match="norms can be none"):
+    with pytest.raises(ValueError, match="use a network that has one"):
         MarginTeacher(ConvNet(8), norms)
