@@ -7,7 +7,9 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -102,6 +104,30 @@ def test_every_file_is_read_as_data():  # as SECURITY.md says
     ]
     assert len(calls) > 1000
     assert not [place for place, call in calls if unsafe(call)]
+
+
+NAMED_AS_THEIR_MODULE = {"compare/findings.py", "core/fingerprints.py", "weights/export.py"}  # it must not grow
+
+
+def test_no_function_has_the_name_of_its_module():  # or importing one would hide the other
+    found = {
+        str(path.relative_to(ROOT / "kd_lightning"))
+        for path in sorted((ROOT / "kd_lightning").rglob("*.py"))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == path.stem
+    }
+    assert found <= NAMED_AS_THEIR_MODULE
+
+
+PACKAGES = [path.parent for path in sorted((ROOT / "kd_lightning").rglob("__init__.py"))]
+
+
+@pytest.mark.parametrize("folder", PACKAGES, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_no_export_hides_a_submodule(folder):
+    package = import_module(".".join(folder.relative_to(ROOT).parts))
+    submodules = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    values = {name for name, value in vars(package).items() if not isinstance(value, ModuleType)}
+    assert not submodules & (values | set(getattr(package, "__all__", ())))
 
 
 def test_importing_the_package_waits_for_nothing_heavy():

@@ -1,4 +1,4 @@
-"""Losses on logits."""
+"""Losses on logits: response distillation and task losses."""
 
 from kd_lightning.core.exports import public_names
 from kd_lightning.losses.response.agreeing_kd import (

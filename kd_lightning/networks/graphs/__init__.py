@@ -1,1 +1,1 @@
-"""Networks for graphs."""
+"""Networks that classify the nodes of a graph."""

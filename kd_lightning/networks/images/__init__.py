@@ -1,1 +1,1 @@
-"""Networks for images."""
+"""Networks that classify images."""

@@ -1,1 +1,1 @@
-"""Networks for sequences."""
+"""Networks that classify sequences, such as the rows of an image."""

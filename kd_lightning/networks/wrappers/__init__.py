@@ -1,1 +1,1 @@
-"""Networks around networks."""
+"""Wrappers: networks that hold other networks and add exits, branches, ensembles or precision."""

@@ -105,11 +105,23 @@ def test_the_student_moves_none_of_the_heads_and_the_heads_learn_of_the_teacher(
     assert all(g.any() for g in gradients[0].values())
 
 
-def test_graphs_that_differ_beyond_where_tanh_is_flat_are_the_same():
-    t = torch.full((1, 2, 2), 50.0)
-    t[0, 0, 1] = -50
-    assert multi_head_graph_loss(t / 2, t) == 0
-    assert multi_head_graph_loss(-t, t) > 0.5
+def test_large_logits_compare_by_their_signs_alone():
+    teacher = torch.tensor([[[50.0, -50.0], [50.0, 50.0]]])
+    assert multi_head_graph_loss(teacher / 2, teacher) == 0
+    # a row of softmax(-1, 1) against softmax(1, -1) is 2 tanh(1); one of equal logits is 0; the mean is over both
+    assert multi_head_graph_loss(-teacher, teacher).item() == pytest.approx(math.tanh(1), rel=1e-6)
+
+
+def test_the_divergence_is_from_the_student_to_the_teacher():
+    student, teacher = (
+        torch.zeros(1, 1, 2),
+        torch.tensor([[[math.atanh(math.log(3) / 2), math.atanh(-math.log(3) / 2)]]]),
+    )
+    # q = (1/2, 1/2) and p = (3/4, 1/4), by hand
+    reverse = 1 / 2 * math.log(2 / 3) + 1 / 2 * math.log(2)
+    forward = 3 / 4 * math.log(3 / 2) + 1 / 4 * math.log(1 / 2)
+    assert multi_head_graph_loss(student, teacher).item() == pytest.approx(reverse, rel=1e-5)
+    assert multi_head_graph_loss(teacher, student).item() == pytest.approx(forward, rel=1e-5)
 
 
 @pytest.mark.parametrize(("student", "teacher", "heads"), [([3], [3], 8), ([3, 4], [3, 4, 5], 8), ([3, 4], [3, 4], 0)])
