@@ -13,6 +13,16 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def world_size() -> int:
+    """Return the number of processes of the run."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return dist.get_rank() if is_distributed() else 0
+
+
 def all_gather_with_grad(local: Tensor) -> Tensor:
     """Gather the rows of all ranks in rank order, with gradients back to each rank.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 CLASSES: dict[str, str] = {
     "AnnotatedMNISTDataModule": "ResidentDataModule with `source: PseudoLabels`",
     "Answerer": "RelationNetwork",
+    "ContrastiveInversionDistiller": "InversionDistiller with `synthesizer: GeneratorInversion`",
     "DataFreeMNISTDataModule": "NoiseDataModule with `source: MNIST` and `num_channels: 3`",
     "DigitGraphDataModule": "KNNGraphDataModule with a `source`",
     "DigitScenesDataModule": "ResidentDataModule with `source: MNIST` and `views: DigitScenes`",
@@ -15,6 +16,7 @@ CLASSES: dict[str, str] = {
     "Gate": "GatingNetwork",
     "InBFloat16": "BFloat16Autocast",
     "PairedViewsDataModule": "ResidentDataModule with `source: MNIST`, `num_channels: 3` and `views: PairedViews`",
+    "Realism": "GeneratorAdversarialLoss",
     "RotatedMNISTDataModule": "ResidentDataModule with `source: Rotated` and `num_channels: 3`",
     "RowReader": "GRUClassifier",
     "Rows": "RowSequence",
@@ -26,7 +28,22 @@ ARGUMENTS: dict[tuple[str, str], str] = {
     ("BornAgain", "epochs"): "epochs_per_generation",
     ("Classifier", "view"): "input_key",
     ("CrossModalDistiller", "views"): "modalities",
+    ("DatasetDistillation", "channels"): "image_shape",
+    ("DatasetDistillation", "rate"): "lr",
+    ("DatasetDistillation", "size"): "image_shape",
     ("GeneralEnsemble", "networks"): "num_networks",
+    ("Generator", "channels"): "image_shape",
+    ("Generator", "size"): "image_shape",
+    ("InversionDistiller", "bank_size"): "memory_size",
+    ("InversionDistiller", "channels"): "synthesizer.init_args.image_shape",
+    ("InversionDistiller", "every"): "synthesis_interval",
+    ("InversionDistiller", "image_optimizer"): "synthesizer.init_args.image_optimizer",
+    ("InversionDistiller", "image_steps"): "synthesizer.init_args.synthesis_steps",
+    ("InversionDistiller", "image_terms"): "synthesizer.init_args.image_terms",
+    ("InversionDistiller", "jitter"): "synthesizer.init_args.jitter",
+    ("InversionDistiller", "round_size"): "synthesis_batch_size",
+    ("InversionDistiller", "size"): "synthesizer.init_args.image_shape",
+    ("InversionDistiller", "targets"): "synthesizer.init_args.targets",
     ("LossSchedule", "number"): "attribute",
     ("MNISTDataModule", "views"): "num_augmented_views",
     ("MultiExitNetwork", "answer"): "output_exit",
@@ -38,7 +55,8 @@ ARGUMENTS: dict[tuple[str, str], str] = {
     ("SyntheticImagesLogger", "images"): "num_images",
     ("TeacherCache", "folder"): "cache_dir",
 }
-"""The present name of a class, of a base of it, or of a function, and the old name of an argument; its new name."""
+"""The present name of a class, of a base of it, or of a function, and the old name of an argument; its new name, dotted
+where it is now an argument of an argument."""
 
 COMPARE_KEYS: dict[str, str] = {"network": "evaluate", "set": "overrides"}
 """The old name of a key of a compare file; its new name."""

@@ -1,5 +1,6 @@
 """Networks, and functions that freeze them, load their weights and change them."""
 
+from kd_lightning.core.channels import repeat_channels as repeat_channels
 from kd_lightning.core.exports import public_names
 from kd_lightning.core.freezing import (
     exclude_from_state_dict as exclude_from_state_dict,

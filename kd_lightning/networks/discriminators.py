@@ -1,4 +1,4 @@
-"""Discriminators: what tells one network's logits, or feature maps, from another's."""
+"""Discriminators: networks that separate the logits, feature maps or images of two sources."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from kd_lightning.core.errors import UsageError
 
 
 class Discriminator(nn.Module):
-    """Three layers that judge logits or other vectors (Xu et al. 2018, arXiv:1709.00513).
+    """Three linear layers on logits or other vectors (Xu et al. 2018, arXiv:1709.00513).
 
     Args:
-        in_features: Values a sample: the number of classes, for logits.
-        width: Of the two hidden layers.
-        classes: How many classes it names as well; 0 for none.
+        in_features: Values of a sample: the number of classes, for logits.
+        width: Width of the two hidden layers.
+        classes: Number of classes that it predicts as well; 0 for none.
 
     Shapes:
-        Input (N, in_features, ...), flattened; output (N, 1 + classes), real or not before the logits of the classes.
+        Input (N, in_features, ...), flattened; output (N, 1 + classes): the logit of "real", then those of the classes.
 
     Raises:
         UsageError: `classes` is negative.
@@ -40,17 +40,17 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """The verdicts."""
+        """Compute the logits (N, 1 + classes)."""
         return self.layers(features)
 
 
 class ConvDiscriminator(nn.Module):
-    """Two convolutions, which halve the map, and a mean over it: what judges feature maps, or images.
+    """Two convolutions, each of which halves the map, and a linear layer on its mean, for feature maps or images.
 
     Args:
-        channels: Of the maps.
-        width: Of the first convolution; the second has twice as many channels.
-        classes: How many classes it names as well; 0 for none.
+        channels: Channels of the maps.
+        width: Width of the first convolution; the second has twice as many channels.
+        classes: Number of classes that it predicts as well; 0 for none.
 
     Shapes:
         Input (N, channels, H, W); output (N, 1 + classes).
@@ -76,7 +76,7 @@ class ConvDiscriminator(nn.Module):
         self.classifier = nn.Linear(2 * width, 1 + classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """The verdicts."""
+        """Compute the logits (N, 1 + classes)."""
         return self.classifier(self.layers(features).mean(dim=(2, 3)))
 
 

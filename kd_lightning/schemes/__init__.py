@@ -11,15 +11,18 @@ from kd_lightning.schemes.adversarial.two_players import (
 )
 from kd_lightning.schemes.classifier import Classifier as Classifier
 from kd_lightning.schemes.cross_modal.cross_modal import CrossModalDistiller as CrossModalDistiller
-from kd_lightning.schemes.data_free.contrastive_inversion import (
-    ContrastiveInversionDistiller as ContrastiveInversionDistiller,
-)
 from kd_lightning.schemes.data_free.data_free import DataFreeDistiller as DataFreeDistiller
 from kd_lightning.schemes.data_free.dataset_distillation import DatasetDistillation as DatasetDistillation
+from kd_lightning.schemes.data_free.generator_inversion import GeneratorInversion as GeneratorInversion
 from kd_lightning.schemes.data_free.inversion import InversionDistiller as InversionDistiller
+from kd_lightning.schemes.data_free.pixel_inversion import PixelInversion as PixelInversion
+from kd_lightning.schemes.data_free.synthesizer import Synthesizer as Synthesizer
 from kd_lightning.schemes.few_shot.few_shot import FewShotDistiller as FewShotDistiller
 from kd_lightning.schemes.few_shot.grafting import GraftingDistiller as GraftingDistiller
-from kd_lightning.schemes.few_shot.pseudo_examples import PseudoExamplesDistiller as PseudoExamplesDistiller
+from kd_lightning.schemes.few_shot.pseudo_examples import (
+    PseudoExamplesDistiller as PseudoExamplesDistiller,
+    PseudoExampleSynthesis as PseudoExampleSynthesis,
+)
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher as FrozenTeacher
 from kd_lightning.schemes.offline import OfflineDistiller as OfflineDistiller
 from kd_lightning.schemes.online.ensembles import (

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.channels import repeat_channels
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.freezing import exclude_from_state_dict, freeze
 from kd_lightning.core.renamed import renamed_class
@@ -196,6 +197,8 @@ def _build(value: Any) -> Any:
     for function, filled in ((copy_layers, "student"), (prune, "student"), (load_student, "network")):
         if found is function and filled in arguments:  # what it was filled with is in this file
             return _build(arguments[filled])
+    if found is repeat_channels:
+        return repeat_channels(**_build(arguments))
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         new = renamed_class(value["class_path"])
         raise UsageError(f"{value['class_path']} is " + (f"now {new}" if new else "no class of networks"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from kd_lightning import callbacks, load_student, schemes
+from kd_lightning import callbacks, load_student, networks, schemes
 from kd_lightning.__main__ import main
 from kd_lightning.cli.config_errors import PACKAGES
 from kd_lightning.core.renamed import ARGUMENTS, CLASSES, renamed_argument, renamed_class
@@ -40,7 +40,7 @@ def test_no_old_name_is_there_any_more():
         kind = classes[owner]
         of_subclasses = [each for each in classes.values() if issubclass(each, kind) and not inspect.isabstract(each)]
         taken = [set(inspect.signature(each).parameters) for each in of_subclasses]
-        assert any(new in names for names in taken), (owner, new)
+        assert any(new.partition(".")[0] in names for names in taken), (owner, new)
         assert not any(old in names for names in taken), (owner, old)
 
 
@@ -97,6 +97,11 @@ def test_an_old_argument_of_a_callback_is_one_line(tmp_path, capsys):
         (callbacks.LossSchedule, "number", "attribute"),
         (callbacks.AttentionMapsLogger, "images", "num_images"),
         (callbacks.SyntheticImagesLogger, "images", "num_images"),
+        (schemes.InversionDistiller, "bank_size", "memory_size"),
+        (schemes.PseudoExamplesDistiller, "every", "synthesis_interval"),
+        (schemes.PseudoExamplesDistiller, "round_size", "synthesis_batch_size"),
+        (schemes.DatasetDistillation, "rate", "lr"),
+        (networks.Generator, "size", "image_shape"),
     ],
 )
 def test_old_arguments_of_schemes_and_callbacks_have_new_names(kind, old, new):

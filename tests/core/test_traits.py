@@ -221,7 +221,6 @@ def test_steps_are_alike_unless_a_module_says_otherwise(given, expected):
 NOT_ALIKE = {
     "GraftingDistiller",  # what learns depends on the batch's number
     "InversionDistiller",  # images are made at some batches, and drawn by the batch's number
-    "ContrastiveInversionDistiller",
     "PseudoExamplesDistiller",
 }
 CASES = found.cases()

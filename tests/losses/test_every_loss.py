@@ -94,7 +94,9 @@ def test_the_losses_are_found():
     assert "KDLoss" in set(TAUGHT) & set(SOFTENED) - set(LABELLED)
     assert "TaskLoss" in set(LABELLED) - set(TAUGHT) - set(SOFTENED)
     assert [name for name in TAUGHT if stacked(name)]
-    played = {name for name in CASES if hasattr(build(name), "discriminate")}  # whose discriminator knows the teacher
+    played = {
+        name for name in CASES if hasattr(build(name), "discriminator_loss")
+    }  # whose discriminator knows the teacher
     alone = {name for name, case in CASES.items() if case.alone}
     assert set(TAUGHT) | set(LABELLED) | played == set(CASES) - alone
 

@@ -118,7 +118,7 @@ class AdversarialLoss(DistillationLoss):
             _raise_shapes_differ(student, teacher)
         return adversarial_loss(self.verdict_on_student(student), target if self.classes else None)
 
-    def discriminate(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+    def discriminator_loss(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
         """Compute the discriminator's loss; no gradient reaches student or teacher."""
         verdicts = self.verdicts(student, teacher)
         return discrimination_loss(*verdicts, target if self.classes else None, self.smoothing)

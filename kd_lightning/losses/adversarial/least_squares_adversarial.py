@@ -51,6 +51,6 @@ class LeastSquaresAdversarialLoss(AdversarialLoss):
         """Compute the network's loss of its features (N, ...); teacher and target are unused."""
         return least_squares_adversarial_loss(self.verdict_on_student(student))
 
-    def discriminate(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+    def discriminator_loss(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
         """Compute the discriminator's loss; no gradient reaches either side."""
         return least_squares_discrimination_loss(*self.verdicts(student, teacher))

@@ -1,4 +1,4 @@
-"""Adversarial distillation: a discriminator tells teacher from student, and the student learns to mislead it."""
+"""Adversarial distillation: a discriminator separates teacher from student, and the student learns to mislead it."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from kd_lightning.schemes.adversarial.two_players import TwoPlayerLearner
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 
 
-class Pair(NamedTuple):
-    """What student and teacher gave for one batch."""
+class PairOutputs(NamedTuple):
+    """The activations of student and teacher for one batch."""
 
     student: Activations
     teacher: Activations
     labels: dict[str, Tensor]
 
 
-class AdversarialDistiller(FrozenTeacher, TwoPlayerLearner[Pair]):
-    """A student learns from a frozen teacher by any terms, of which at least one is a discriminator's.
+class AdversarialDistiller(FrozenTeacher, TwoPlayerLearner[PairOutputs]):
+    """Distill a frozen teacher by any terms, at least one of which has a discriminator.
 
-    min_S max_D E[log D(T(x))] + E[log(1 - D(S(x)))], beside the other terms; the student's move is the one that does
-    not saturate, -log D(S(x))
+    min_S max_D E[log D(T(x))] + E[log(1 - D(S(x)))], plus the other terms; the student minimises the form that does not
+    saturate, -log D(S(x))
 
     Zheng Xu, Yen-Chang Hsu, Jiawei Huang: Training Shallow and Thin Networks for Acceleration via Knowledge
-    Distillation with Conditional Adversarial Networks. 2018 (arXiv:1709.00513): of logits, conditional. Zhiqiang Shen,
-    Zhankui He, Xiangyang Xue: MEAL: Multi-Model Ensemble via Adversarial Learning. AAAI 2019 (arXiv:1812.02425): of the
-    features of several layers, a term each. `AdversarialLoss` is such a term.
+    Distillation with Conditional Adversarial Networks. 2018 (arXiv:1709.00513): on logits, conditional. Zhiqiang Shen,
+    Zhankui He, Xiangyang Xue: MEAL: Multi-Model Ensemble via Adversarial Learning. AAAI 2019 (arXiv:1812.02425): on the
+    features of several layers, one term each. `AdversarialLoss` is such a term.
 
     The other arguments are those of `TwoPlayerLearner`.
 
@@ -49,8 +49,8 @@ class AdversarialDistiller(FrozenTeacher, TwoPlayerLearner[Pair]):
     Example:
         >>> from kd_lightning.losses import TaskLoss
         >>> from kd_lightning.networks import Discriminator, StudentConvNet, TeacherConvNet
-        >>> told_apart = AdversarialLoss(Discriminator(10, classes=10), classes=10)
-        >>> terms = {"task": Term(TaskLoss(), teacher=None), "adversarial": Term(told_apart)}
+        >>> separated = AdversarialLoss(Discriminator(10, classes=10), classes=10)
+        >>> terms = {"task": Term(TaskLoss(), teacher=None), "adversarial": Term(separated)}
         >>> learner = AdversarialDistiller(StudentConvNet(), TeacherConvNet(), terms)
         >>> sorted(learner.compute_losses((torch.zeros(2, 3, 28, 28), torch.tensor([3, 7]))))
         ['adversarial', 'task']
@@ -75,22 +75,23 @@ class AdversarialDistiller(FrozenTeacher, TwoPlayerLearner[Pair]):
         self.teacher = teacher
 
     def adversaries(self) -> list[Term]:
-        """The terms that have a discriminator."""
+        """Return the terms that have a discriminator."""
         return [term for term in self.terms.all().values() if isinstance(term.loss, AdversarialLoss)]
 
     def discriminators(self) -> list[nn.Module]:
-        """Those of the terms."""
+        """Return the discriminators of the terms."""
         return [cast("AdversarialLoss", term.loss).discriminator for term in self.adversaries()]
 
-    def watch(self, batch: Any) -> Pair:
-        """What student and teacher give for a batch."""
+    def network_outputs(self, batch: Any) -> PairOutputs:
+        """Run student and teacher on a batch."""
         split = self.split_batch(batch)
-        return Pair(self.student_activations(split), self.teacher_activations(split), split.labels)
+        return PairOutputs(self.student_activations(split), self.teacher_activations(split), split.labels)
 
-    def discriminate(self, seen: Pair) -> Tensor:
-        """The sum of what the discriminators lose."""
-        return torch.stack([term(*seen, measure=term.loss.discriminate) for term in self.adversaries()]).sum()  # pyright: ignore
+    def discriminator_loss(self, outputs: PairOutputs) -> Tensor:
+        """Compute the sum of the discriminators' losses."""
+        found = [term(*outputs, measure=term.loss.discriminator_loss) for term in self.adversaries()]  # pyright: ignore
+        return torch.stack(found).sum()
 
-    def losses(self, seen: Pair) -> dict[str, Tensor]:
-        """All terms, of the student's move."""
-        return self.term_losses(*seen)
+    def losses(self, outputs: PairOutputs) -> dict[str, Tensor]:
+        """Compute all terms, as the student minimises them."""
+        return self.term_losses(*outputs)

@@ -1,4 +1,4 @@
-"""KDGAN: a classifier and a teacher learn from each other, and to give labels that a discriminator takes for true."""
+"""KDGAN: a classifier and a teacher learn from each other and from a discriminator of labels."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from kd_lightning.schemes.adversarial.two_players import TwoPlayerLearner
 from kd_lightning.schemes.online.peers import detached
 
 
-class Labelling(NamedTuple):
-    """What the players gave for one batch: the discriminator judges the samples for these inputs."""
+class KDGANOutputs(NamedTuple):
+    """The activations of both networks for one batch, and the soft labels that are sampled from their logits."""
 
     inputs: Any
     student: Activations
@@ -31,43 +31,43 @@ class Labelling(NamedTuple):
 
 
 class LabelTerm(nn.Module):
-    """How far samples are from being taken for true labels: log(1 - D(x, s)), averaged over the batch.
+    """The loss of the network that sampled a label: log(1 - D(x, s)), averaged over the batch.
 
-    It is what the label's author minimises; beside it stands the discriminator's own, of which `KDGAN` makes the rest.
+    The discriminator's own loss is `KDGAN.discriminator_loss`.
 
     Example:
         >>> LabelTerm()(torch.zeros(4))
         tensor(-0.6931)
     """
 
-    def forward(self, verdict: Tensor, teacher: None = None, target: Tensor | None = None) -> Tensor:
-        """Of what the discriminator says, (N,) logits."""
-        return -functional.softplus(upcast(verdict)).mean()
+    def forward(self, scores: Tensor, teacher: None = None, target: Tensor | None = None) -> Tensor:
+        """Compute the loss of the discriminator's logits (N,)."""
+        return -functional.softplus(upcast(scores)).mean()
 
 
-class KDGAN(TwoPlayerLearner[Labelling]):
-    """A student (classifier) and a teacher that learn from few labels, against a discriminator of labels.
+class KDGAN(TwoPlayerLearner[KDGANOutputs]):
+    """Train a student (classifier) and a teacher on few labels, against a discriminator of labels.
 
     min_{C,T} max_D E[log D(x, y)] + a E[log(1 - D(x, s_C))] + (1 - a) E[log(1 - D(x, s_T))]
     + b L(z_C, z_T) + c L(z_T, z_C)
 
-    with labels s = softmax((log p + g) / t), drawn by Gumbel noise g, so that the discriminator's gradient reaches
-    whoever gave them, and D(x, s) = sigmoid(sum_k s_k h_k(x)) of a network h.
+    with labels s = softmax((log p + g) / t), sampled by Gumbel noise g, so that the discriminator's gradient reaches
+    the network that they are sampled from, and D(x, s) = sigmoid(sum_k s_k h_k(x)) for a network h.
 
     Xiaojie Wang, Rui Zhang, Yu Sun, Jianzhong Qi: KDGAN: Knowledge Distillation with Generative Adversarial Networks.
     NeurIPS 2018. The two distillation losses are terms: ``student_terms`` teach the student, with the teacher's
-    activations held fixed, ``teacher_terms`` the other way round; both may hold a task loss. The authors train all
-    three networks on the labels before: give them as they were trained.
+    activations held fixed, ``teacher_terms`` the reverse; both may contain a task loss. The authors train all three
+    networks on the labels first: pass trained networks.
 
     The weights a and 1 - a are those of the terms ``adversarial_student`` and ``adversarial_teacher``. The other
     arguments are those of `TwoPlayerLearner`.
 
     Args:
-        student: The classifier, which is deployed.
-        teacher: The teacher, which learns as well; it may have been trained before.
+        student: The classifier, which is the inference network.
+        teacher: The teacher, which learns as well; it may be trained already.
         discriminator: h, a network from the inputs to a score for each class.
-        student_terms: What the student minimises beside, by name.
-        teacher_terms: What the teacher minimises beside, by name; ``teacher_`` goes before each name.
+        student_terms: Further losses of the student, by name.
+        teacher_terms: Further losses of the teacher, by name; ``teacher_`` is put before each name.
         balance: a, in [0, 1].
         gumbel_temperature: t, of the sampled labels.
 
@@ -117,45 +117,57 @@ class KDGAN(TwoPlayerLearner[Labelling]):
         self.evaluated_networks = ["student", "teacher"]
 
     def evaluated_logits(self, inputs: Any) -> dict[str, Tensor]:
-        """The student's logits and the teacher's."""
+        """Compute the logits of student and teacher."""
         networks = {"student": self.student, "teacher": self.teacher}
         return {name: logits(network, inputs) for name, network in networks.items()}
 
     def discriminators(self) -> list[nn.Module]:
-        """The one."""
+        """Return the discriminator, in a list."""
         return [self.discriminator]
 
-    def watch(self, batch: Any) -> Labelling:
-        """What both networks say of a batch, and a label that is drawn from each."""
+    def network_outputs(self, batch: Any) -> KDGANOutputs:
+        """Run both networks on a batch, and sample a label from each."""
         split = self.split_batch(batch)
         layers = dict.fromkeys([*self.terms.layers("student"), *self.terms.layers("teacher"), "logits"])
         student, teacher = (tap(network, split.student, layers) for network in (self.student, self.teacher))
         drawn = self.draw(student["logits"]), self.draw(teacher["logits"])
-        return Labelling(split.student, student, teacher, *drawn, split.labels)
+        return KDGANOutputs(split.student, student, teacher, *drawn, split.labels)
 
     def draw(self, logits: Tensor) -> Tensor:
-        """A soft label (N, C) for each row of logits, by Gumbel noise from torch's default generator."""
+        """Sample a soft label (N, C) for each row of logits, by Gumbel noise from torch's default generator."""
         return functional.gumbel_softmax(upcast(logits).log_softmax(dim=1), self.gumbel_temperature)
 
-    def discriminate(self, seen: Labelling) -> Tensor:
-        """What the discriminator loses on true labels and on both kinds of drawn ones."""
-        target = target_of(seen.labels)
+    def discriminator_loss(self, outputs: KDGANOutputs) -> Tensor:
+        """Compute the discriminator's loss on true labels and on both kinds of sampled ones."""
+        target = target_of(outputs.labels)
         if target is None or target.is_floating_point():
-            found = ", ".join(f"{name} {value.dtype}" for name, value in seen.labels.items()) or "no labels"
-            raise UsageError(f"KDGAN tells drawn labels from true ones and this batch has {found}: give class indices")
-        scores = self._scores(seen.inputs)
+            found = ", ".join(f"{name} {value.dtype}" for name, value in outputs.labels.items()) or "no labels"
+            raise UsageError(
+                f"KDGAN compares sampled labels with true ones and this batch has {found}: give class indices"
+            )
+        scores = self._scores(outputs.inputs)
         true = functional.softplus(-scores.gather(1, target.unsqueeze(1))).mean()
-        student, teacher = ((scores * drawn.detach()).sum(dim=1) for drawn in (seen.from_student, seen.from_teacher))
+        student, teacher = (
+            (scores * drawn.detach()).sum(dim=1) for drawn in (outputs.from_student, outputs.from_teacher)
+        )
         balance = self.terms.all()["adversarial_student"].weight, self.terms.all()["adversarial_teacher"].weight
         return true + sum(w * functional.softplus(s).mean() for w, s in zip(balance, (student, teacher), strict=True))
 
-    def losses(self, seen: Labelling) -> dict[str, Tensor]:
-        """Each side's terms, with the other side held fixed, and what the discriminator makes of their labels."""
+    def losses(self, outputs: KDGANOutputs) -> dict[str, Tensor]:
+        """Compute each network's terms, with the other network's activations held fixed, and its adversarial loss."""
         terms = self.terms.all()
-        sides = (self.teaching_student, seen.student, seen.teacher), (self.teaching_teacher, seen.teacher, seen.student)
-        found = {name: terms[name](own, detached(other), seen.labels) for names, own, other in sides for name in names}
-        scores = self._scores(seen.inputs)
-        for name, drawn in (("adversarial_student", seen.from_student), ("adversarial_teacher", seen.from_teacher)):
+        sides = (
+            (self.teaching_student, outputs.student, outputs.teacher),
+            (self.teaching_teacher, outputs.teacher, outputs.student),
+        )
+        found = {
+            name: terms[name](own, detached(other), outputs.labels) for names, own, other in sides for name in names
+        }
+        scores = self._scores(outputs.inputs)
+        for name, drawn in (
+            ("adversarial_student", outputs.from_student),
+            ("adversarial_teacher", outputs.from_teacher),
+        ):
             found[name] = terms[name]({"logits": (scores * drawn).sum(dim=1)}, None, {})
         return found
 

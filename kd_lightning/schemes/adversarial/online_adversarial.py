@@ -1,4 +1,4 @@
-"""Online adversarial distillation: peers in a ring, each of which a discriminator tells from the next."""
+"""Online adversarial distillation: peers in a ring, each with a discriminator that separates it from the next."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from kd_lightning.schemes.adversarial.two_players import TwoPlayerLearner
 from kd_lightning.schemes.online.peers import detached
 
 
-class Peers(NamedTuple):
-    """What the networks gave for one batch, the student first."""
+class PeerOutputs(NamedTuple):
+    """The activations of all networks for one batch, the student's first."""
 
     networks: list[Activations]
     labels: dict[str, Tensor]
 
 
-class OnlineAdversarialDistiller(TwoPlayerLearner[Peers]):
-    """Networks learn together: each from the labels, from what the next one says, and by misleading a discriminator.
+class OnlineAdversarialDistiller(TwoPlayerLearner[PeerOutputs]):
+    """Train peers together: each from the labels, from the next one's outputs, and by misleading a discriminator.
 
     L_k = CE(z_k, y) + T^2 KL(softmax(z_{k+1} / T) || softmax(z_k / T)) + (1 - D_k(F_k))^2
 
@@ -36,17 +36,17 @@ class OnlineAdversarialDistiller(TwoPlayerLearner[Peers]):
     other.
 
     Inseop Chung, SeongUk Park, Jangho Kim, Nojun Kwak: Feature-map-level Online Adversarial Knowledge Distillation.
-    ICML 2020 (arXiv:2002.01775). Theirs have T = 3. They take the step on the discriminators' loss with an optimizer
-    apart from that on the logits; here a network has one step of both. They bring both sides to one width by a layer of
-    either network; here, `AdversarialLoss`'s connector brings network k to the width of the next one.
+    ICML 2020 (arXiv:2002.01775). The paper has T = 3. It minimises the losses on features and on logits with separate
+    optimizers; here a network has one step on both. It maps both sides to one width by a layer of either network; here
+    the connector of `AdversarialLoss` maps network k to the width of the next one.
 
-    A term without a teacher is summed over the networks, one with a teacher over the ring. The other arguments are
+    A term without a teacher is summed over the networks, a term with a teacher over the ring. The other arguments are
     those of `TwoPlayerLearner`.
 
     Args:
         student: The first of the networks, and the one that is deployed.
         peers: The others, of any architectures.
-        terms: The losses that hold for all networks, by name, on the same addresses.
+        terms: The losses of all networks, by name, with the same addresses.
         adversaries: A term for each network, the student first: an `AdversarialLoss` of its layer (``student``) and the
             next one's (``teacher``). Their losses are ``adversarial_0``, ``adversarial_1``, ...
 
@@ -100,19 +100,19 @@ class OnlineAdversarialDistiller(TwoPlayerLearner[Peers]):
         self.evaluated_networks = list(self.networks())
 
     def networks(self) -> dict[str, nn.Module]:
-        """The student and its peers, by their names in this module."""
+        """Return the student and its peers, by their names in this module."""
         return {"student": self.student} | {f"peers.{i}": peer for i, peer in enumerate(self.peers)}
 
     def evaluated_logits(self, inputs: Any) -> dict[str, Tensor]:
-        """Each network's logits."""
+        """Compute the logits of each network."""
         return {name: logits(network, inputs) for name, network in self.networks().items()}
 
     def discriminators(self) -> list[nn.Module]:
-        """One for each network."""
+        """Return the discriminators, one for each network."""
         return [cast("AdversarialLoss", self.terms.all()[name].loss).discriminator for name in self.adversaries]
 
-    def watch(self, batch: Any) -> Peers:
-        """What each network gives at the layers that its own terms address."""
+    def network_outputs(self, batch: Any) -> PeerOutputs:
+        """Run each network, and record the layers that its own terms address."""
         split = self.split_batch(batch)
         networks = list(self.networks().values())
         common = [self.terms.all()[name] for name in self.common]
@@ -122,28 +122,28 @@ class OnlineAdversarialDistiller(TwoPlayerLearner[Peers]):
             layers = names(own.student) + names(before.teacher)
             layers += [layer for term in common for layer in names(term.student) + names(term.teacher)]
             seen.append(tap(network, split.student, dict.fromkeys(layers)))
-        return Peers(seen, split.labels)
+        return PeerOutputs(seen, split.labels)
 
-    def discriminate(self, seen: Peers) -> Tensor:
-        """The sum of what the discriminators lose."""
-        told = [
-            self.terms.all()[name](own, following, seen.labels, measure=self.terms.all()[name].loss.discriminate)  # pyright: ignore
-            for name, (own, following) in zip(self.adversaries, _ring(seen.networks), strict=True)
-        ]
-        return torch.stack(told).sum()
+    def discriminator_loss(self, outputs: PeerOutputs) -> Tensor:
+        """Compute the sum of the discriminators' losses."""
+        found: list[Tensor] = []
+        for name, (own, following) in zip(self.adversaries, _ring(outputs.networks), strict=True):
+            term = self.terms.all()[name]
+            found.append(term(own, following, outputs.labels, measure=term.loss.discriminator_loss))  # pyright: ignore
+        return torch.stack(found).sum()
 
-    def losses(self, seen: Peers) -> dict[str, Tensor]:
-        """The common terms, summed over networks or ring, and each network's own."""
-        ring, terms = _ring(seen.networks), self.terms.all()
+    def losses(self, outputs: PeerOutputs) -> dict[str, Tensor]:
+        """Compute the common terms, summed over networks or ring, and each network's own term."""
+        ring, terms = _ring(outputs.networks), self.terms.all()
         found = {
-            name: torch.stack([terms[name](own, following, seen.labels) for own, following in ring]).sum()
+            name: torch.stack([terms[name](own, following, outputs.labels) for own, following in ring]).sum()
             for name in self.common
         }
         for name, (own, following) in zip(self.adversaries, ring, strict=True):
-            found[name] = terms[name](own, following, seen.labels)
+            found[name] = terms[name](own, following, outputs.labels)
         return found
 
 
 def _ring(networks: list[Activations]) -> list[tuple[Activations, Activations]]:
-    """What each network gave, and what the next one did, held fixed."""
+    """Pair the activations of each network with those of the next one, detached."""
     return [(own, detached(networks[(k + 1) % len(networks)])) for k, own in enumerate(networks)]

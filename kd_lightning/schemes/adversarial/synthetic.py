@@ -1,4 +1,4 @@
-"""A generator's images beside the real ones: more for a teacher to speak about than there is to see."""
+"""SyntheticInputsDistiller: a student learns from its teacher on real inputs and on generated ones."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from kd_lightning.schemes.adversarial.two_players import TwoPlayerLearner
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 
 
-class Mixed(NamedTuple):
-    """Real inputs and generated ones, and what student and teacher gave for all of them, the real ones first."""
+class SyntheticOutputs(NamedTuple):
+    """Real and generated inputs, and the activations of student and teacher for all of them, the real ones first."""
 
     real: Tensor
     generated: Tensor
@@ -32,42 +32,42 @@ class Mixed(NamedTuple):
 
 
 class GeneratorAdversarialLoss(nn.Module):
-    """The generator's term: `kd_lightning.losses.adversarial_loss` of what the discriminator says of its images."""
+    """The generator's loss: `kd_lightning.losses.adversarial_loss` of the discriminator's output for its images."""
 
     def forward(self, student: Tensor, teacher: None = None, target: Tensor | None = None) -> Tensor:
-        """Of verdicts (N, 1) or (N, 1 + C)."""
+        """Compute the loss of discriminator outputs (N, 1) or (N, 1 + C)."""
         return adversarial_loss(student, target)
 
 
-class SyntheticInputsDistiller(FrozenTeacher, TwoPlayerLearner[Mixed]):
-    """A generator learns to draw inputs like the real ones, and the student learns from its teacher on both.
+class SyntheticInputsDistiller(FrozenTeacher, TwoPlayerLearner[SyntheticOutputs]):
+    """Train a generator to make inputs like the real ones, and the student to imitate its teacher on both.
 
-    Terms with a teacher are of N real inputs and N generated ones, those without (the task) of the real ones alone; the
-    generated ones are held fixed there. Generator and discriminator play as in `kd_lightning.losses.AdversarialLoss`,
-    conditional on the class where the generator has classes.
+    Terms with a teacher are computed on N real inputs and N generated ones, which are held fixed there; terms without
+    a teacher (the task) are computed on the real ones alone. Generator and discriminator have the losses of
+    `kd_lightning.losses.AdversarialLoss`, conditional on the class where the generator has classes.
 
     Ruishan Liu, Nicolo Fusi, Lester Mackey: Teacher-Student Compression with Generative Adversarial Networks. 2018
-    (arXiv:1812.02271): generated inputs, beside or instead of the training set, are what a student lacks. The paper
-    trains the generator first; here all learn at the same steps. Inputs without any real data are another family.
+    (arXiv:1812.02271): generated inputs in addition to the training set, or instead of it. The paper trains the
+    generator first; here all networks learn in the same steps. For inputs without real data see `DataFreeDistiller`.
 
     The other arguments are those of `TwoPlayerLearner`.
 
     Args:
         student: The network that learns and that is deployed.
         teacher: The network that teaches; it is frozen and left out of every checkpoint.
-        generator: Draws the inputs.
-        discriminator: Tells them from the real ones, (N, 1); or (N, 1 + C) where the generator has C classes.
-        terms: The losses by name; the generator's is called ``generator``.
+        generator: Makes the inputs.
+        discriminator: Separates them from the real ones, (N, 1); or (N, 1 + C) where the generator has C classes.
+        terms: The losses by name; the generator's loss is added as ``generator``.
 
     Raises:
         UsageError: No term has a teacher, or teacher and student share parameters; at a batch: inputs are no tensor of
-            the generated ones' shape, or there are no class indices where the generator has classes.
+            the generator's image shape, or there are no class indices where the generator has classes.
 
     Example:
         >>> from kd_lightning.losses import KDLoss, TaskLoss
         >>> from kd_lightning.networks import ConvDiscriminator, StudentConvNet, TeacherConvNet
         >>> terms = {"task": Term(TaskLoss(), teacher=None), "kd": Term(KDLoss())}
-        >>> players = Generator(classes=10), ConvDiscriminator(3, classes=10)
+        >>> players = Generator((3, 28, 28), classes=10), ConvDiscriminator(3, classes=10)
         >>> learner = SyntheticInputsDistiller(StudentConvNet(), TeacherConvNet(), *players, terms)
         >>> sorted(learner.compute_losses((torch.zeros(2, 3, 28, 28), torch.tensor([3, 7]))))
         ['generator', 'kd', 'task']
@@ -97,11 +97,11 @@ class SyntheticInputsDistiller(FrozenTeacher, TwoPlayerLearner[Mixed]):
         self.discriminator = discriminator
 
     def discriminators(self) -> list[nn.Module]:
-        """The one."""
+        """Return the discriminator, in a list."""
         return [self.discriminator]
 
-    def watch(self, batch: Any) -> Mixed:
-        """Draws as many inputs as the batch has, and asks student and teacher about all."""
+    def network_outputs(self, batch: Any) -> SyntheticOutputs:
+        """Generate as many inputs as the batch has, and run student and teacher on all of them."""
         split = self.split_batch(batch)
         real = cast("Tensor", split.student)
         noise, *classes = self.generator.draw(len(real), real.device)
@@ -109,34 +109,36 @@ class SyntheticInputsDistiller(FrozenTeacher, TwoPlayerLearner[Mixed]):
         if generated.shape != real.shape:
             raise UsageError(
                 f"generated inputs {tuple(generated.shape)} and real ones {tuple(real.shape)} differ: set the "
-                "generator's channels and size"
+                f"generator's image_shape to {[*real.shape[1:]]}"
             )
         both = torch.cat((real, generated.detach()))
         student = tap(self.student, both, self.terms.layers("student"))
         teacher = tap(self.teacher, both, self.terms.layers("teacher"))
-        return Mixed(real, generated, classes[0] if classes else None, student, teacher, split.labels)
+        return SyntheticOutputs(real, generated, classes[0] if classes else None, student, teacher, split.labels)
 
-    def discriminate(self, seen: Mixed) -> Tensor:
-        """What the discriminator loses on real and generated inputs, and on the class of both."""
-        real, generated = self.discriminator(seen.real), self.discriminator(seen.generated.detach())
-        if seen.classes is None:
+    def discriminator_loss(self, outputs: SyntheticOutputs) -> Tensor:
+        """Compute the discriminator's loss on real and generated inputs, and on the class of both."""
+        real, generated = self.discriminator(outputs.real), self.discriminator(outputs.generated.detach())
+        if outputs.classes is None:
             return discrimination_loss(generated, real)
-        target = target_of(seen.labels)
+        target = target_of(outputs.labels)
         if target is None or target.is_floating_point():
             raise UsageError("the generator has classes and the batch has no class indices: set its classes to 0")
-        named = functional.cross_entropy(real[:, 1:].float(), target)
-        named = named + functional.cross_entropy(generated[:, 1:].float(), seen.classes)
-        return discrimination_loss(generated[:, :1], real[:, :1]) + named
+        of_classes = functional.cross_entropy(real[:, 1:].float(), target)
+        of_classes = of_classes + functional.cross_entropy(generated[:, 1:].float(), outputs.classes)
+        return discrimination_loss(generated[:, :1], real[:, :1]) + of_classes
 
-    def losses(self, seen: Mixed) -> dict[str, Tensor]:
-        """Terms without a teacher on what is real, the others on everything, and the generator's own."""
-        terms, n = self.terms.all(), len(seen.real)
-        on_real = {name: value[:n] for name, value in seen.student.items()}
+    def losses(self, outputs: SyntheticOutputs) -> dict[str, Tensor]:
+        """Compute terms without a teacher on the real inputs, the others on all, and the generator's loss."""
+        terms, n = self.terms.all(), len(outputs.real)
+        on_real = {name: value[:n] for name, value in outputs.student.items()}
         found = {
-            name: term(on_real, None, seen.labels) if term.teacher is None else term(seen.student, seen.teacher, {})
+            name: term(on_real, None, outputs.labels)
+            if term.teacher is None
+            else term(outputs.student, outputs.teacher, {})
             for name, term in terms.items()
             if name != "generator"
         }
-        labels = {} if seen.classes is None else {"target": seen.classes}
-        verdict = self.discriminator(seen.generated)
-        return found | {"generator": terms["generator"]({"logits": verdict}, None, labels)}
+        labels = {} if outputs.classes is None else {"target": outputs.classes}
+        scores = self.discriminator(outputs.generated)
+        return found | {"generator": terms["generator"]({"logits": scores}, None, labels)}

@@ -1,4 +1,4 @@
-"""Two players that move in turn: those who learn, and a discriminator that learns to see through them."""
+"""Base classes of schemes with two players, each with an optimizer, that are updated in turn."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from kd_lightning.core.lightning_internals import waits_for_all_gradients
 from kd_lightning.core.progress import should_log
 from kd_lightning.core.terms import Term
 
-Seen = TypeVar("Seen")
+Outputs = TypeVar("Outputs")
 
 
 class AlternatingLearner(Learner, ABC):
-    """A scheme of two players that move in turn, each with an optimizer of its own.
+    """Base class of schemes with two players that are updated in turn, each by its own optimizer.
 
-    Lightning's ``max_steps`` and ``global_step`` count the moves of both; the schedules of this package count batches.
-    Optimization is manual: Lightning refuses clipping and accumulation there.
+    Lightning's ``max_steps`` and ``global_step`` count the updates of both; the schedules of this package count
+    batches. Optimization is manual, for which Lightning supports neither clipping nor accumulation.
 
     Args:
         student: The network that learns and that is deployed.
         terms: The losses by name, each with its addresses and weight.
-        optimizer: Builds the optimizer of everything but the opponents.
-        adversary_optimizer: Builds that of the opponents.
+        optimizer: Builds the optimizer of all parameters but the adversary's.
+        adversary_optimizer: Builds the adversary's optimizer.
         lr_scheduler: Builds a learning-rate scheduler for each of the two.
-        lr_interval: Whether the schedulers move at each batch or at each epoch.
+        lr_interval: The schedulers are stepped at each batch or at each epoch.
         metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
     """
 
@@ -56,19 +56,19 @@ class AlternatingLearner(Learner, ABC):
 
     @abstractmethod
     def adversary_modules(self) -> list[nn.Module]:
-        """The networks that play against the others."""
+        """Return the modules of the adversary."""
 
     def setup(self, stage: str) -> None:
-        """As for any learner; two players need a strategy that waits for nobody's gradients."""
+        """Check that the strategy does not wait for the gradients of all parameters."""
         super().setup(stage)
         if stage == "fit" and waits_for_all_gradients(self.trainer.strategy):
             raise UsageError(
-                f"strategy='ddp' waits for the gradients of all players, and {type(self).__name__} moves one at a "
+                f"strategy='ddp' waits for the gradients of all players, and {type(self).__name__} updates one at a "
                 "time: set strategy='ddp_find_unused_parameters_true'"
             )
 
     def configure_optimizers(self) -> Any:
-        """An optimizer, and a scheduler, for each player: the opponents' second."""
+        """Build an optimizer and a scheduler for each player, the adversary's second."""
         theirs = [parameter for network in self.adversary_modules() for parameter in network.parameters()]
         known = set(theirs)
         ours = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter not in known]
@@ -77,32 +77,32 @@ class AlternatingLearner(Learner, ABC):
         return optimizers, [] if build is None else [build(optimizer) for optimizer in optimizers]
 
     def on_train_epoch_end(self) -> None:
-        """Moves the schedulers that count epochs."""
+        """Step the schedulers that count epochs."""
         if self.lr_interval == "epoch":
-            self._move_schedulers()
+            self._step_schedulers()
 
-    def _move_schedulers(self) -> None:
+    def _step_schedulers(self) -> None:
         schedulers: Any = self.lr_schedulers()
         for scheduler in schedulers or ():
             scheduler.step()
 
 
-class TwoPlayerLearner(AlternatingLearner, ABC, Generic[Seen]):
-    """A scheme whose discriminators minimise one loss, and everything else another, in turn and with an optimizer each.
+class TwoPlayerLearner(AlternatingLearner, ABC, Generic[Outputs]):
+    """Base class of schemes with discriminators, which minimise one loss, and networks, which minimise another.
 
-    A batch is one step of both: the networks run once, the discriminators move, and then the networks do, against
-    discriminators that have moved. Lightning's ``max_steps`` and ``global_step`` count both, two a batch; the schedules
-    of this package count batches.
+    In a batch the networks run once, the discriminators are updated, and then the networks are, against the updated
+    discriminators. Lightning's ``max_steps`` and ``global_step`` count both, two in a batch; the schedules of this
+    package count batches.
 
-    The discriminators' loss is logged as ``train/discriminator``: 2 log 2 = 1.39 for each of them that cannot tell.
+    The discriminators' loss is logged as ``train/discriminator``: 2 log 2 = 1.39 for each of them that guesses.
 
     Args:
         student: The network that learns and that is deployed.
         terms: The losses by name, each with its addresses and weight.
-        optimizer: Builds the optimizer of everything but the discriminators.
-        discriminator_optimizer: Builds that of the discriminators.
+        optimizer: Builds the optimizer of all parameters but the discriminators'.
+        discriminator_optimizer: Builds the discriminators' optimizer.
         lr_scheduler: Builds a learning-rate scheduler for each of the two.
-        lr_interval: Whether the schedulers move at each step or at each epoch.
+        lr_interval: The schedulers are stepped at each batch or at each epoch.
         metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
     """
 
@@ -118,54 +118,55 @@ class TwoPlayerLearner(AlternatingLearner, ABC, Generic[Seen]):
     ) -> None:
         super().__init__(student, terms, optimizer, discriminator_optimizer, lr_scheduler, lr_interval, metrics)
 
-    # ---- what a scheme is made of
+    # ---- to override
 
     @abstractmethod
     def discriminators(self) -> list[nn.Module]:
-        """The networks that play against the others."""
+        """Return the discriminators."""
 
     @abstractmethod
-    def watch(self, batch: Any) -> Seen:
-        """What the networks give for a batch: both moves look at it."""
+    def network_outputs(self, batch: Any) -> Outputs:
+        """Run the networks on a batch and return their outputs, from which the losses of both players are computed."""
 
     @abstractmethod
-    def discriminate(self, seen: Seen) -> Tensor:
-        """What the discriminators minimise; nothing of it reaches the networks."""
+    def discriminator_loss(self, outputs: Outputs) -> Tensor:
+        """Compute the loss of the discriminators, without gradients to the networks."""
 
     @abstractmethod
-    def losses(self, seen: Seen) -> dict[str, Tensor]:
-        """What the networks minimise: the unweighted loss of each term, by the term's name."""
+    def losses(self, outputs: Outputs) -> dict[str, Tensor]:
+        """Compute the losses of the networks: the unweighted loss of each term, by the term's name."""
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
-        """The unweighted losses of the networks' move."""
-        return self.losses(self.watch(batch))
+        """Compute the unweighted losses of the networks."""
+        return self.losses(self.network_outputs(batch))
 
     def adversary_modules(self) -> list[nn.Module]:
-        """The discriminators."""
+        """Return the discriminators."""
         return self.discriminators()
 
-    # ---- what Lightning calls
+    # ---- hooks of Lightning
 
     def training_step(self, batch: Any, batch_idx: int) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The discriminators' move, and then the networks'."""
-        learning, discriminating = cast("list[LightningOptimizer]", self.optimizers())
-        seen = self.watch(batch)
+        """Update the discriminators, and then the networks."""
+        optimizer, discriminator_optimizer = cast("list[LightningOptimizer]", self.optimizers())
+        outputs = self.network_outputs(batch)
 
-        with self.toggled_optimizer(discriminating):
-            told = self.discriminate(seen)
-            discriminating.zero_grad()
-            self.manual_backward(told)
-            discriminating.step()
+        with self.toggled_optimizer(discriminator_optimizer):
+            of_discriminators = self.discriminator_loss(outputs)
+            discriminator_optimizer.zero_grad()
+            self.manual_backward(of_discriminators)
+            discriminator_optimizer.step()
 
-        with self.toggled_optimizer(learning):
-            losses = self.losses(seen)
+        with self.toggled_optimizer(optimizer):
+            losses = self.losses(outputs)
             total = self.weighted_sum(losses)
-            learning.zero_grad()
+            optimizer.zero_grad()
             self.manual_backward(total)
-            learning.step()
+            optimizer.step()
 
         if self.lr_interval == "step":
-            self._move_schedulers()
+            self._step_schedulers()
         if should_log(self.trainer):
-            self._log_training(losses, total.detach() + 0 * told.detach())  # a step is finite if both losses are
-            self.log("train/discriminator", told.detach())
+            both = total.detach() + 0 * of_discriminators.detach()  # a step is finite if both losses are
+            self._log_training(losses, both)
+            self.log("train/discriminator", of_discriminators.detach())

@@ -1,4 +1,4 @@
-"""A student from its teacher alone: a generator draws what the teacher is asked about."""
+"""DataFreeDistiller: a generator makes the inputs on which a student learns from its teacher."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from kd_lightning.core.progress import should_log
 from kd_lightning.core.terms import Term, Terms
 from kd_lightning.networks import Generator
 from kd_lightning.schemes.adversarial.two_players import AlternatingLearner
-from kd_lightning.schemes.data_free.drawn import evaluate_terms
+from kd_lightning.schemes.data_free.image_losses import evaluate_terms
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 
 
 class DataFreeDistiller(FrozenTeacher, AlternatingLearner):
-    """A generator draws inputs that its terms make worth asking about, and the student learns from the teacher on them.
+    """Train a generator by terms of the frozen teacher, and the student to imitate the teacher on its images, in turn.
 
-    Of a training batch nothing but its size is looked at, as `kd_lightning.data.NoiseDataModule` gives it. In
-    a batch the generator moves first, its gradient coming through the frozen teacher, and then the student, on inputs
-    that are drawn anew and held fixed. What tells the methods apart are the terms and how often each moves:
+    Only the size of a training batch is used, as `kd_lightning.data.NoiseDataModule` gives it. In a batch the generator
+    is updated first, with gradients through the frozen teacher, and then the student, on newly generated inputs that
+    are held fixed. The methods differ in the terms and in the number of updates:
 
     - DAFL (Hanting Chen et al.: Data-Free Learning of Student Networks. ICCV 2019, arXiv:1904.01186): the generator's
-      inputs are surely of one class, evenly of all, and excite the teacher; the student is not asked.
-    - DFAD (Gongfan Fang et al.: Data-Free Adversarial Distillation. 2019, arXiv:1912.11006): the generator looks for
-      inputs on which the two differ, a term of negative weight; the student moves five times as often.
+      terms ask for confident answers of the teacher, all classes in equal parts, and large activations; the student is
+      in none of them.
+    - DFAD (Gongfan Fang et al.: Data-Free Adversarial Distillation. 2019, arXiv:1912.11006): the generator maximises
+      the difference between student and teacher, a term of negative weight; the student has five updates.
     - ZSKT (Paul Micaelli, Amos Storkey: Zero-shot Knowledge Transfer via Adversarial Belief Matching. NeurIPS 2019,
-      arXiv:1905.09768): the same by KL, the student moves ten times, for the same noise.
+      arXiv:1905.09768): the same with the KL divergence and ten updates of the student, on the same noise.
 
     The generator's losses are logged as ``train/generator/<name>``, their weighted sum as ``train/generator``. The
     other arguments are those of `AlternatingLearner`.
@@ -41,13 +42,13 @@ class DataFreeDistiller(FrozenTeacher, AlternatingLearner):
     Args:
         student: The network that learns and that is deployed.
         teacher: The network that teaches; it is frozen and left out of every checkpoint.
-        generator: Draws the inputs. Its classes, where it has any, are the label ``target``.
-        terms: What the student minimises.
-        generator_terms: What the generator minimises; a term of the teacher alone has ``student=None``.
+        generator: Makes the inputs. Its classes, where it has any, are the label ``target``.
+        terms: The losses of the student on generated inputs.
+        generator_terms: The losses of the generator; a term of the teacher alone has ``student=None``.
         generator_optimizer: Builds the generator's optimizer.
-        generator_steps: The generator's moves in a batch; with 0 it draws as it was built, which is an ablation.
-        student_steps: The student's moves in a batch.
-        same_noise: All moves of a batch draw from the same noise.
+        generator_steps: Updates of the generator in a batch; with 0 it keeps its initial weights, for an ablation.
+        student_steps: Updates of the student in a batch.
+        same_noise: All updates of a batch use the same noise.
 
     Raises:
         UsageError: There are no terms, a number of steps is out of its range, or teacher and student share parameters.
@@ -55,7 +56,7 @@ class DataFreeDistiller(FrozenTeacher, AlternatingLearner):
     Example:
         >>> from kd_lightning.losses import KDLoss, OneHotLoss
         >>> from kd_lightning.networks import StudentConvNet, TeacherConvNet
-        >>> players = StudentConvNet(), TeacherConvNet(), Generator()
+        >>> players = StudentConvNet(), TeacherConvNet(), Generator((3, 32, 32))
         >>> learner = DataFreeDistiller(*players, {"kd": Term(KDLoss())}, {"one_hot": Term(OneHotLoss(), student=None)})
         >>> sorted(learner.compute_losses({"index": torch.arange(4)}))
         ['kd']
@@ -97,61 +98,60 @@ class DataFreeDistiller(FrozenTeacher, AlternatingLearner):
         return self.generator_steps + self.student_steps
 
     def adversary_modules(self) -> list[nn.Module]:
-        """The generator, and whatever its terms learn with."""
+        """Return the generator, and its terms, which may have parameters."""
         return [self.generator, self.generator_terms]
 
     @torch.no_grad()
     def synthetic_images(self, count: int) -> Tensor:
-        """So many inputs like those that the student learns from now, for a picture: the generator stays as it is."""
+        """Generate `count` images in [0, 1] for a picture, with the generator in eval."""
         training = self.generator.training
         images = self.generator.eval()(*self.generator.draw(count, self.device))
         self.generator.train(training)
-        return images
+        return self.generator.format.to_unit(images)
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
-        """The student's unweighted losses of inputs that are drawn for them."""
-        return self._taught(*self.generator.draw(size_of(batch), self.device))
+        """Compute the student's unweighted losses on inputs that are generated for it."""
+        return self._student_losses(*self.generator.draw(size_of(batch), self.device))
 
-    def judge(self, images: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The generator's unweighted losses of what it drew."""
+    def generator_losses(self, images: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute the generator's unweighted losses of its images."""
         return evaluate_terms(self.generator_terms, self.student, self.teacher, images, labels)[0]
 
     def training_step(self, batch: Any, batch_idx: int) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The generator's moves, and then the student's."""
-        learning, generating = cast("list[LightningOptimizer]", self.optimizers())
+        """Update the generator, and then the student."""
+        student_optimizer, generator_optimizer = cast("list[LightningOptimizer]", self.optimizers())
         count = size_of(batch)
-        kept = self.generator.draw(count, self.device)
-        judged: dict[str, Tensor] = {}
+        shared = self.generator.draw(count, self.device)
+        of_generator: dict[str, Tensor] = {}
         losses: dict[str, Tensor] = {}
 
         for _ in range(self.generator_steps):
-            noise = kept if self.same_noise else self.generator.draw(count, self.device)
-            with self.toggled_optimizer(generating):
-                judged = self.judge(self.generator(*noise), _labels(noise))
-                generating.zero_grad()
-                self.manual_backward(self.generator_terms.weighted_sum(judged))
-                generating.step()
+            noise = shared if self.same_noise else self.generator.draw(count, self.device)
+            with self.toggled_optimizer(generator_optimizer):
+                of_generator = self.generator_losses(self.generator(*noise), _labels(noise))
+                generator_optimizer.zero_grad()
+                self.manual_backward(self.generator_terms.weighted_sum(of_generator))
+                generator_optimizer.step()
 
         for _ in range(self.student_steps):
-            noise = kept if self.same_noise else self.generator.draw(count, self.device)
-            with self.toggled_optimizer(learning):
-                losses = self._taught(*noise)
-                learning.zero_grad()
+            noise = shared if self.same_noise else self.generator.draw(count, self.device)
+            with self.toggled_optimizer(student_optimizer):
+                losses = self._student_losses(*noise)
+                student_optimizer.zero_grad()
                 self.manual_backward(self.weighted_sum(losses))
-                learning.step()
+                student_optimizer.step()
 
         if self.lr_interval == "step":
-            self._move_schedulers()
+            self._step_schedulers()
         if should_log(self.trainer):
-            drawn = (
-                self.generator_terms.weighted_sum(judged).detach() if judged else torch.zeros((), device=self.device)
-            )
+            zero = torch.zeros((), device=self.device)
+            generator_total = self.generator_terms.weighted_sum(of_generator).detach() if of_generator else zero
             total = self.weighted_sum(losses).detach()
-            self._log_training(losses, total + 0 * drawn)  # a step is finite if both losses are
-            self.log_dict({f"train/generator/{name}": loss.detach() for name, loss in judged.items()})
-            self.log("train/generator", drawn)
+            self._log_training(losses, total + 0 * generator_total)  # a step is finite if both losses are
+            self.log_dict({f"train/generator/{name}": loss.detach() for name, loss in of_generator.items()})
+            self.log("train/generator", generator_total)
 
-    def _taught(self, *noise: Tensor) -> dict[str, Tensor]:
+    def _student_losses(self, *noise: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             images = self.generator(*noise)
         student = tap(self.student, images, self.terms.layers("student"))
@@ -160,5 +160,5 @@ class DataFreeDistiller(FrozenTeacher, AlternatingLearner):
 
 
 def _labels(noise: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """The classes that were drawn, where there are any."""
+    """Return the classes that were drawn, where there are any, as labels."""
     return {"target": noise[1]} if len(noise) > 1 else {}

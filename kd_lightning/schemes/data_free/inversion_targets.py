@@ -1,4 +1,4 @@
-"""What images that are optimised are to be of."""
+"""Targets: the labels that images are optimised for."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from kd_lightning.core.torch_internals import sample_dirichlet
 
 
 class Targets(nn.Module, ABC):
-    """What images are to be of: the label ``target`` of each."""
+    """Draws the label ``target`` of each synthetic image."""
 
     @abstractmethod
     def forward(self, count: int, teacher: nn.Module) -> Tensor:
-        """So many targets (count, ...), on the teacher's device, from torch's default generator."""
+        """Draw `count` targets (count, ...) on the teacher's device, from torch's default generator."""
 
-    def kept(self, targets: Tensor) -> Tensor:
-        """What the student may learn of them, as its label."""
+    def student_targets(self, targets: Tensor) -> Tensor:
+        """Return the part of the targets that the student may use as its label: all of it, unless overridden."""
         return targets
 
 
 class RandomClasses(Targets):
-    """Classes, each as likely.
+    """Draw classes with equal probability.
 
     Args:
-        classes: How many there are.
+        classes: The number of classes.
 
     Example:
         >>> RandomClasses(classes=10)(4, nn.Linear(2, 10)).shape
@@ -42,22 +42,22 @@ class RandomClasses(Targets):
         self.classes = classes
 
     def forward(self, count: int, teacher: nn.Module) -> Tensor:
-        """Class indices (count,)."""
+        """Draw class indices (count,)."""
         device = next(teacher.parameters()).device
         return torch.randint(self.classes, (count,), device=device)
 
 
 class DataImpressions(Targets):
-    """Distributions over the classes that a teacher could have answered with: its space of softmax outputs.
+    """Draw distributions over the classes from a model of the teacher's softmax outputs.
 
-    y ~ Dirichlet(beta c_k), with c_kj the cosine of the rows k and j of the last layer's weights, brought to [0, 1] in
-    each row: classes that the teacher tells apart with similar weights are likely together. k is drawn evenly.
+    y ~ Dirichlet(beta c_k), with c_kj the cosine of the rows k and j of the last layer's weights, scaled to [0, 1] in
+    each row: classes with similar weights are probable together. k is drawn uniformly.
 
     Gaurav Kumar Nayak et al.: Zero-Shot Knowledge Distillation in Deep Networks. ICML 2019 (arXiv:1905.08114).
 
     Args:
         layer: The teacher's last linear layer.
-        betas: How concentrated the distributions are; each image draws one of them.
+        betas: Concentrations of the distributions; each image draws one of them.
 
     Raises:
         UsageError: A beta is not above 0; at a call: there is no such layer with weights (C, D).
@@ -75,19 +75,19 @@ class DataImpressions(Targets):
         self.betas = betas
 
     def forward(self, count: int, teacher: nn.Module) -> Tensor:
-        """Probabilities (count, C)."""
+        """Draw probabilities (count, C)."""
         weight = dict(teacher.named_parameters()).get(f"{self.layer}.weight")
         if weight is None or weight.dim() != 2:
             raise UsageError(f"layer={self.layer!r} is no linear layer of {type(teacher).__name__}: name the last one")
         similar = self.similarity(weight.detach())
         concentration = similar[torch.randint(len(similar), (count,), device=similar.device)]
         betas = similar.new_tensor(self.betas)[torch.randint(len(self.betas), (count,), device=similar.device)]
-        # none is quite impossible; the draw in double, where a share too small for a float is not 0 / 0
+        # no class is impossible; drawn in double precision, where a share too small for a float is not 0 / 0
         return sample_dirichlet((betas.unsqueeze(1) * concentration.clamp(min=1e-3)).double()).float()
 
     @staticmethod
     def similarity(weight: Tensor) -> Tensor:
-        """C (C, C) of the weights (C, D)."""
+        """Compute the concentrations (C, C) from the weights (C, D)."""
         rows = functional.normalize(weight.float(), dim=1)
         cosines = rows @ rows.T
         low, high = cosines.amin(dim=1, keepdim=True), cosines.amax(dim=1, keepdim=True)
@@ -95,16 +95,16 @@ class DataImpressions(Targets):
 
 
 class RecordedActivations(Targets):
-    """Activations of a class's images, as `kd_lightning.callbacks.ActivationStatistics` recorded them; Gaussian.
+    """Draw activations from the Gaussians of a class that `kd_lightning.callbacks.ActivationStatistics` recorded.
 
-    Classes are as likely each; of a layer with a covariance the numbers are drawn together, of others each by itself,
-    and layers by themselves. Raphael Gontijo Lopes, Stefano Fenu, Thad Starner: Data-Free Knowledge Distillation for
-    Deep Neural Networks. 2017 (arXiv:1710.07535).
+    Classes have equal probability. The values of a layer with a covariance are drawn jointly, those of other layers
+    independently, and layers independently of each other. Raphael Gontijo Lopes, Stefano Fenu, Thad Starner: Data-Free
+    Knowledge Distillation for Deep Neural Networks. 2017 (arXiv:1710.07535).
 
     Args:
-        file: The statistics, or a checkpoint beside which they lie as ``statistics.safetensors``.
-        layers: Which of the records in it, in the order in which the term addresses the layers; ``<layer>.spectral`` is
-            one of fewer numbers, from which the layer's are made.
+        file: The statistics, or a checkpoint with ``statistics.safetensors`` in the same directory.
+        layers: Names of records in the file, in the order in which the term addresses the layers; ``<layer>.spectral``
+            is a record of fewer values, from which the layer's values are computed.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -127,7 +127,7 @@ class RecordedActivations(Targets):
         self.statistics = {name: value for name, value in found.items() if name.rpartition(".")[0] in layers}
 
     def forward(self, count: int, teacher: nn.Module) -> Tensor:
-        """Numbers (count, D) of all layers, one behind the other."""
+        """Draw values (count, D) of all layers, concatenated."""
         device = next(teacher.parameters()).device
         found = {name: value.to(device) for name, value in self.statistics.items()}
         classes = torch.randint(len(found[f"{self.layers[0]}.mean"]), (count,), device=device)
@@ -144,6 +144,6 @@ class RecordedActivations(Targets):
             drawn.append(numbers)
         return torch.cat(drawn, dim=1)
 
-    def kept(self, targets: Tensor) -> Tensor:
-        """Nothing: they are of the teacher's layers."""
+    def student_targets(self, targets: Tensor) -> Tensor:
+        """Return an empty tensor (count, 0): the values are of the teacher's layers, and no label for the student."""
         return targets[:, :0]

@@ -1,4 +1,4 @@
-"""A pruned teacher made whole again by a few samples: least squares, layer by layer."""
+"""FewShotDistiller: a pruned teacher is repaired with a few samples, by least squares in each layer."""
 
 from __future__ import annotations
 
@@ -20,27 +20,26 @@ from kd_lightning.weights.pruning import kept_channels
 
 
 class FewShotDistiller(FrozenTeacher):
-    """After each layer of a pruned teacher a 1x1 convolution that undoes, as far as it can, what pruning did; merged.
+    """Fit a 1x1 convolution after each layer of a pruned teacher to the unpruned outputs, and merge it into the layer.
 
     Q_l = argmin_Q sum_np ||Q f_l(x_n)_p - g_l(x_n)_p||^2, and W_l becomes Q_l W_l, b_l Q_l b_l
 
-    f_l are the student's outputs of layer l, with all layers before it made whole already, g_l those of the teacher's
-    outputs that the student kept, n the samples of a batch, p the positions of a map. No label is looked at.
+    f_l are the student's outputs of layer l, with all earlier layers repaired, g_l the teacher's outputs in the
+    channels that pruning kept, n the samples of a batch, p the positions of a map. Labels are not used.
 
     Tianhong Li, Jianguo Li, Zhuang Liu, Changshui Zhang: Few Sample Knowledge Distillation for Efficient Network
-    Compression. CVPR 2020 (arXiv:1812.01839). One step with all the samples in one batch and SGD of rate 1, the
-    default, is the paper's: each layer's loss, 1/2 ||W_l - Q_l W_l||^2, has its minimum there, and so far reaches a
-    step of that rate. A smaller rate goes a part of the way, for samples that come in several batches.
+    Compression. CVPR 2020 (arXiv:1812.01839). One step on all samples in one batch by SGD with a learning rate of 1,
+    the default, is the paper's method: it reaches the minimum of each layer's loss, 1/2 ||W_l - Q_l W_l||^2. A smaller
+    rate makes a part of that step, for samples in several batches.
 
-    The loss of a layer is logged by its name, with _ for each dot. Other layers than `layers` stay as they are, and so
-    do the statistics of BatchNorm. The other arguments are those of `Learner`.
+    The loss of a layer is logged by its name, with _ for each dot. Layers outside `layers` do not change, nor do the
+    statistics of BatchNorm. The other arguments are those of `Learner`.
 
     Args:
-        student: The pruned teacher, as `kd_lightning.weights.pruning` makes it; a network of the same widths is one of
-            which nothing was pruned, and may differ in its weights (quantized, say).
+        student: The pruned teacher, from `kd_lightning.weights.pruning`; or a network of the teacher's widths that
+            differs in its weights, such as a quantized one.
         teacher: The network that teaches; it is frozen and left out of every checkpoint.
-        layers: The dotted names of the convolutions and linear layers that are made whole, in the order in which they
-            run.
+        layers: The dotted names of the convolutions and linear layers to repair, in the order in which they run.
 
     Raises:
         UsageError: As `kd_lightning.weights.pruning`, or teacher and student share parameters.
@@ -71,7 +70,7 @@ class FewShotDistiller(FrozenTeacher):
         terms: dict[str, Term] = {}
         for name in layers:
             own = [f"{name}.{key}" for key, _ in student.get_submodule(name).requires_grad_(True).named_parameters()]
-            terms[name.replace(".", "_")] = Term(_Apart(), student=own, teacher=None, target=own)
+            terms[name.replace(".", "_")] = Term(_ParameterDistance(), student=own, teacher=None, target=own)
         whole_way = partial(torch.optim.SGD, lr=1.0)
         super().__init__(student, terms, optimizer or whole_way, lr_scheduler, lr_interval, metrics)
         self.teacher = teacher
@@ -79,12 +78,12 @@ class FewShotDistiller(FrozenTeacher):
         self.kept = kept
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
-        """For each layer, half the squared distance from its weights to what they are to be."""
+        """Compute, for each layer, half the squared distance from its weights to the fitted ones."""
         return self.term_losses(dict(self.student.named_parameters()), None, self.fit(self.split_batch(batch).student))
 
     @torch.no_grad()
     def fit(self, inputs: Any) -> dict[str, Tensor]:
-        """The weights that the student is to have, by name."""
+        """Compute the repaired weights of the student, by name."""
         whole = copy.deepcopy(self.student).eval()
         with torch.autocast(self.device.type, enabled=False):
             teacher = tap(self.teacher, inputs, self.fitted)
@@ -97,14 +96,14 @@ class FewShotDistiller(FrozenTeacher):
 
     @staticmethod
     def _mixing(ours: Tensor, theirs: Tensor) -> Tensor:
-        """Q (C, C) of all processes' outputs (N, C, ...), the least of those that fit equally well."""
+        """Compute Q (C, C) from all processes' outputs (N, C, ...); the smallest where several fit equally well."""
         f, g = (side.movedim(1, -1).flatten(0, -2).double() for side in (ours, theirs))
         squares, products = all_reduce_sum(f.mT @ f), all_reduce_sum(f.mT @ g)
         return (torch.linalg.pinv(squares, rtol=1e-10, hermitian=True) @ products).mT
 
 
-class _Apart(nn.Module):
-    """Half the squared distance of a layer's parameters from others."""
+class _ParameterDistance(nn.Module):
+    """Half the squared distance of a layer's parameters from the target's."""
 
     needs_target = True
 

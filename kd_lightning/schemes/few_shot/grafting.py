@@ -1,4 +1,4 @@
-"""A student grafted into its teacher, block by block."""
+"""GraftingDistiller: blocks of the student replace blocks of its teacher."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 
 
 class GraftingDistiller(FrozenTeacher):
-    """Blocks of the student take the place of the teacher's, one at a time, then ever more of them together.
+    """Replace blocks of the teacher by the student's, first each alone and then more and more of them together.
 
-    Of B blocks, the first `block_steps` batches teach the first by itself, between nothing and the teacher's second,
-    and so on to the B-th; then the first two are taught together, `net_steps` batches, and so on to all B, where it
-    stays. What is compared are the logits of such a mixed network and the teacher's; only the blocks that are in it,
-    and the 1x1 convolutions at their ends, learn then. No label is needed: a few samples are enough, for a block has
-    few parameters and everything around it is trained.
+    Of B blocks, the first is trained alone for `block_steps` batches, followed by the teacher's second block, and so on
+    to the B-th; then the first two are trained together for `net_steps` batches, and so on to all B, which are trained
+    to the end. The terms compare the logits of such a mixed network with the teacher's; only the student's blocks in it
+    and the 1x1 convolutions at their ends are trained. No label is needed, and a few samples are enough, because a
+    block has few parameters and the blocks around it are trained already.
 
     Chengchao Shen, Xinchao Wang, Youtan Yin, Jie Song, Sihui Luo, Mingli Song: Progressive Network Grafting for
-    Few-Shot Knowledge Distillation. AAAI 2021 (arXiv:2012.04915). The authors have an optimizer, and a rate, for each
-    stage; here there is one, whose state a parameter keeps from stage to stage. The other arguments are those of
-    `Learner`.
+    Few-Shot Knowledge Distillation. AAAI 2021 (arXiv:2012.04915). The authors have an optimizer and a learning
+    rate for each stage; here there is one optimizer, which keeps its state from stage to stage. The other arguments are
+    those of `Learner`.
 
     Args:
         student: The student in blocks.
         teacher: The network that teaches; it is frozen and left out of every checkpoint.
         teacher_blocks: The teacher's layers in as many blocks, as for `kd_lightning.networks.wrappers.grafted.Blocks`.
-        terms: What compares the logits; their mean squared error if not given.
-        block_steps: Batches for each block by itself.
+        terms: The losses on the logits; their mean squared error if not given.
+        block_steps: Batches for each block alone.
         net_steps: Batches for each number of blocks together.
 
     Raises:
-        UsageError: A number is below 1, there are not as many blocks of the teacher as of the student, a term looks at
-            more than the logits, or teacher and student share parameters; at the first batch: the teacher's blocks,
-            one after the other, do not give what the teacher does.
+        UsageError: A number is below 1, teacher and student have different numbers of blocks or share parameters, or a
+            term addresses more than the logits; at the first batch: the chain of the teacher's blocks has another
+            output than the teacher.
 
     Example:
         >>> from kd_lightning.networks import ConvNet
@@ -69,7 +69,7 @@ class GraftingDistiller(FrozenTeacher):
     ) -> None:
         terms = {"logits": Term(LogitMSELoss())} if terms is None else terms
         if any(term.student != "logits" or term.teacher not in ("logits", None) for term in terms.values()):
-            raise UsageError("terms: the logits alone are seen of a network that is part teacher and part student")
+            raise UsageError("terms: only the logits of a network that is part teacher and part student are recorded")
         if block_steps < 1 or net_steps < 1:
             raise UsageError(f"block_steps={block_steps} and net_steps={net_steps} must be at least 1")
         super().__init__(student, terms, optimizer, lr_scheduler, lr_interval, metrics)
@@ -84,21 +84,21 @@ class GraftingDistiller(FrozenTeacher):
         self.checked = False
 
     def stage(self, done: int) -> tuple[int, int]:
-        """The first of the student's blocks that are in the mixed network, and the first behind them."""
+        """Return the first of the student's blocks in the mixed network, and the first block after them."""
         block = done // self.block_steps
         if block < self.grafted:
             return block, block + 1
         return 0, min(2 + (done - self.grafted * self.block_steps) // self.net_steps, self.grafted)
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
-        """The terms of the mixed network's logits and the teacher's."""
+        """Compute the terms on the logits of the mixed network and of the teacher."""
         split = self.split_batch(batch)
         start, stop = self.stage(self._batches_done())
         with torch.no_grad():
             before = run_blocks(self.teacher, self.teacher_blocks[:start], split.teacher)
             theirs = run_blocks(self.teacher, self.teacher_blocks[start:], before)
             if not self.checked and not torch.allclose(theirs, self.teacher(split.teacher), atol=1e-3):
-                raise UsageError("teacher_blocks, one after the other, do not give what the teacher does: name all")
+                raise UsageError("teacher_blocks as a chain have another output than the teacher: name all layers")
         self.checked = True
         student: GraftedStudent = self.student  # pyright: ignore[reportAssignmentType]
         mixed = run_blocks(self.teacher, self.teacher_blocks[stop:], student.run(before, start, stop))
@@ -107,9 +107,9 @@ class GraftingDistiller(FrozenTeacher):
         return self.term_losses({"logits": mixed + idle}, {"logits": theirs}, split.labels)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """What is not in the mixed network has no gradient, and so does not move by its momentum."""
+        """Drop the gradients of parameters outside the mixed network, so that momentum does not change them."""
         student: GraftedStudent = self.student  # pyright: ignore[reportAssignmentType]
-        moving = {*student.members(*self.stage(self._batches_done())), *self.terms.parameters()}
+        trained = {*student.members(*self.stage(self._batches_done())), *self.terms.parameters()}
         for parameter in self.parameters():
-            if parameter not in moving:
+            if parameter not in trained:
                 parameter.grad = None

@@ -1,4 +1,4 @@
-"""A few labelled images, and many that are made of them to be what the student has not yet understood."""
+"""Pseudo examples: mixtures of a few labelled images, moved to where student and teacher differ."""
 
 from __future__ import annotations
 
@@ -11,39 +11,102 @@ from torchmetrics import MetricCollection
 from kd_lightning.core.activations import tap
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
-from kd_lightning.core.lightning_internals import attached_trainer
 from kd_lightning.core.terms import Term
 from kd_lightning.losses import KDLoss
+from kd_lightning.networks.image_format import ImageShape, PerChannel
 from kd_lightning.schemes.data_free.inversion import InversionDistiller
 from kd_lightning.schemes.data_free.inversion_targets import Targets
+from kd_lightning.schemes.data_free.pixel_inversion import PixelInversion
+from kd_lightning.schemes.data_free.synthesizer import SynthesisRound, Synthesizer
+
+
+class PseudoExampleSynthesis(PixelInversion):
+    """Mix pairs of labelled images at first, and move the last round's images up the student's loss after that.
+
+    x' <- x' + a step of Adam on D_2(g(x'), f(x')), of the teacher g and the student f
+
+    The first pseudo examples are mixtures of two images of the training batch, in proportions that are drawn uniformly.
+    Each later round copies this process's images of the last round and moves the copies by `synthesis_steps` steps.
+
+    Args:
+        image_shape: (C, H, W) of the images, as the data module gives them.
+        image_terms: The losses that a pseudo example minimises; a KD term of weight -1 if not given.
+        synthesis_steps: Steps of a pseudo example in a round.
+        image_optimizer: Builds the optimizer of a round's images; Adam with a learning rate of .1 if not given. The
+            paper's rate is .02.
+        value_range: The least and the greatest value of a pixel before normalization.
+        mean: Mean of the normalization: one number, or one for each channel.
+        std: Standard deviation of the normalization: one number, or one for each channel.
+
+    Raises:
+        UsageError: As `PixelInversion`; in a round: the batch's images have another shape.
+
+    Example:
+        >>> synthesizer = PseudoExampleSynthesis(image_shape=(3, 32, 32), synthesis_steps=2)
+        >>> list(synthesizer.image_terms), synthesizer.image_terms["apart"].weight
+        (['apart'], -1.0)
+    """
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        image_terms: dict[str, Term] | None = None,
+        synthesis_steps: int = 10,
+        image_optimizer: OptimizerCallable | None = None,
+        value_range: tuple[float, float] = (0.0, 1.0),
+        mean: PerChannel = 0.0,
+        std: PerChannel = 1.0,
+    ) -> None:
+        terms = {"apart": Term(KDLoss(temperature=1.0), weight=-1.0)} if image_terms is None else image_terms
+        super().__init__(
+            terms,
+            image_shape,
+            NoTargets(),
+            synthesis_steps,
+            image_optimizer,
+            jitter=0,
+            value_range=value_range,
+            mean=mean,
+            std=std,
+        )
+
+    def init_images(self, given: SynthesisRound) -> Tensor:
+        """Return mixtures of two labelled images in round 0, and copies of this process's last round after that."""
+        if given.number:
+            return given.bank.own_rows("images", given.number - 1).clone()
+        images, count = given.inputs, given.num_images
+        if not isinstance(images, Tensor) or images.shape[1:] != self.format.image_shape:
+            found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise UsageError(
+                f"pseudo examples have image_shape={[*self.format.image_shape]} and the batch's inputs are {found}: "
+                "set image_shape to theirs"
+            )
+        one, other = (images[torch.randint(len(images), (count,), device=images.device)] for _ in range(2))
+        return one.lerp(other, torch.rand(count, 1, 1, 1, device=images.device))
 
 
 class PseudoExamplesDistiller(InversionDistiller):
-    """The student imitates its teacher on pseudo examples, which move to where the two differ, and learns few labels.
+    """Learn a few labelled images from their labels, and pseudo examples from the teacher's outputs.
 
     min over the student of lambda_1 mean_n D_1(y_n, f(x_n)) + lambda_2 mean_m D_2(g(x'_m), f(x'_m))
-    x' <- x' + a step of Adam on D_2(g(x'), f(x'))
 
     Akisato Kimura, Zoubin Ghahramani, Koh Takeuchi, Tomoharu Iwata, Naonori Ueda: Few-shot learning of neural networks
-    from scratch by pseudo example optimization. BMVC 2018 (arXiv:1802.03039). The first pseudo examples are mixtures of
-    two labelled images, in proportions that are drawn evenly; every `every` batches those of the last round, moved by
-    `image_steps` steps, join them, and are held fixed from then on. A term without a teacher is of the labelled images,
-    the others are of the pseudo examples.
+    from scratch by pseudo example optimization. BMVC 2018 (arXiv:1802.03039). Every `synthesis_interval` batches the
+    pseudo examples of the last round, moved, are added to the bank, where they stay fixed. A term without a teacher is
+    computed on the labelled images, the others on the pseudo examples.
 
-    Here the teacher is a network, of whatever training; the paper's is a Gaussian process, trained on the same images,
-    and weights pseudo examples by how sure of them it is, which is not done here. The other arguments are those of
+    Here the teacher is any network; the paper's is a Gaussian process that was trained on the same images, and its
+    weighting of pseudo examples by the teacher's certainty is left out. The other arguments are those of
     `InversionDistiller`.
 
     Args:
         student: The network that learns and that is deployed.
         teacher: The network that teaches; it is frozen and left out of every checkpoint.
-        terms: What the student minimises.
-        image_terms: What a pseudo example minimises; a KD term of weight -1 if not given.
-        bank_size: How many pseudo examples there will be.
-        round_size: How many are made at a time, on each process.
-        every: Batches from one round to the next.
-        image_steps: Steps of a pseudo example in a round.
-        image_optimizer: Builds the optimizer of a round's; Adam at a rate of .1 if not given, the paper's is .02.
+        terms: The losses of the student by name, of both kinds.
+        synthesizer: Makes the pseudo examples: a `PseudoExampleSynthesis`.
+        memory_size: The number of pseudo examples when the bank is full.
+        synthesis_batch_size: Pseudo examples that each process makes in a round.
+        synthesis_interval: Batches from one round to the next.
 
     Raises:
         UsageError: As `InversionDistiller`, or the terms are not of both kinds.
@@ -52,9 +115,11 @@ class PseudoExamplesDistiller(InversionDistiller):
         >>> from kd_lightning.losses import TaskLoss
         >>> from kd_lightning.networks import StudentConvNet, TeacherConvNet
         >>> terms = {"task": Term(TaskLoss(), teacher=None), "kd": Term(KDLoss(temperature=1.0))}
-        >>> players, small = (StudentConvNet(), TeacherConvNet()), {"bank_size": 8, "round_size": 8, "image_steps": 2}
-        >>> learner = PseudoExamplesDistiller(*players, terms, **small)
-        >>> batch = torch.rand(4, 3, 28, 28), torch.tensor([3, 7, 1, 0]), torch.arange(4)
+        >>> synthesizer = PseudoExampleSynthesis(image_shape=(3, 32, 32), synthesis_steps=2)
+        >>> small = {"memory_size": 8, "synthesis_batch_size": 8}
+        >>> learner = PseudoExamplesDistiller(StudentConvNet(), TeacherConvNet(), terms, synthesizer, **small)
+        >>> batch = torch.rand(4, 3, 32, 32), torch.tensor([3, 7, 1, 0]), torch.arange(4)
+        >>> learner.on_train_batch_start(batch, 0)  # Lightning calls it before each step
         >>> sorted(learner.compute_losses(batch))
         ['kd', 'task']
     """
@@ -64,14 +129,10 @@ class PseudoExamplesDistiller(InversionDistiller):
         student: nn.Module,
         teacher: nn.Module,
         terms: dict[str, Term],
-        image_terms: dict[str, Term] | None = None,
-        bank_size: int = 10_000,
-        round_size: int = 1250,
-        every: int = 100,
-        image_steps: int = 10,
-        image_optimizer: OptimizerCallable | None = None,
-        size: int = 28,
-        channels: int = 3,
+        synthesizer: Synthesizer,
+        memory_size: int = 10_000,
+        synthesis_batch_size: int = 1250,
+        synthesis_interval: int = 100,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
@@ -81,56 +142,34 @@ class PseudoExamplesDistiller(InversionDistiller):
             student,
             teacher,
             terms,
-            {"apart": Term(KDLoss(temperature=1.0), weight=-1.0)} if image_terms is None else image_terms,
-            _Nothing(),
-            bank_size,
-            round_size,
-            every,
-            image_steps,
-            image_optimizer,
-            jitter=0,
-            size=size,
-            channels=channels,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            lr_interval=lr_interval,
-            metrics=metrics,
+            synthesizer,
+            memory_size,
+            synthesis_batch_size,
+            synthesis_interval,
+            optimizer,
+            lr_scheduler,
+            lr_interval,
+            metrics,
         )
-        self.of_labels = [name for name, term in terms.items() if term.teacher is None]
-        self.of_examples = [name for name, term in terms.items() if term.teacher is not None]
-        if not self.of_labels or not self.of_examples:
+        self.labelled_terms = [name for name, term in terms.items() if term.teacher is None]
+        self.example_terms = [name for name, term in terms.items() if term.teacher is not None]
+        if not self.labelled_terms or not self.example_terms:
             raise UsageError("terms must have one of the labels (teacher=None) and one with the teacher, at least")
-        self._labelled: Tensor | None = None
-
-    def begin(self, count: int) -> Tensor:
-        """Mixtures of two labelled images at first, and then this process's pseudo examples of the last round."""
-        number = self._batches_done() // self.every
-        if number:
-            rank = 0 if attached_trainer(self) is None else self.global_rank
-            start = (number - 1) * self._per_round() + rank * count
-            return self.bank[start : start + count].clone()
-        assert self._labelled is not None
-        images = self._labelled[:, :1]
-        one, other = (images[torch.randint(len(images), (count,), device=images.device)] for _ in range(2))
-        return one.lerp(other, torch.rand(count, 1, 1, 1, device=images.device))
 
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
-        """The terms of labelled images and of pseudo examples; a round of new ones comes first where it is due."""
+        """Compute the terms of the labelled images and those of pseudo examples from the bank."""
         split = self.split_batch(batch)
-        self._labelled = split.student
-        done = self._batches_done()
-        if done % self.every == 0:
-            self._add_round(done // self.every)
-        images = self._shown(self.bank[self._rows(batch)])
+        images = self.bank.column("images")[self.choose_rows(batch)]
         layers = self.terms.layers("student")
         teacher = tap(self.teacher, images, self.terms.layers("teacher"))
-        taught = self.terms.losses(tap(self.student, images, layers), teacher, {}, self.of_examples)
-        told = self.terms.losses(tap(self.student, split.student, layers), None, split.labels, self.of_labels)
-        return {name: (told | taught)[name] for name in self.terms.all()}
+        of_examples = self.terms.losses(tap(self.student, images, layers), teacher, {}, self.example_terms)
+        of_labels = self.terms.losses(tap(self.student, split.student, layers), None, split.labels, self.labelled_terms)
+        return {name: (of_labels | of_examples)[name] for name in self.terms.all()}
 
 
-class _Nothing(Targets):
-    """Pseudo examples are of nothing in particular."""
+class NoTargets(Targets):
+    """Targets without a value, for images that are optimised for no label."""
 
     def forward(self, count: int, teacher: nn.Module) -> Tensor:
+        """Return an empty tensor (count, 0)."""
         return torch.zeros(count, 0, device=next(teacher.parameters()).device)

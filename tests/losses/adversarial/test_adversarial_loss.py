@@ -84,7 +84,7 @@ def test_both_moves_by_least_squares():
     other = [sigmoid(v) for v in loss.discriminator(teacher).flatten().tolist()]
     assert loss(student, teacher).item() == pytest.approx(sum((1 - p) ** 2 for p in own) / 4, rel=1e-12)
     told = (sum(p**2 for p in own) + sum((1 - p) ** 2 for p in other)) / 4
-    assert loss.discriminate(student, teacher).item() == pytest.approx(told, rel=1e-12)
+    assert loss.discriminator_loss(student, teacher).item() == pytest.approx(told, rel=1e-12)
     assert least_squares_discrimination_loss(rows(4, 1), rows(4, 1, seed=1)).shape == ()
 
 
@@ -95,7 +95,7 @@ def test_the_discriminators_move_reaches_the_discriminator_alone(build):
         {conditional: "AdversarialLoss", of_maps: "AdversarialLoss of maps"}.get(build, "LeastSquaresAdversarialLoss")
     ]
     student, teacher = rows(*case.student, seed=1).requires_grad_(), rows(*case.teacher, seed=2).requires_grad_()
-    loss.discriminate(student, teacher, case.target()).backward()
+    loss.discriminator_loss(student, teacher, case.target()).backward()
     assert student.grad is None
     assert teacher.grad is None
     assert all(parameter.grad is None for parameter in loss.connector.parameters())
@@ -110,7 +110,7 @@ def test_a_discriminator_that_learns_tells_two_distributions_apart():
         y = torch.randint(10, (64,), generator=generator)
         s, t = torch.randn(2, 64, 10, generator=generator)
         t = t + 5 * torch.nn.functional.one_hot(y, 10)
-        told = loss.discriminate(s, t, y)
+        told = loss.discriminator_loss(s, t, y)
         optimizer.zero_grad()
         told.backward()
         optimizer.step()
@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(
         ValueError, match=r"\(4, 3, 4, 4\) and teacher features \(4, 5, 4, 4\) .* give the loss a connector"
     ):
-        AdversarialLoss(ConvDiscriminator(3)).discriminate(torch.zeros(4, 3, 4, 4), torch.zeros(4, 5, 4, 4))
+        AdversarialLoss(ConvDiscriminator(3)).discriminator_loss(torch.zeros(4, 3, 4, 4), torch.zeros(4, 5, 4, 4))
     with pytest.raises(ValueError, match=r"a verdict \(4, 11\) has logits of classes but there is no target"):
         adversarial_loss(torch.zeros(4, 11))
     with pytest.raises(ValueError, match=r"a verdict \(4,\) must be \(N, 1\)"):

@@ -95,6 +95,6 @@ def test_student_and_teacher_are_evaluated_and_what_does_not_fit_is_refused(tmp_
     with pytest.raises(ValueError, match="share parameters"):
         KDGAN(network, toys.network(), network, *terms())
     ours = KDGAN(*networks(), {}, {})
-    seen = ours.watch(torch.rand(4, 3, 28, 28))
+    seen = ours.network_outputs(torch.rand(4, 3, 28, 28))
     with pytest.raises(ValueError, match="this batch has no labels: give class indices"):
-        ours.discriminate(seen)
+        ours.discriminator_loss(seen)

@@ -20,7 +20,11 @@ from tests.schemes.two_player_steps import follows, sgd
 def networks(classes: int = 10) -> list[nn.Module]:
     pair = [toys.network(8, seed=1), toys.network(16, seed=2)]
     torch.manual_seed(3)
-    return [*pair, Generator(latent=6, width=4, classes=classes), ConvDiscriminator(3, width=4, classes=classes)]
+    return [
+        *pair,
+        Generator((3, 28, 28), latent=6, width=4, classes=classes),
+        ConvDiscriminator(3, width=4, classes=classes),
+    ]
 
 
 def learner(classes: int = 10) -> SyntheticInputsDistiller:
@@ -87,27 +91,32 @@ def test_the_student_does_not_move_the_generator():
 
 
 def test_a_generator_draws_each_class_and_what_does_not_fit_is_refused():
-    generator = Generator(latent=5, width=4, classes=3, channels=1, size=8)
+    generator = Generator((1, 8, 12), latent=5, width=4, classes=3)
     noise, target = generator.draw(500, torch.device("cpu"))
     assert target.unique().tolist() == [0, 1, 2]
     images = generator(noise, target)
-    assert images.shape == (500, 1, 8, 8)
+    assert images.shape == (500, 1, 8, 12)
     assert 0 <= images.min() < images.max() <= 1
     with pytest.raises(ValueError, match="draws one of 3 classes"):
         generator(noise)
-    with pytest.raises(ValueError, match="size=30 must be a multiple of 4"):
-        Generator(size=30)
+    with pytest.raises(
+        ValueError, match=r"image_shape=\[3, 28, 30\] needs a height and a width that are multiples of 4"
+    ):
+        Generator((3, 28, 30))
     with pytest.raises(ValueError, match="latent=0 must be at least 1"):
-        Generator(latent=0)
+        Generator((3, 28, 28), latent=0)
     with pytest.raises(ValueError, match="no term has a teacher"):
         SyntheticInputsDistiller(*networks(), {"task": Term(TaskLoss(), teacher=None)})
     network = toys.network()
     with pytest.raises(ValueError, match="share parameters"):
         SyntheticInputsDistiller(network, network, *networks()[2:], {"kd": Term(KDLoss())})
-    small = SyntheticInputsDistiller(*networks()[:2], Generator(size=8), ConvDiscriminator(3), toys.terms())
-    with pytest.raises(ValueError, match=r"\(4, 3, 8, 8\) and real ones \(4, 3, 28, 28\) differ"):
+    small = SyntheticInputsDistiller(*networks()[:2], Generator((3, 8, 8)), ConvDiscriminator(3), toys.terms())
+    with pytest.raises(
+        ValueError,
+        match=r"\(4, 3, 8, 8\) and real ones \(4, 3, 28, 28\) differ: set the generator's image_shape to \[3, 28, 28",
+    ):
         small.compute_losses((torch.rand(4, 3, 28, 28), torch.arange(4)))
     ours = learner()
-    seen = ours.watch(torch.rand(4, 3, 28, 28))
+    seen = ours.network_outputs(torch.rand(4, 3, 28, 28))
     with pytest.raises(ValueError, match="has classes and the batch has no class indices"):
-        ours.discriminate(seen)
+        ours.discriminator_loss(seen)

@@ -29,7 +29,7 @@ from tests.schemes.two_player_steps import sgd
 def networks(classes: int = 0) -> list[nn.Module]:
     pair = [toys.network(8, seed=1), toys.network(16, seed=2)]
     torch.manual_seed(3)
-    return [*pair, Generator(latent=6, width=4, classes=classes)]
+    return [*pair, Generator((3, 28, 28), latent=6, width=4, classes=classes)]
 
 
 def of_the_teacher() -> dict[str, Term]:
@@ -134,7 +134,7 @@ def test_three_batches_are_those_of_a_plain_loop(method: str, tmp_path):
 def test_the_student_is_not_asked_where_no_term_of_the_generator_is_about_it():
     ours = learner(of_the_teacher())
     ours.student.register_forward_hook(lambda *_: pytest.fail("it was"))
-    ours.judge(ours.synthetic_images(4), {})
+    ours.generator_losses(ours.synthetic_images(4), {})
 
 
 def test_a_generator_that_does_not_move_draws_as_it_was_built(tmp_path):
@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_refused():
         learner({})
     network = toys.network()
     with pytest.raises(ValueError, match="share parameters"):
-        DataFreeDistiller(network, network, Generator(), {"kd": Term(KDLoss())}, of_the_teacher())
+        DataFreeDistiller(network, network, Generator((3, 28, 28)), {"kd": Term(KDLoss())}, of_the_teacher())
     with pytest.raises(ValueError, match="a OneHotLoss term has no layer to compare: set its student or its teacher"):
         Term(OneHotLoss(), student=None, teacher=None)
     with pytest.raises(ValueError, match="cannot infer the batch size"):

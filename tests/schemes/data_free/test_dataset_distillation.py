@@ -24,9 +24,8 @@ def network() -> nn.Module:
 def learner(**changes: Any) -> DatasetDistillation:
     built = network()
     torch.manual_seed(2)
-    return DatasetDistillation(
-        built, {"task": Term(TaskLoss(), teacher=None)}, **{"steps": 2, "rate": 0.5, "xavier": False} | changes
-    )
+    given = {"image_shape": (3, 28, 28), "steps": 2, "lr": 0.5, "xavier": False}
+    return DatasetDistillation(built, {"task": Term(TaskLoss(), teacher=None)}, **given | changes)
 
 
 CASES = {
@@ -39,7 +38,7 @@ CASES = {
 
 def test_three_batches_are_those_of_a_plain_loop(tmp_path):
     ours = learner(optimizer=sgd, images_per_class=2)
-    images, raw = ours.images.detach().clone().requires_grad_(), ours.raw_rate.detach().clone().requires_grad_()
+    images, raw = ours.images.detach().clone().requires_grad_(), ours.raw_lr.detach().clone().requires_grad_()
     w1, b1, w2, b2 = (p.detach().clone() for p in network().parameters())
     classes = torch.tensor([c for c in range(10) for _ in range(2)])
 
@@ -51,14 +50,14 @@ def test_three_batches_are_those_of_a_plain_loop(tmp_path):
     for x, y in batches():
         weights = [w.requires_grad_() for w in (w1, b1, w2, b2)]
         for _ in range(2):
-            inner = functional.cross_entropy(forward(images.repeat(1, 3, 1, 1), *weights), classes)
+            inner = functional.cross_entropy(forward(images, *weights), classes)
             gradients = torch.autograd.grad(inner, weights, create_graph=True)
             weights = [w - torch.log1p(raw.exp()) * g for w, g in zip(weights, gradients, strict=True)]
         optimizer.zero_grad()
         functional.cross_entropy(forward(x, *weights), y).backward()
         optimizer.step()
     torch.testing.assert_close(ours.images.detach(), images.detach(), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(ours.raw_rate.detach(), raw.detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours.raw_lr.detach(), raw.detach(), rtol=1e-4, atol=1e-6)
     assert not torch.equal(ours.images.detach(), learner(images_per_class=2).images.detach())
 
 
@@ -66,10 +65,10 @@ def test_the_student_is_what_plain_descent_on_the_images_makes_of_it(tmp_path):
     ours = learner()
     toys.trainer(tmp_path, max_epochs=2).fit(ours, toys.data(val_size=50))
     plain = network()
-    optimizer = torch.optim.SGD(plain.parameters(), lr=ours.rate.item())
+    optimizer = torch.optim.SGD(plain.parameters(), lr=ours.lr.item())
     for _ in range(2):
         optimizer.zero_grad()
-        functional.cross_entropy(plain(ours.images.detach().repeat(1, 3, 1, 1)), torch.arange(10)).backward()
+        functional.cross_entropy(plain(ours.images.detach()), torch.arange(10)).backward()
         optimizer.step()
     for key, value in plain.state_dict().items():
         torch.testing.assert_close(ours.student.state_dict()[key], value, rtol=1e-4, atol=1e-6)
@@ -77,11 +76,11 @@ def test_the_student_is_what_plain_descent_on_the_images_makes_of_it(tmp_path):
 
 def test_a_random_start_is_another_each_time_and_a_fixed_one_is_kept():
     fixed, random = learner(), learner(random_start=True)
-    assert toys.same(fixed.start(), copy.deepcopy(dict(network().named_parameters())))
-    first, second = random.start(), random.start()
+    assert toys.same(fixed.initial_weights(), copy.deepcopy(dict(network().named_parameters())))
+    first, second = random.initial_weights(), random.initial_weights()
     assert not torch.equal(first["2.weight"], second["2.weight"])
-    assert first.keys() == fixed.start().keys()
-    for start in (learner(xavier=True).start(), learner(xavier=True, random_start=True).start()):
+    assert first.keys() == fixed.initial_weights().keys()
+    for start in (learner(xavier=True).initial_weights(), learner(xavier=True, random_start=True).initial_weights()):
         assert start["2.weight"].std().item() == pytest.approx((2 / (147 + 8)) ** 0.5, rel=0.1)
         assert not start["2.bias"].any()
 
@@ -90,10 +89,10 @@ def test_what_does_not_fit_is_refused():
     for name in ("images_per_class", "steps"):
         with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
             learner(**{name: 0})
-    with pytest.raises(ValueError, match="rate=0 must be a finite number above 0"):
-        learner(rate=0)
-    with pytest.raises(ValueError, match="there is no teacher here, and the logits alone are seen"):
-        DatasetDistillation(network(), {"kd": Term(KDLoss())})
+    with pytest.raises(ValueError, match="lr=0 must be a finite number above 0"):
+        learner(lr=0)
+    with pytest.raises(ValueError, match="there is no teacher here, and only the logits are recorded"):
+        DatasetDistillation(network(), {"kd": Term(KDLoss())}, image_shape=(3, 28, 28))
     for wrong, what in ((toys.network(), "dropout at 5"), (nn.BatchNorm1d(2), "buffers")):
         with pytest.raises(ValueError, match=f"it has {what}: use a network without"):
-            DatasetDistillation(wrong, {"task": Term(TaskLoss(), teacher=None)})
+            DatasetDistillation(wrong, {"task": Term(TaskLoss(), teacher=None)}, image_shape=(3, 28, 28))

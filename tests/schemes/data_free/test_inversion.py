@@ -21,8 +21,9 @@ from kd_lightning.losses import (
     TotalVariationLoss,
 )
 from kd_lightning.networks import ConvNet
-from kd_lightning.schemes import InversionDistiller
+from kd_lightning.schemes import InversionDistiller, PixelInversion
 from kd_lightning.schemes.data_free.inversion_targets import DataImpressions, RandomClasses, RecordedActivations
+from kd_lightning.schemes.data_free.synthesizer import SynthesisRound
 from tests import toys
 from tests.schemes.data_free.test_data_free import numbers
 from tests.schemes.online.test_mutual import kl
@@ -49,28 +50,43 @@ def dreamt() -> dict[str, Term]:
     }
 
 
-def learner(image_terms: dict[str, Term] | None = None, **changes: Any) -> InversionDistiller:
-    given = {"bank_size": 24, "round_size": 8, "every": 2, "image_steps": 2, "jitter": 1} | changes
+SMALL = {"memory_size": 24, "synthesis_batch_size": 8, "synthesis_interval": 2}
+
+
+def pixels(image_terms: dict[str, Term] | None = None, **changes: Any) -> PixelInversion:
+    given = {"image_shape": (3, 28, 28), "synthesis_steps": 2, "jitter": 1} | changes
+    return PixelInversion(image_terms or dreamt(), **given)
+
+
+def learner(synthesizer: PixelInversion | None = None, **changes: Any) -> InversionDistiller:
     terms = {"kd": Term(KDLoss(temperature=3.0)), "task": Term(TaskLoss(), teacher=None, weight=0.1)}
-    return InversionDistiller(*networks(), terms, image_terms or dreamt(), **given)
+    return InversionDistiller(*networks(), terms, synthesizer or pixels(), **SMALL | changes)
 
 
 def impressions() -> InversionDistiller:
     terms = {"kd": Term(KDLoss(temperature=3.0))}
     image_terms = {"impression": Term(ImpressionLoss(), student=None)}
-    given = {"bank_size": 24, "round_size": 8, "every": 2, "image_steps": 2, "jitter": 0}
-    return InversionDistiller(*networks(), terms, image_terms, targets=DataImpressions(betas=(1.0, 0.5)), **given)
+    synthesizer = pixels(image_terms, targets=DataImpressions(betas=(1.0, 0.5)), jitter=0)
+    return InversionDistiller(*networks(), terms, synthesizer, **SMALL)
+
+
+def a_round(ours: InversionDistiller, num_images: int, number: int = 0) -> dict[str, Tensor]:
+    """What the synthesizer makes in a round of its own."""
+    given = SynthesisRound(number, num_images, copy.deepcopy(ours.student).eval(), ours.teacher, ours.bank, None)
+    with torch.enable_grad():
+        return ours.synthesizer.synthesize(given)
 
 
 def settle(ours: InversionDistiller) -> None:
     """Rounds of ranks are those of one process: every image starts alike, and so does what it is of."""
-    of_one = ours.targets(1, ours.teacher)
-    start = torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(4))
+    one = ours.synthesizer.build(ours.teacher)
+    one["images"] = torch.rand(one["images"].shape, generator=torch.Generator().manual_seed(4))
+    one["targets"] = ours.synthesizer.targets(1, ours.teacher)
 
-    def made(count: int) -> tuple[Tensor, Tensor]:
-        return start.expand(count, -1, -1, -1).clone(), of_one.expand(count, *of_one.shape[1:]).clone()
+    def made(given: SynthesisRound) -> dict[str, Tensor]:
+        return {name: value.expand(given.num_images, *value.shape[1:]).clone() for name, value in one.items()}
 
-    ours.synthesise = made  # type: ignore
+    ours.synthesizer.synthesize = made  # type: ignore
 
 
 CASES = {
@@ -81,18 +97,18 @@ CASES = {
 
 def test_images_follow_the_papers_terms_step_by_step():
     """Written out: two steps of Adam on the sum of DeepInversion's terms, with the same jitter."""
-    ours = learner(image_steps=2)
+    ours = learner().double()  # Adam's first steps follow the sign of a gradient, however near to 0
     student, teacher = copy.deepcopy(ours.student).eval(), copy.deepcopy(ours.teacher)
     torch.manual_seed(7)
-    found, targets = ours.synthesise(4)
+    found, targets = a_round(ours, 4).values()
     torch.manual_seed(7)
     wanted = torch.randint(10, (4,))
-    images = (torch.randn(4, 1, 28, 28) * 0.5 + 0.5).clamp(0, 1).requires_grad_()
+    images = (torch.randn(4, 3, 28, 28, dtype=torch.float64) * 0.5 + 0.5).clamp(0, 1).requires_grad_()
     optimizer = torch.optim.Adam([images], lr=0.1)
     norm = teacher.conv[0][1]
     for _ in range(2):
         down, right = torch.randint(-1, 2, (2,)).tolist()
-        x = torch.roll(images, (down, right), (2, 3)).repeat(1, 3, 1, 1)
+        x = torch.roll(images, (down, right), (2, 3))
         before = teacher.conv[0][0](x)
         z, s = teacher(x), student(x)
         loss = functional.cross_entropy(z, wanted)
@@ -115,8 +131,7 @@ def test_images_follow_the_papers_terms_step_by_step():
         with torch.no_grad():
             images.clamp_(0, 1)
     assert torch.equal(targets, wanted)
-    torch.testing.assert_close(found, images.detach(), rtol=1e-3, atol=1e-4)
-    assert ours.student.training
+    torch.testing.assert_close(found, images.detach(), rtol=1e-6, atol=1e-7)
     assert all(parameter.grad is None for parameter in ours.parameters())
 
 
@@ -125,14 +140,15 @@ def test_the_student_learns_from_the_bank_alone(tmp_path):
     ours = learner(optimizer=sgd)
     student, teacher = copy.deepcopy(ours.student), copy.deepcopy(ours.teacher)
     seen: list[tuple[Tensor, Tensor]] = []
-    rows = ours._rows
-    ours._rows = lambda batch: (seen.append((rows(batch), ours.bank.clone())), seen[-1][0])[1]  # type: ignore
+    rows = ours.choose_rows
+    images = ours.bank.column("images")
+    ours.choose_rows = lambda batch: (seen.append((rows(batch), images.clone())), seen[-1][0])[1]  # type: ignore
     toys.trainer(tmp_path, max_epochs=1).fit(ours, numbers())
     optimizer = sgd(student.parameters())
     for chosen, bank in seen:
-        x = bank[chosen].repeat(1, 3, 1, 1)
+        x = bank[chosen]
         z, t = student(x), teacher(x)
-        loss = kl(z, t, 3.0) + 0.1 * functional.cross_entropy(z, ours.bank_targets[chosen])
+        loss = kl(z, t, 3.0) + 0.1 * functional.cross_entropy(z, ours.bank.targets[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -141,33 +157,65 @@ def test_the_student_learns_from_the_bank_alone(tmp_path):
 
 
 def test_the_bank_fills_round_by_round_and_then_stays(tmp_path):
-    ours = learner(bank_size=20)
+    ours = learner(memory_size=20)
     filled: list[tuple[int, int, int]] = []
-    rows = ours._rows
+    rows = ours.choose_rows
 
     def watched(batch: Any) -> Tensor:
         chosen = rows(batch)
-        there = ours.bank.flatten(1).any(dim=1).sum().item()
+        there = ours.bank.images.flatten(1).any(dim=1).sum().item()
         filled.append((completed_batches(ours.trainer), there, chosen.max().item() + 1))
         return chosen
 
-    ours._rows = watched  # type: ignore
+    ours.choose_rows = watched  # type: ignore
     toys.trainer(tmp_path, max_epochs=2).fit(ours, numbers())
     assert [there for _, there, _ in filled] == [8, 8, 16, 16, 20, 20, 20, 20]
     assert all(largest <= there for _, there, largest in filled)
     assert ours.synthetic_images(4).shape == (4, 3, 28, 28)
-    assert torch.equal(ours.synthetic_images(4)[:, 0], ours.bank[16:, 0])
+    assert torch.equal(ours.synthetic_images(4), ours.bank.images[16:])
+
+
+def test_the_losses_of_a_step_do_not_change_the_bank():
+    ours, batch = learner(), {"image": torch.rand(6, 3, 28, 28), "index": torch.arange(6)}
+    with pytest.raises(ValueError, match="the bank has no images before on_train_batch_start"):
+        ours.compute_losses(batch)
+    ours.on_train_batch_start(batch, 0)
+    assert ours.student.training
+    before = copy.deepcopy(ours.bank.state_dict())
+    drawn = torch.get_rng_state()
+    first, second = (ours.compute_losses(batch) for _ in range(2))
+    assert {name: loss.item() for name, loss in first.items()} == {name: loss.item() for name, loss in second.items()}
+    assert toys.same(ours.bank.state_dict(), before)
+    assert torch.equal(torch.get_rng_state(), drawn)
 
 
 def test_images_become_what_they_are_to_be():
     torch.manual_seed(0)
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 10))
     image_terms = {"class": Term(TaskLoss(), student=None)}
-    ours = InversionDistiller(ConvNet(4), teacher, {"kd": Term(KDLoss())}, image_terms, image_steps=40, jitter=0)
-    images, targets = ours.synthesise(16)
-    assert functional.cross_entropy(teacher(ours._shown(images)), targets) < 0.1
+    synthesizer = pixels(image_terms, synthesis_steps=40, jitter=0)
+    ours = InversionDistiller(ConvNet(4), teacher, {"kd": Term(KDLoss())}, synthesizer)
+    images, targets = a_round(ours, 16).values()
+    assert functional.cross_entropy(teacher(images), targets) < 0.1
     assert images.min() >= 0
     assert images.max() <= 1
+
+
+def test_images_stay_in_the_normalized_range_of_each_channel():
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10))
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.25, 0.5]
+    synthesizer = pixels({"class": Term(TaskLoss(), student=None)}, image_shape=(3, 8, 8), mean=mean, std=std)
+    synthesizer.synthesis_steps = 30
+    ours = InversionDistiller(ConvNet(4), teacher, {"kd": Term(KDLoss())}, synthesizer, 32, 32)
+    images = a_round(ours, 32)["images"]
+    for channel, (m, s) in enumerate(zip(mean, std, strict=True)):
+        assert images[:, channel].min().item() == pytest.approx((0 - m) / s)
+        assert images[:, channel].max().item() == pytest.approx((1 - m) / s)
+    ours.bank.add_round(0, {"images": images})
+    ours.rounds = 1
+    pictures = ours.synthetic_images(16)
+    torch.testing.assert_close(pictures.aminmax(), (torch.tensor(0.0), torch.tensor(1.0)))
 
 
 def test_impressions_are_of_classes_that_the_teacher_confuses():
@@ -217,13 +265,15 @@ def test_recorded_activations_have_the_mean_and_spread_that_were_recorded(tmp_pa
 
 
 def test_what_does_not_fit_is_refused():
-    for name in ("bank_size", "round_size", "every", "image_steps"):
+    for name in SMALL:
         with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
             learner(**{name: 0})
+    with pytest.raises(ValueError, match="synthesis_steps=0 must be at least 1"):
+        pixels(synthesis_steps=0)
     with pytest.raises(ValueError, match="jitter=28 must be at least 0 and less than the images' size of 28"):
-        learner(jitter=28)
+        pixels(jitter=28)
     with pytest.raises(ValueError, match="image_terms: a loss with parameters would not learn them there"):
-        learner({"hint": Term(HintLoss(4, 6), student="conv.1", teacher="conv.1")})
+        pixels({"hint": Term(HintLoss(4, 6), student="conv.1", teacher="conv.1")})
     with pytest.raises(ValueError, match="a batch has no index to choose images by"):
         learner().compute_losses(torch.zeros(4, 3, 28, 28))
     with pytest.raises(ValueError, match=r"betas=\(0.0,\) must be numbers above 0"):
@@ -232,5 +282,5 @@ def test_what_does_not_fit_is_refused():
         DataImpressions("head")(2, ConvNet(4))
     network = toys.network()
     with pytest.raises(ValueError, match="share parameters"):
-        InversionDistiller(network, network, {"kd": Term(KDLoss())}, dreamt())
+        InversionDistiller(network, network, {"kd": Term(KDLoss())}, pixels())
     assert RandomClasses(3)(1000, ConvNet(4)).unique().tolist() == [0, 1, 2]

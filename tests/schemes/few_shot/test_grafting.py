@@ -122,7 +122,7 @@ def test_what_takes_no_1x1_convolution_in_is_named():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="block_steps=0 and net_steps=2 must be at least 1"):
         learner(block_steps=0)
-    with pytest.raises(ValueError, match="the logits alone are seen"):
+    with pytest.raises(ValueError, match="only the logits of a network"):
         learner(terms={"hint": Term(HintLoss(4, 6), student="conv.1", teacher="conv.1")})
     with pytest.raises(ValueError, match="teacher_blocks are 2 and the student's 3: pair them"):
         GraftingDistiller(GraftedStudent(ConvNet(4), BLOCKS, 4, 6), ConvNet(6), BLOCKS[1:])
@@ -135,5 +135,5 @@ def test_what_does_not_fit_is_refused():
     student = GraftedStudent(ConvNet(4), BLOCKS, 4, 6)
     ours = GraftingDistiller(student, ConvNet(6), [*BLOCKS[:2], ["conv.4", "pool", "flatten", "classifier"]])
     ours.teacher.conv[4].bias.fill_(-1.0)  # so that the missing ReLU is seen
-    with pytest.raises(ValueError, match="one after the other, do not give what the teacher does: name all"):
+    with pytest.raises(ValueError, match="as a chain have another output than the teacher: name all layers"):
         ours.compute_losses(torch.rand(3, 3, 28, 28))

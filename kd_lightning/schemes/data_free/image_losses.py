@@ -1,4 +1,4 @@
-"""Synthetic inputs and the losses of terms on them: what schemes without data share."""
+"""Losses of synthetic images, which all schemes without data share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def evaluate_terms(
 
     The student is not run where no term compares it.
     """
-    theirs = tap(teacher, images, dict.fromkeys([*terms.layers("teacher"), *layers]))
-    wanted = terms.layers("student")
-    ours = tap(student, images, wanted) if wanted else {}
-    return {name: term(ours, theirs, labels) for name, term in terms.all().items()}, theirs
+    of_teacher = tap(teacher, images, dict.fromkeys([*terms.layers("teacher"), *layers]))
+    compared = terms.layers("student")
+    of_student = tap(student, images, compared) if compared else {}
+    return {name: term(of_student, of_teacher, labels) for name, term in terms.all().items()}, of_teacher
