@@ -1,4 +1,4 @@
-"""Losses that differentiate by the input, for a harness that hands over values: small networks are put before them."""
+"""Wrapper for losses that differentiate by the input: builds logits and input from the values of the shared tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ByItsInput(nn.Module):
-    """It compares a sample's parameters p; its logits are tanh(x A) p, of an input x that is the same for all."""
+    """Compare the parameters p of each sample: the logits are tanh(x A) p, with one input x for all samples."""
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
@@ -23,9 +23,9 @@ class ByItsInput(nn.Module):
         return self.loss(self.network(student), self.network(teacher), target)
 
     def network(self, p: Tensor) -> list[Tensor]:
-        with torch.autocast("cpu", enabled=False):  # which is the networks' own affair
-            return self.answer(p)
+        with torch.autocast("cpu", enabled=False):  # autocast is tested on the loss, not on this network
+            return self.logits_and_input(p)
 
-    def answer(self, p: Tensor) -> list[Tensor]:
+    def logits_and_input(self, p: Tensor) -> list[Tensor]:
         x = self.x.expand(len(p), -1).to(torch.promote_types(p.dtype, torch.float32)).clone().requires_grad_()
         return [(x @ self.a.to(x.dtype)).tanh() * p, x]

@@ -1,4 +1,4 @@
-"""Every loss that the package exports and every case that the tests' tree has of them."""
+"""All losses that the package exports, and the cases that the tests declare for them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOSSES: dict[str, type[nn.Module]] = {
 
 
 def needed(kind: type[nn.Module]) -> list[str]:
-    """The arguments without which it is not built."""
+    """Return the names of the required arguments."""
     arguments = inspect.signature(kind).parameters.values()
     return [a.name for a in arguments if a.default is a.empty and a.kind is a.POSITIONAL_OR_KEYWORD]
 
@@ -40,7 +40,7 @@ CASES = cases()
 
 
 def build(name: str, **given: Any) -> nn.Module:
-    """A fresh loss of 32-bit weights."""
+    """Build a new loss with float32 weights."""
     return (CASES[name].build or LOSSES[name])(**given)
 
 
@@ -49,7 +49,7 @@ def listed(values: Any) -> list[Any]:
 
 
 def each(change: Callable[[Any], Any], values: Any) -> Any:
-    """A change of a value, or of each in a list."""
+    """Apply a function to a value, or to each value of a list."""
     return [change(value) for value in values] if isinstance(values, list) else change(values)
 
 

@@ -1,4 +1,4 @@
-"""The losses written out in loops over Python floats, which are float64: what the tests hold them against."""
+"""Reference losses as plain loops over Python floats (float64)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def softmax(row: list[float], temperature: float = 1.0) -> list[float]:
 
 
 def pairs(student: Tensor, teacher: Tensor) -> list[tuple[list[float], list[float]]]:
-    """One (student, teacher) pair of rows a sample."""
+    """Return one pair of rows (student, teacher) for each sample."""
     return list(zip(student.tolist(), teacher.tolist(), strict=True))
 
 
@@ -44,6 +44,6 @@ def kd_gradient(student: Tensor, teacher: Tensor, temperature: float) -> list[li
 
 
 def entropy(logits: Tensor, temperature: float) -> float:
-    """Of the softened distributions, averaged over samples, in nats."""
+    """Entropy of the softened distributions, averaged over samples, in nats."""
     rows = [log_softmax(row, temperature) for row in logits.tolist()]
     return -sum(math.exp(value) * value for row in rows for value in row) / len(rows)

@@ -1,6 +1,6 @@
-"""What holds for every loss that the package exports, found in the tree: a new one is tested by being there.
+"""Properties of every exported loss, which are found in the tree, so that a new loss is tested without an edit here.
 
-A loss that is not built without arguments, or does not compare logits, says so in the `CASES` of its own test file.
+A loss that needs arguments, or does not compare logits, is described in the `CASES` of its own test file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.losses.every import CASES, LOSSES, Values, build, each, like, listed,
 
 
 def exact(name: str) -> nn.Module:
-    """A fresh loss of 64-bit weights."""
+    """Build a new loss with float64 weights."""
     return build(name).double()
 
 
@@ -32,7 +32,7 @@ def draw(shapes: Shapes, generator: torch.Generator) -> Values:
 
 
 def example(name: str) -> tuple[Values, Values, Any]:
-    """Student, teacher, target; the student learns, the teacher does not."""
+    """Return student, teacher and target; the student requires a gradient, the teacher does not."""
     generator = torch.Generator().manual_seed(0)
     case = CASES[name]
     student, teacher = draw(case.student, generator), draw(case.teacher, generator)
@@ -40,38 +40,42 @@ def example(name: str) -> tuple[Values, Values, Any]:
 
 
 def call(name: str, loss: nn.Module, student: Values, teacher: Values | None, target: Any) -> Tensor:
-    """The loss as at its first call: what it counts, stores and draws does not tell one call from the next."""
+    """Call the loss with a fixed seed if it draws random numbers."""
     if CASES[name].random:
         torch.manual_seed(0)
     return loss(student, teacher, target)
 
 
-def afresh(name: str, loss: nn.Module, *arguments: Any) -> Tensor:
+def first_call(name: str, loss: nn.Module, *arguments: Any) -> Tensor:
     return call(name, deepcopy(loss) if [*loss.buffers()] or CASES[name].random else loss, *arguments)
 
 
-def looks_at_the_teacher(name: str) -> bool:
+def depends_on_the_teacher(name: str) -> bool:
     student, teacher, target = example(name)
     loss = exact(name)
     other = each(lambda shown: -1.5 * shown.flip(0), teacher)
-    return not torch.equal(afresh(name, loss, student, teacher, target), afresh(name, loss, student, other, target))
+    return not torch.equal(
+        first_call(name, loss, student, teacher, target), first_call(name, loss, student, other, target)
+    )
 
 
-def looks_at_the_target(name: str) -> bool:
+def depends_on_the_target(name: str) -> bool:
     student, teacher, target = example(name)
     loss = exact(name)
     other = each(lambda label: label.flip(0), target)
-    return not torch.equal(afresh(name, loss, student, teacher, target), afresh(name, loss, student, teacher, other))
+    return not torch.equal(
+        first_call(name, loss, student, teacher, target), first_call(name, loss, student, teacher, other)
+    )
 
 
 def has_a_temperature(loss: nn.Module) -> bool:
-    """One that may be set: a learned one may not."""
+    """True for a temperature that can be set; a learned one cannot."""
     kept = getattr(type(loss), "temperature", None)
     return "temperature" in vars(loss) or (isinstance(kept, property) and kept.fset is not None)
 
 
-TAUGHT = [name for name in CASES if looks_at_the_teacher(name)]
-LABELLED = [name for name in CASES if looks_at_the_target(name)]
+TAUGHT = [name for name in CASES if depends_on_the_teacher(name)]
+LABELLED = [name for name in CASES if depends_on_the_target(name)]
 SOFTENED = [name for name in CASES if has_a_temperature(build(name))]
 REFUSING = {name.partition(" of ")[0] for name, case in CASES.items() if case.wrong}  # shapes of their own
 ON_LOGITS = [
@@ -84,7 +88,7 @@ at_temperatures = pytest.mark.parametrize("name", SOFTENED)
 
 
 def stacked(name: str) -> bool:
-    """Whether its teachers are several, stacked behind the batch."""
+    """True if it has several teachers, stacked after the batch dimension."""
     teacher = CASES[name].teacher
     return isinstance(teacher, tuple) and name in ON_LOGITS and len(teacher) == 3
 
@@ -102,7 +106,7 @@ def test_the_losses_are_found():
 
 
 def function_of(name: str) -> Callable[..., Tensor] | None:
-    """The public function of the file that the class stands in, called as the class is but for case and underlines."""
+    """Return the public function in the class's file, whose name is that of the class in lower case with underlines."""
     functions = inspect.getmembers(sys.modules[LOSSES[name].__module__], inspect.isfunction)
     (function,) = [found for key, found in functions if key.replace("_", "") == name.lower()] or [None]
     return function
@@ -116,7 +120,7 @@ PLAIN = [
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_the_function_and_the_module_are_one(name: str):
+def test_function_and_module_give_the_same_value(name: str):
     loss, function = LOSSES[name](), function_of(name)
     given = dict(zip(("student", "teacher", "target"), example(name), strict=True))
     wanted = inspect.signature(function).parameters
@@ -131,17 +135,17 @@ def test_it_takes_student_teacher_target_in_this_order(name: str):
 
 
 @every_loss
-def test_it_says_whether_it_needs_labels(name: str):
+def test_needs_target_is_declared(name: str):
     assert getattr(build(name), "needs_target", False) is (name in LABELLED)
 
 
 @pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.samples and not case.random])
-def test_it_says_whether_it_compares_samples(name: str):
-    """What does not is the mean over the samples, so that the halves of a batch tell the whole; unless it draws."""
+def test_compares_samples_is_declared(name: str):
+    """Without comparisons the loss is a mean over samples: the mean over both halves of a batch equals the whole."""
     loss, (student, teacher, target) = exact(name), example(name)
 
     def of(rows: slice) -> Tensor:
-        return afresh(name, loss, *(each(lambda value: value[rows], side) for side in (student, teacher, target)))
+        return first_call(name, loss, *(each(lambda value: value[rows], side) for side in (student, teacher, target)))
 
     mean, whole = (of(slice(0, 3)) + of(slice(3, 6))) / 2, of(slice(0, 6))
     assert torch.isclose(mean, whole, rtol=1e-9) == (name not in COMPARING)
@@ -155,21 +159,21 @@ AT_THE_TEACHER = [name for name in TAUGHT if CASES[name].minimum != "elsewhere"]
 @pytest.mark.parametrize(
     "name", [name for name in AT_THE_TEACHER if stacked(name) or CASES[name].student == CASES[name].teacher]
 )
-def test_it_is_least_when_the_student_equals_the_teacher(name: str):
+def test_it_is_smallest_when_the_student_equals_the_teacher(name: str):
     student, teacher, target = example(name)
     loss = exact(name)
     if stacked(name):
         teacher = student.detach().unsqueeze(1).expand_as(teacher)
     else:
         student = each(lambda shown: shown.clone().requires_grad_(), teacher)
-    least = afresh(name, loss, student, teacher, target)
+    least = first_call(name, loss, student, teacher, target)
     gradients = torch.autograd.grad(least, listed(student))
     assert max(gradient.abs().max().item() for gradient in gradients) < 1e-9
     assert (abs(least.item()) < 1e-12) is (CASES[name].minimum == "zero")
     generator = torch.Generator().manual_seed(1)
     for scale in (1e-3, 0.1, 1.0, 10.0, 100.0):
         away = each(lambda seen, scale=scale: seen.detach() + scale / 3 * draw(seen.shape, generator), student)
-        assert afresh(name, loss, away, teacher, target) > least
+        assert first_call(name, loss, away, teacher, target) > least
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.samples])
@@ -192,7 +196,7 @@ def test_gradients_reach_the_student_and_never_a_frozen_teacher(name: str):
 
 
 @pytest.mark.parametrize("name", CONNECTED)
-def test_what_it_learns_with_learns_and_is_saved(name: str):
+def test_its_parameters_are_trained_and_saved(name: str):
     loss, (student, teacher, target) = build(name), example(name)
     student, teacher = (each(lambda value: value.detach().float(), side) for side in (student, teacher))
     before = deepcopy(loss.state_dict())
@@ -205,11 +209,13 @@ def test_what_it_learns_with_learns_and_is_saved(name: str):
     again = build(name)
     again.load_state_dict(after)
     if not CASES[name].random:
-        assert torch.equal(afresh(name, again, student, teacher, target), afresh(name, loss, student, teacher, target))
+        assert torch.equal(
+            first_call(name, again, student, teacher, target), first_call(name, loss, student, teacher, target)
+        )
 
 
 @pytest.mark.parametrize("name", [name for name in TAUGHT if not CASES[name].constants])
-def test_gradients_go_through_what_a_teacher_shows_to_whatever_made_them(name: str):
+def test_gradients_flow_through_the_teachers_values_to_its_input(name: str):
     student, teacher, target = example(name)
     loss = exact(name)
     each(Tensor.requires_grad_, teacher)  # as a generator of images needs it
@@ -217,7 +223,7 @@ def test_gradients_go_through_what_a_teacher_shows_to_whatever_made_them(name: s
 
     def value(*flat: Tensor) -> Tensor:
         seen, shown = like(student, [*flat[:split]]), like(teacher, [*flat[split:]])
-        return afresh(name, loss, seen, shown, target)
+        return first_call(name, loss, seen, shown, target)
 
     torch.autograd.gradcheck(value, (*listed(student), *listed(teacher)), fast_mode=True)
 
@@ -233,7 +239,7 @@ def test_the_gradient_is_that_of_the_value(name: str, temperature: float):
         return
 
     def value(*flat: Tensor) -> Tensor:
-        return afresh(name, loss, like(student, [*flat]), teacher, target)
+        return first_call(name, loss, like(student, [*flat]), teacher, target)
 
     torch.autograd.gradcheck(value, (*listed(student),), fast_mode=len(flattened(student)) > 100)
 
@@ -250,7 +256,7 @@ PAIRS = [pytest.param(s, t, marks=[] if s == t or (s, t) in MIXED else pytest.ma
 
 @every_loss
 @pytest.mark.parametrize(("student_type", "teacher_type"), PAIRS)
-def test_it_is_a_scalar_of_at_least_single_precision_whatever_the_two_types(name: str, student_type, teacher_type):
+def test_it_is_a_scalar_of_at_least_single_precision_for_any_two_types(name: str, student_type, teacher_type):
     student, teacher, target = example(name)
     student = each(lambda seen: seen.detach().to(student_type).requires_grad_(), student)
     teacher = each(lambda shown: shown.to(teacher_type), teacher)
@@ -298,7 +304,7 @@ UNLABELLED = [
 
 @pytest.mark.parametrize("name", [name for name in TAUGHT if name in ON_LOGITS])
 @pytest.mark.parametrize(("student", "teacher"), UNLIKE)
-def test_logits_that_do_not_compare_are_refused_with_both_shapes_and_the_remedy(name: str, student, teacher):
+def test_unequal_logits_are_refused_with_both_shapes_and_the_remedy(name: str, student, teacher):
     if stacked(name):
         teacher = (*teacher[:1], 3, *teacher[1:])
     with pytest.raises(ValueError, match="the same") as refusal:
@@ -323,9 +329,7 @@ def test_labels_that_do_not_fit_are_refused_with_both_shapes_and_the_remedy(name
 
 @at_temperatures
 @pytest.mark.parametrize("temperature", [0, 0.0, -1.0, math.nan, math.inf, -math.inf])
-def test_a_temperature_that_is_no_temperature_is_refused_at_construction_and_when_scheduled(
-    name: str, temperature: float
-):
+def test_an_invalid_temperature_is_refused_at_construction_and_when_scheduled(name: str, temperature: float):
     remedy = f"temperature={temperature} must be a finite number above 0"
     with pytest.raises(ValueError, match=remedy):
         build(name, temperature=temperature)
@@ -339,7 +343,7 @@ WRONG = [(name, *shapes) for name, case in CASES.items() for shapes in case.wron
 
 
 @pytest.mark.parametrize(("name", "student", "teacher"), WRONG)
-def test_features_that_do_not_compare_are_refused_with_both_shapes_and_the_remedy(name: str, student, teacher):
+def test_unequal_features_are_refused_with_both_shapes_and_the_remedy(name: str, student, teacher):
     seen, shown = (each(torch.zeros, shapes) for shapes in (student, teacher))
     with pytest.raises(ValueError, match=r"\S") as refusal:
         build(name)(seen, shown, CASES[name].target())
@@ -350,7 +354,7 @@ def test_features_that_do_not_compare_are_refused_with_both_shapes_and_the_remed
 
 
 @pytest.mark.parametrize("name", COMPARING)
-def test_what_compares_samples_refuses_a_batch_of_one(name: str):
+def test_losses_that_compare_samples_refuse_a_batch_of_one(name: str):
     loss = build(name)
     if [module for module in loss.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]:
         return  # whose statistics are also over positions; torch itself refuses where there are none
@@ -421,7 +425,7 @@ def value_and_gradient(
     name: str, loss: nn.Module, student: Values, teacher: Values, target: Any
 ) -> tuple[Tensor, list[Tensor]]:
     student = each(lambda seen: seen.detach().requires_grad_(), student)
-    value = afresh(name, loss, student, teacher, target)
+    value = first_call(name, loss, student, teacher, target)
     with torch.autocast("cpu", enabled=False):  # as Lightning's backward
         return value.detach(), [*torch.autograd.grad(value, listed(student))]
 
@@ -452,12 +456,12 @@ def check(given: tuple[str, float, Values, Values, Any]) -> None:
 
 @given(inputs())
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
-def test_loss_and_gradient_are_finite_and_those_of_float64(case):
+def test_loss_and_gradient_are_finite_and_close_to_float64(case):
     check(case)
 
 
 @pytest.mark.slow
 @given(inputs())
 @settings(max_examples=10_000, deadline=None, derandomize=True, database=None)
-def test_loss_and_gradient_are_finite_and_those_of_float64_in_10_000_cases(case):
+def test_loss_and_gradient_are_finite_and_close_to_float64_in_10_000_cases(case):
     check(case)

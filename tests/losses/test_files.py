@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from torch import nn
 
 from kd_lightning import losses
+from kd_lightning.core.loss import DistillationLoss
 
 ROOT = Path(losses.__file__).parent
 FAMILIES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py") if path.parent.name != "common")
@@ -56,3 +58,15 @@ def test_no_loss_imports_a_network():
         if "import" in line and "kd_lightning.networks" in line
     ]
     assert not imports
+
+
+def test_traits_of_losses_are_read_in_one_place():
+    traits = "|".join(DistillationLoss.__annotations__)
+    reads = [
+        str(path.relative_to(ROOT.parent))
+        for path in sorted(ROOT.parent.rglob("*.py"))
+        for _ in re.findall(rf'(?:getattr|hasattr)\([^)]*"(?:{traits})"', path.read_text(encoding="utf-8"))
+    ]
+    # term.py reads compares_samples of a module that may be any nn.Module, without a call of `loss_trait` in each step
+    assert set(reads) <= {"core/term.py"}
+    assert len(reads) <= 1

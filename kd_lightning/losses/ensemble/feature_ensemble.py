@@ -43,8 +43,9 @@ class FeatureEnsembleLoss(DistillationLoss):
         self.weights = check_weights(weights) or [1.0] * len(losses)
         if len(self.weights) != len(losses):
             raise UsageError(f"weights={weights} are not one for each of the {len(losses)} losses")
-        for name in ("needs_target", "compares_samples", "takes_maps"):
-            setattr(self, name, any(loss_trait(loss, name) for loss in losses))
+        self.needs_target = any(loss_trait(loss, "needs_target") for loss in losses)
+        self.compares_samples = any(loss_trait(loss, "compares_samples") for loss in losses)
+        self.takes_maps = any(loss_trait(loss, "takes_maps") for loss in losses)
 
     def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor], target: Any = None) -> Tensor:
         """Compute the weighted mean of the losses of the student's features and each teacher's."""

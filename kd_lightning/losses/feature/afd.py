@@ -118,8 +118,8 @@ class AFDLoss(DistillationLoss):
             return ((agreement + positions) / math.sqrt(self.dimension)).softmax(dim=2)
 
 
-def _linear(before: int, behind: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(before, behind, bias=False), nn.BatchNorm1d(behind))
+def _linear(in_features: int, out_features: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_features, out_features, bias=False), nn.BatchNorm1d(out_features))
 
 
 def _channels(features: Tensor) -> Tensor:

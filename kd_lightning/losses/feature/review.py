@@ -102,10 +102,10 @@ class _Fusion(nn.Module):
         return connect(self.widen, own), own
 
 
-def _convolution(before: int, behind: int, kernel_size: int) -> nn.Module:
-    convolution = nn.Conv2d(before, behind, kernel_size, padding=kernel_size // 2, bias=False)
+def _convolution(in_channels: int, out_channels: int, kernel_size: int) -> nn.Module:
+    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
     nn.init.kaiming_uniform_(convolution.weight, a=1)
-    return nn.Sequential(convolution, nn.BatchNorm2d(behind))
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
 
 
 def _nearest(features: Tensor, size: torch.Size) -> Tensor:

@@ -76,8 +76,8 @@ class MultiExitNetwork(nn.Module):
         >>> from kd_lightning.networks import StudentConvNet
         >>> heads = [ExitHead(32, 32, pool=2), ExitHead(32, 32, pool=2)]
         >>> network = MultiExitNetwork(StudentConvNet(), ["conv.1", "conv.3"], heads)
-        >>> seen = tap(network, torch.zeros(2, 3, 28, 28), ["exits.1", "exits.1.features", "network.pool"])
-        >>> {layer: tuple(activation.shape) for layer, activation in seen.items()}
+        >>> activations = tap(network, torch.zeros(2, 3, 28, 28), ["exits.1", "exits.1.features", "network.pool"])
+        >>> {layer: tuple(activation.shape) for layer, activation in activations.items()}
         {'exits.1': (2, 10), 'exits.1.features': (2, 32, 2, 2), 'network.pool': (2, 32, 2, 2)}
     """
 

@@ -69,8 +69,8 @@ class Paraphrased(nn.Module):
         >>> from kd_lightning import tap
         >>> from kd_lightning.networks import StudentConvNet
         >>> network = Paraphrased(StudentConvNet(), "conv.5", Paraphraser(channels=32))
-        >>> seen = tap(network, torch.zeros(2, 3, 28, 28), ["paraphraser.encoder"])
-        >>> {layer: tuple(activation.shape) for layer, activation in seen.items()}
+        >>> activations = tap(network, torch.zeros(2, 3, 28, 28), ["paraphraser.encoder"])
+        >>> {layer: tuple(activation.shape) for layer, activation in activations.items()}
         {'paraphraser.encoder': (2, 16, 5, 5)}
     """
 

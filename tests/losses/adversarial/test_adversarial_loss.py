@@ -56,14 +56,14 @@ def sigmoid(value: float) -> float:
 
 
 def named(verdict: list[list[float]], target: list[int]) -> float:
-    """- log of the softmax at the class, averaged."""
+    """Mean of -log softmax at the class."""
     shares = [math.exp(row[1 + y]) / sum(math.exp(v) for v in row[1:]) for row, y in zip(verdict, target, strict=True)]
     return -sum(math.log(share) for share in shares) / len(shares)
 
 
 @pytest.mark.parametrize("classes", [0, 3])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_both_moves_are_the_naive_cross_entropies(classes, smoothing):
+def test_both_losses_are_the_naive_cross_entropies(classes, smoothing):
     fake, real, y = rows(5, 1 + classes, seed=1), rows(5, 1 + classes, seed=2), torch.tensor([0, 2, 1, 1, 0])
     target = y if classes else None
     misled = -sum(math.log(sigmoid(row[0])) for row in fake.tolist()) / 5
@@ -77,7 +77,7 @@ def test_both_moves_are_the_naive_cross_entropies(classes, smoothing):
     assert found == pytest.approx(told + sum(classified), rel=1e-12)
 
 
-def test_both_moves_by_least_squares():
+def test_both_least_squares_losses_equal_their_formula():
     loss = least_squares().double()
     student, teacher = rows(4, 3, 4, 4, seed=1), rows(4, 5, 4, 4, seed=2)
     own = [sigmoid(v) for v in loss.discriminator(loss.connector(student)).flatten().tolist()]
@@ -89,7 +89,7 @@ def test_both_moves_by_least_squares():
 
 
 @pytest.mark.parametrize("build", [conditional, of_maps, least_squares])
-def test_the_discriminators_move_reaches_the_discriminator_alone(build):
+def test_the_discriminators_loss_has_gradients_for_the_discriminator_alone(build):
     loss = build().double()
     case = CASES[
         {conditional: "AdversarialLoss", of_maps: "AdversarialLoss of maps"}.get(build, "LeastSquaresAdversarialLoss")
@@ -102,7 +102,7 @@ def test_the_discriminators_move_reaches_the_discriminator_alone(build):
     assert all(parameter.grad is not None for parameter in loss.discriminator.parameters())
 
 
-def test_a_discriminator_that_learns_tells_two_distributions_apart():
+def test_a_trained_discriminator_separates_two_distributions():
     loss = conditional()
     optimizer = torch.optim.Adam(loss.discriminator.parameters(), lr=0.01)
     generator = torch.Generator().manual_seed(0)
@@ -119,7 +119,7 @@ def test_a_discriminator_that_learns_tells_two_distributions_apart():
     assert (fake < 0).float().mean() > 0.9
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_inputs_are_refused():
     with pytest.raises(ValueError, match=r"smoothing=0.5 must be below 0.5"):
         AdversarialLoss(Discriminator(10), smoothing=0.5)
     with pytest.raises(
@@ -138,7 +138,7 @@ def test_what_does_not_fit_is_refused():
         Discriminator(10, classes=-1)
 
 
-def test_one_optimizer_would_train_a_discriminator_to_help(tmp_path):
+def test_a_scheme_with_one_optimizer_refuses_a_discriminator(tmp_path):
     terms = {"adversarial": Term(conditional())}
     offline = OfflineDistiller(toys.network(8, seed=1), toys.network(16, seed=2), terms)
     alone = Classifier(toys.network(8), {"adversarial": Term(conditional(), teacher=None)})

@@ -47,7 +47,7 @@ def example() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
 
 
-def test_it_is_the_naive_formula():
+def test_value_is_that_of_the_naive_formula():
     student, features, teacher, target = example()
     loss = build(temperature=2.0).double()
     total = 0.0
@@ -69,7 +69,7 @@ def test_it_is_the_naive_formula():
     assert loss([student, features], teacher, target).item() == pytest.approx(total / 4, rel=1e-9)
 
 
-def test_the_student_and_the_attention_have_a_gradient_of_their_own_each():
+def test_student_and_attention_have_separate_gradients():
     student, features, teacher, target = example()
     loss = build(temperature=2.0).double()
     student.requires_grad_()
@@ -86,8 +86,8 @@ def test_the_student_and_the_attention_have_a_gradient_of_their_own_each():
     torch.testing.assert_close(loss.embeddings.grad, expected)
 
 
-def test_it_learns_whom_to_trust_for_which_sample():
-    """The first teacher knows what the positive samples are, the second the negative ones, the third is a rule."""
+def test_the_attention_learns_the_right_teacher_for_each_sample():
+    """The first teacher classifies the positive samples, the second the negative ones; the third is a rule."""
     generator = torch.Generator().manual_seed(2)
     loss = build()
     optimizer = torch.optim.Adam(loss.parameters(), lr=0.02)
@@ -110,7 +110,7 @@ def test_it_learns_whom_to_trust_for_which_sample():
     assert a[~positive, 1].min() > 0.9
 
 
-def test_rules_stand_beside_teachers():
+def test_rules_can_be_members_beside_teachers():
     both = Ensemble([ConstantPrior([1, 3]), torch.nn.Linear(4, 2)])
     logits = both(torch.zeros(3, 4))
     torch.testing.assert_close(logits[:, 0].softmax(1), torch.tensor([0.25, 0.75]).expand(3, 2))
@@ -119,7 +119,7 @@ def test_rules_stand_beside_teachers():
             ConstantPrior(wrong)
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_inputs_are_refused():
     with pytest.raises(ValueError, match="teachers=1 must be at least 2"):
         AttentiveEnsembleLoss(teachers=1, features=5)
     student, features, teacher, target = (v.float() if v.is_floating_point() else v for v in example())

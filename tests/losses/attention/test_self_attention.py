@@ -21,7 +21,7 @@ def maps(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
 
 
 def bilinear(grid: list[list[float]], height: int, width: int) -> list[list[float]]:
-    """Pixels are areas, their values stand at the centres, and the border goes on as it is."""
+    """Bilinear interpolation with pixel centres at half-integers, and with the border repeated."""
 
     def neighbours(place: int, size: int, of: int) -> tuple[int, int, float]:
         at = min(max((place + 0.5) * size / of - 0.5, 0), size - 1)
@@ -78,13 +78,13 @@ def test_the_gradients_are_those_of_the_value(student, teacher):
     torch.autograd.gradcheck(sad_loss, (s, t))
 
 
-def test_it_is_zero_where_the_attention_agrees_however_the_features_differ():
+def test_it_is_zero_for_equal_attention_of_different_features():
     student = maps(2, 6, 4, 4)
     teacher = student.flip(1) * torch.tensor([1.0, -1.0]).repeat(3).view(1, 6, 1, 1)  # other channels, other signs
     assert sad_loss(student, teacher).item() == pytest.approx(0, abs=1e-20)
 
 
-def test_it_is_the_sum_of_squares_that_sharpens_the_map():
+def test_the_sum_of_squares_sharpens_the_map():
     student, one = torch.zeros(1, 1, 1, 2), torch.tensor([[[[0.0, 1.0]]]])
     for channels in (1, 4):
         p = 1 / (1 + math.exp(-channels))
@@ -110,7 +110,7 @@ def test_it_is_finite_in_every_precision(dtype, scale):
     ("student", "teacher"),
     [((2, 3), (2, 3)), ((2, 3, 4, 4), (2, 3)), ((2, 3, 4, 4), (3, 3, 4, 4)), ((0, 3, 4, 4), (0, 3, 4, 4))],
 )
-def test_what_is_no_pair_of_maps_is_refused_with_both_shapes_and_the_remedy(student, teacher):
+def test_inputs_other_than_maps_are_refused_with_both_shapes_and_the_remedy(student, teacher):
     with pytest.raises(ValueError, match="address convolutional layers") as refusal:
         sad_loss(torch.zeros(student), torch.zeros(teacher))
     assert f"student features {student} and teacher features {teacher}" in str(refusal.value)

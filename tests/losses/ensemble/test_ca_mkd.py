@@ -1,4 +1,4 @@
-"""Teachers are trusted on a sample as far as they are right about it: against the paper's formulas written out."""
+"""Confidence-aware weights against the paper's formulas written out."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LABELS = torch.tensor([3, 0, 6, 1, 1])
 
 
 def logits(teachers: int = 3, scale: float = 2.0) -> tuple[Tensor, Tensor]:
-    """(5, C) and (5, K, C)."""
+    """Return student logits (5, C) and teacher logits (5, K, C)."""
     generator = torch.Generator().manual_seed(0)
     student, *stacked = scale * torch.randn(1 + teachers, 5, 7, generator=generator, dtype=torch.float64)
     return student.requires_grad_(), torch.stack(stacked, dim=1)
@@ -51,7 +51,7 @@ def trust(rows: list[list[float]], label: int) -> list[float]:
 
 
 def mean_of_divergences(student: Tensor, teacher: Tensor, temperature: float) -> float:
-    """T^2 / N sum_n sum_k w_nk KL(teacher k || student), as the authors' code has it but for its 1 / K."""
+    """T^2 / N sum_n sum_k w_nk KL(teacher k || student), as in the authors' code without its 1 / K."""
     total = 0.0
     for s, rows, label in zip(student.tolist(), teacher.tolist(), LABELS.tolist(), strict=True):
         log_q = naive.log_softmax(s, temperature)
@@ -74,7 +74,7 @@ def disagreement(teacher: Tensor, temperature: float) -> float:
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0, 50.0])
 @pytest.mark.parametrize("teachers", [2, 3, 5])
-def test_it_is_the_papers_mean_of_divergences_less_what_the_teachers_disagree_by(teachers, temperature):
+def test_it_is_the_papers_mean_of_divergences_minus_the_teachers_disagreement(teachers, temperature):
     student, teacher = logits(teachers)
     loss = CAMKDLoss(temperature)(student, teacher, LABELS)
     apart = disagreement(teacher, temperature)
@@ -94,7 +94,7 @@ def test_its_gradient_is_that_of_the_papers_cross_entropies(temperature):
     torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=1e-9)
 
 
-def test_a_teacher_that_is_wrong_for_certain_is_not_listened_to():
+def test_a_teacher_that_is_certain_and_wrong_has_no_weight():
     student, teacher = logits()
     right = 50 * nn.functional.one_hot(LABELS, 7).double()
     teacher[:, 0], teacher[:, 1], teacher[:, 2] = right.roll(1, dims=1), teacher[:, 1] + right, teacher[:, 2] + right
@@ -103,7 +103,7 @@ def test_a_teacher_that_is_wrong_for_certain_is_not_listened_to():
     assert abs(EnsembleLoss(KDLoss(4.0))(student, teacher) - alone) > 0.1
 
 
-def test_teachers_that_are_as_right_count_the_same_and_so_do_all_where_there_is_no_label():
+def test_teachers_with_equal_errors_or_without_a_label_have_equal_weights():
     student, teacher = logits()
     alike = torch.stack([teacher[:, 0], teacher[:, 0] + 1, teacher[:, 0] - 1], dim=1)
     expected = naive.kd(student.detach(), teacher[:, 0], 4.0)
@@ -112,7 +112,7 @@ def test_teachers_that_are_as_right_count_the_same_and_so_do_all_where_there_is_
     torch.testing.assert_close(unlabelled, EnsembleLoss(KDLoss(4.0))(student, teacher), rtol=1e-12, atol=0)
 
 
-def test_what_does_not_fit_is_refused_in_one_line():
+def test_invalid_inputs_are_refused_in_one_line():
     student, teacher = logits()
     with pytest.raises(ValueError, match=r"\(5, 1, 7\) are of a single teacher"):
         ca_mkd_loss(student, teacher[:, :1], LABELS)
@@ -134,7 +134,7 @@ def classifiers(*widths: int) -> list[nn.Module]:
     return [nn.Linear(width, 7).double() for width in widths]
 
 
-def test_features_are_weighed_by_whose_classifier_recognises_the_students():
+def test_features_are_weighted_by_the_teachers_cross_entropies_of_the_students():
     _, said = logits(2)
     shown, teacher = (
         [maps(5, 3, 2, 2, seed=1), maps(5, 4, 1, 2, seed=2)],
@@ -148,7 +148,7 @@ def test_features_are_weighed_by_whose_classifier_recognises_the_students():
     assert ca_mkd_feature_loss(shown, teacher, said, LABELS).item() == pytest.approx(total / 5, rel=1e-12)
 
 
-def test_the_gradient_of_features_goes_through_the_weights_too():
+def test_gradients_of_features_also_flow_through_the_weights():
     _, said = logits(2)
     shown = [maps(5, 3, 2, 2, seed=1).requires_grad_(), maps(5, 4, 1, 2, seed=2).requires_grad_()]
     teacher = [maps(5, 3, 2, 2, seed=3), maps(5, 4, 1, 2, seed=4)]
@@ -185,7 +185,7 @@ def test_connectors_classifiers_and_weights_are_the_papers(pool_size: int):
         torch.testing.assert_close(gradient, reference, rtol=1e-9, atol=1e-12)
 
 
-def test_a_larger_map_of_the_students_is_pooled_and_a_smaller_one_interpolated():
+def test_a_larger_map_is_pooled_and_a_smaller_one_interpolated():
     loss = CAMKDFeatureLoss(3, classifiers(4, 6)).double()
     student = maps(5, 3, 4, 4, seed=1)
     teacher = [maps(5, 4, 2, 2, seed=2), maps(5, 6, 8, 8, seed=3)]

@@ -1,4 +1,4 @@
-"""Several teachers as one, against the means of their distributions written out; and a loss for each one's features."""
+"""Combined logits against the means of the distributions written out, and one loss for each teacher's features."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.losses.plain import STUDENT, TWO_TEACHERS, Plain, hint, kd
 
 
 class Listed(nn.Module):
-    """For a loss that takes a list of what several teachers show: takes it stacked, as the others do."""
+    """Adapter for a loss that takes a list of several teachers' features: it takes them stacked."""
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ TEMPERATURES = [0.1, 1.0, 4.0, 20.0, 50.0]
 
 
 def logits(teachers: int = 3, scale: float = 3.0) -> tuple[Tensor, Tensor]:
-    """(5, C) and (5, K, C)."""
+    """Return student logits (5, C) and teacher logits (5, K, C)."""
     generator = torch.Generator().manual_seed(0)
     student, *stacked = scale * torch.randn(1 + teachers, 5, 7, generator=generator, dtype=torch.float64)
     return student.requires_grad_(), torch.stack(stacked, dim=1)
@@ -72,7 +72,7 @@ def mean_of_distributions(rows: list[list[float]], temperature: float, weights: 
 
 
 def geometric_mean_of_distributions(rows: list[list[float]], temperature: float, weights: list[float]) -> list[float]:
-    """prod_k p_k(c)^w_k, made to sum to 1."""
+    """prod_k p_k(c)^w_k, normalised."""
     log_soft = [naive.log_softmax(row, temperature) for row in rows]
     powers = [
         math.fsum(w * p[c] for w, p in zip(weights, log_soft, strict=True)) / sum(weights) for c in range(len(rows[0]))
@@ -94,7 +94,7 @@ def naive_kd(student: Tensor, teacher: Tensor, mean, temperature, weights, teach
 @pytest.mark.parametrize("combine", MEANS)
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("weights", [None, [1.0, 1.0, 1.0], [0.2, 5.0, 1.0]])
-def test_the_student_is_taught_the_mean_of_the_teachers_distributions(combine, temperature, weights):
+def test_the_soft_targets_are_the_mean_of_the_teachers_distributions(combine, temperature, weights):
     student, teacher = logits()
     expected = naive_kd(student, teacher, MEANS[combine], temperature, weights or [1.0, 1.0, 1.0])
     loss = EnsembleLoss(KDLoss(temperature), combine, weights)(student, teacher)
@@ -102,7 +102,7 @@ def test_the_student_is_taught_the_mean_of_the_teachers_distributions(combine, t
 
 
 @pytest.mark.parametrize("combine", MEANS)
-def test_the_combined_distribution_is_the_mean_itself_for_a_samples_own_weights_too(combine):
+def test_weights_of_each_sample_give_that_samples_mean(combine):
     _, teacher = logits()
     weights = torch.rand(5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     weights /= weights.sum(dim=1, keepdim=True)
@@ -130,7 +130,7 @@ def test_the_mean_of_distributions_is_not_that_at_another_temperature():
 
 
 @pytest.mark.parametrize("combine", MEANS)
-def test_it_follows_the_temperature_at_which_the_wrapped_loss_softens_its_teacher(combine):
+def test_teachers_are_combined_at_the_wrapped_losss_temperature(combine):
     student, teacher = logits()
     uniform = [1.0, 1.0, 1.0]
     loss = EnsembleLoss(KDLoss(2.0, teacher_temperature=6.0), combine)
@@ -144,7 +144,7 @@ def test_it_follows_the_temperature_at_which_the_wrapped_loss_softens_its_teache
 
 
 class Seen(Callback):
-    """What was logged in each step, and the loss of its batch at a temperature that is given."""
+    """Return the logged loss of each step, and the loss of its batch at a given temperature."""
 
     def __init__(self) -> None:
         self.temperatures: list[float] = []
@@ -160,7 +160,7 @@ class Seen(Callback):
         self.expected = naive_kd(*args, 8.0 - trainer.global_step, [1.0, 1.0])
 
 
-def test_a_schedule_moves_it_and_it_is_logged(tmp_path):
+def test_a_schedule_changes_its_temperature_which_is_logged(tmp_path):
     teacher = Ensemble([nn.Linear(4, 5), nn.Linear(4, 5)])
     terms = {"kd": Term(EnsembleLoss(KDLoss(3.0)))}
     learner = OfflineDistiller(nn.Linear(4, 5, bias=False), teacher, terms)
@@ -174,14 +174,14 @@ def test_a_schedule_moves_it_and_it_is_logged(tmp_path):
 
 
 class Kept(nn.Module):
-    """Keeps what it is called with, and has no temperature."""
+    """A loss without a temperature that records its arguments."""
 
     def forward(self, student, teacher, target=None):
         self.seen = (student, teacher, target)
         return student.sum()
 
 
-def test_a_loss_without_a_temperature_is_shown_what_is_combined_at_1():
+def test_for_a_loss_without_temperature_teachers_are_combined_at_1():
     student, teacher = logits()
     target = torch.arange(5)
     loss = EnsembleLoss(Kept())
@@ -201,11 +201,11 @@ def test_a_loss_without_a_temperature_is_shown_what_is_combined_at_1():
     torch.testing.assert_close(EnsembleLoss(LogitMSELoss(), geometric_mean)(student, teacher), expected)
 
 
-def test_any_function_combines():
+def test_any_function_can_combine_teachers():
     student, teacher = logits()
 
     def surest(logits, temperature, weights):
-        """The teacher whose largest probability at T is the largest, whatever it counts."""
+        """Choose the teacher with the largest probability at T, independent of its weight."""
         assert temperature == 3.0
         assert weights.tolist() == pytest.approx([0.5, 0.25, 0.25])
         sure = (logits / temperature).softmax(dim=2).amax(dim=2).argmax(dim=1)
@@ -219,7 +219,7 @@ def test_any_function_combines():
     assert loss(student, teacher).item() == pytest.approx(9.0 * total / 5, rel=1e-9)
 
 
-def test_what_the_wrapped_loss_asks_of_its_term_is_asked():
+def test_it_has_the_traits_of_the_wrapped_loss():
     class Relational(nn.Module):
         compares_samples = True
 
@@ -235,7 +235,7 @@ def test_what_the_wrapped_loss_asks_of_its_term_is_asked():
 
 
 @pytest.mark.parametrize("remade", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
-def test_a_copy_is_a_loss_of_its_own(remade):
+def test_a_copy_shares_nothing_with_the_original(remade):
     student, teacher = logits()
     loss = EnsembleLoss(KDLoss(2.0), geometric_mean, [1.0, 2.0, 3.0])
     other = remade(loss)
@@ -261,7 +261,7 @@ def test_tokens_and_pixels_are_rows_of_stacked_logits():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("temperature", [0.01, 1.0, 20.0, 1000.0])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
-def test_it_is_finite_and_that_of_float64_in_every_precision(dtype, temperature, scale):
+def test_value_is_finite_and_close_to_float64_in_every_precision(dtype, temperature, scale):
     student, teacher = (x.detach().clamp(-6e4, 6e4).to(dtype).requires_grad_() for x in logits(scale=scale))
     for combine, mean in MEANS.items():
         loss = EnsembleLoss(KDLoss(temperature), combine, [1.0, 1.0, 1.0])(student, teacher)
@@ -271,7 +271,7 @@ def test_it_is_finite_and_that_of_float64_in_every_precision(dtype, temperature,
         assert loss.item() == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
-def test_a_share_of_zero_counts_for_nothing_and_sends_no_nan_back():
+def test_a_weight_of_zero_has_no_effect_and_no_nan_gradient():
     _, teacher = logits()
     teacher.requires_grad_()
     weights = torch.tensor([0.0, 0.25, 0.75], dtype=torch.float64, requires_grad=True)
@@ -295,7 +295,7 @@ def test_logits_that_are_not_stacked_are_refused_with_the_remedy(student, teache
 
 
 @pytest.mark.parametrize("weights", [[], [1.0, 0.0, 1.0], [1.0, -1.0, 1.0], [1.0, math.nan, 1.0], [1.0, math.inf, 1.0]])
-def test_weights_that_weigh_nothing_are_refused(weights):
+def test_weights_that_are_not_above_0_are_refused(weights):
     for build in (
         lambda: EnsembleLoss(KDLoss(), weights=weights),
         lambda: FeatureEnsembleLoss([KDLoss()] * 3, weights),
@@ -306,7 +306,7 @@ def test_weights_that_weigh_nothing_are_refused(weights):
 
 @pytest.mark.parametrize("combine", MEANS)
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 1.0], [1.0] * 4, [1.0] * 5])
-def test_weights_that_are_not_one_a_teacher_are_refused_and_never_broadcast(combine, weights):
+def test_weights_of_another_number_are_refused_and_never_broadcast(combine, weights):
     student, teacher = logits()
     with pytest.raises(ValueError, match=rf"weights \({len(weights)},\) are not one for each of the 3 teachers"):
         EnsembleLoss(KDLoss(), combine, weights)(student, teacher)
@@ -318,7 +318,7 @@ def test_weights_that_are_not_one_a_teacher_are_refused_and_never_broadcast(comb
 
 
 class Connected(nn.Module):
-    """Squared distance behind a connector."""
+    """Squared distance after a connector."""
 
     def __init__(self, student_width: int, teacher_width: int) -> None:
         super().__init__()
@@ -328,7 +328,7 @@ class Connected(nn.Module):
         return (self.connector(student) - teacher).square().mean()
 
 
-def test_each_teachers_features_have_a_loss_and_a_connector_of_their_own():
+def test_each_teachers_features_have_a_separate_loss_and_connector():
     torch.manual_seed(0)
     student = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 5))
     teacher = Ensemble([nn.Sequential(nn.Linear(4, width), nn.Linear(width, 5)) for width in (6, 8)])
@@ -350,7 +350,7 @@ def test_each_teachers_features_have_a_loss_and_a_connector_of_their_own():
     assert all(own.connector.weight.grad.any() for own in loss.losses)
 
 
-def test_the_students_layer_may_be_another_for_each_teacher():
+def test_the_students_layer_can_differ_for_each_teacher():
     a, b = torch.randn(2, 6, 5, dtype=torch.float64)
     s, t = torch.randn(2, 6, 5, dtype=torch.float64)
     found = FeatureEnsembleLoss([LogitMSELoss(), KDLoss(2.0)])([a, s], [b, t])
@@ -364,7 +364,7 @@ def test_each_loss_gets_the_labels():
     torch.testing.assert_close(found, expected)
 
 
-def test_features_that_are_not_one_a_loss_are_refused():
+def test_features_of_another_number_than_losses_are_refused():
     loss, x = FeatureEnsembleLoss([LogitMSELoss(), LogitMSELoss()]), torch.zeros(2, 3)
     with pytest.raises(ValueError, match="losses is empty"):
         FeatureEnsembleLoss([])

@@ -35,7 +35,7 @@ def maps(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def naive_ab(student: torch.Tensor, teacher: torch.Tensor, margin: float) -> float:
-    """Two sides, written apart: inactive in the teacher, active in the teacher."""
+    """Separate sums for neurons that are inactive and active in the teacher."""
     total = 0.0
     for s_row, t_row in naive.pairs(student.flatten(1), teacher.flatten(1)):
         for s, t in zip(s_row, t_row, strict=True):
@@ -53,7 +53,7 @@ def test_value_is_that_of_naive_loops(margin):
     assert ab_loss(student, teacher, margin).item() == pytest.approx(naive_ab(student, teacher, margin), rel=1e-9)
 
 
-def test_layers_count_twice_as_much_as_the_one_before_and_pass_a_convolution_and_a_batch_norm():
+def test_each_layer_has_twice_the_weight_of_the_one_before_and_a_connector():
     loss = ABLoss([3, 2, 2], [5, 4, 4]).double()
     student = [maps(4, c, 3, 3, seed=i) for i, c in enumerate((3, 2, 2))]
     teacher = [maps(4, c, 3, 3, seed=i + 5) for i, c in enumerate((5, 4, 4))]
@@ -65,7 +65,7 @@ def test_layers_count_twice_as_much_as_the_one_before_and_pass_a_convolution_and
     assert loss(student, teacher).item() == pytest.approx(wanted, rel=1e-9)
 
 
-def test_a_margin_beyond_the_right_side_is_enough_and_the_teachers_strength_does_not_count():
+def test_it_vanishes_beyond_the_margin_and_ignores_the_teachers_magnitude():
     teacher = maps(2, 3, 4, 4)
     student = (1.01 * teacher.sign()).requires_grad_()
     assert ab_loss(student, teacher).item() == 0
@@ -74,7 +74,7 @@ def test_a_margin_beyond_the_right_side_is_enough_and_the_teachers_strength_does
     assert ab_loss(0.5 * student, 1e-3 * teacher).item() == value
 
 
-def test_it_is_torchdistills_and_a_weight_of_3_in_1000_is_repdistillers():
+def test_it_equals_torchdistill_and_with_weight_3_in_1000_repdistiller():
     pairs = {"pair": {side: {"path": "1", "io": "output"} for side in ("student", "teacher")}}
     student, teacher = maps(3, 4, 3, 3, seed=1).float(), maps(3, 4, 3, 3, seed=2).float()
     theirs = other_implementation("torchdistill.losses.mid_level").AltActTransferLoss(pairs, 1.0, "mean")
@@ -83,14 +83,14 @@ def test_it_is_torchdistills_and_a_weight_of_3_in_1000_is_repdistillers():
 
 
 @pytest.mark.parametrize("margin", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_margin_that_is_none_is_refused(margin):
+def test_an_invalid_margin_is_refused(margin):
     with pytest.raises(ValueError, match="must be a finite number above 0"):
         build(margin)
     with pytest.raises(ValueError, match="must be a finite number above 0"):
         ab_loss(maps(2, 3), maps(2, 3), margin)
 
 
-def test_widths_and_layers_that_do_not_go_together_are_refused():
+def test_widths_and_layers_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="must name a width for every layer, and be of the same length"):
         ABLoss([3, 2], [5])
     with pytest.raises(ValueError, match="1 layers of the student and 1 of the teacher, but the loss was built for 2"):

@@ -47,7 +47,7 @@ def through(layer: nn.Sequential, rows: torch.Tensor) -> torch.Tensor:
 
 
 def naive_attention(loss: AFDLoss, student: list[torch.Tensor], teacher: list[torch.Tensor]) -> torch.Tensor:
-    """Queries from the teacher, keys from the student, whose bilinear layer sees the batch of all layers at once."""
+    """Queries from the teacher and keys from the student; the bilinear layer normalises over all layers together."""
     queries = [through(layer, t.mean(dim=(2, 3))) for layer, t in zip(loss.queries, teacher, strict=True)]
     keys = [through(layer, s.mean(dim=(2, 3))).clamp(min=0) for layer, s in zip(loss.keys, student, strict=True)]
     mapped = through(loss.bilinear, torch.cat(keys))  # all samples of the first layer, then of the second
@@ -65,7 +65,7 @@ def naive_attention(loss: AFDLoss, student: list[torch.Tensor], teacher: list[to
 
 
 def energy(features: torch.Tensor, size: int) -> list[list[float]]:
-    """Of each sample: means of squares over channels and over each cell, a vector of length one."""
+    """For each sample, means of squares over channels and over each cell, as a unit vector."""
     squares, of = features.square().mean(dim=1), features.shape[2]
     bounds = [(k * of // size, -(-(k + 1) * of // size)) for k in range(size)]
     rows = [[sample[a:b, c:d].mean().item() for a, b in bounds for c, d in bounds] for sample in squares]
@@ -99,14 +99,14 @@ def test_the_gradient_is_that_of_the_value():
     torch.autograd.gradcheck(lambda *layers: loss([*layers[:2]], [*layers[2:]]), inputs, fast_mode=True)
 
 
-def test_it_is_zero_where_the_energies_agree_however_the_features_differ():
+def test_it_is_zero_for_equal_energies_of_different_features():
     loss = AFDLoss([4], [8], dimension=4).double()
     student = maps(6, 4, 3, 3)
     teacher = 7 * student.repeat(1, 2, 1, 1).flip(1) * torch.tensor([1.0, -1.0]).repeat(4).view(1, 8, 1, 1)
     assert loss(student, teacher).item() == pytest.approx(0, abs=1e-20)
 
 
-def test_a_layer_that_is_not_attended_to_does_not_learn():
+def test_a_layer_without_attention_has_no_gradient():
     student = maps(2, 2, 3).requires_grad_()
     attention = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
     (gradient,) = torch.autograd.grad(afd_loss([student], [maps(2, 3, seed=1)], attention), student)
@@ -120,7 +120,7 @@ def test_features_of_zeros_have_no_direction_and_no_gradient():
     assert not any(gradient.any() for gradient in torch.autograd.grad(loss, student))
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_arguments_and_inputs_are_refused():
     student, teacher = example()
     with pytest.raises(
         ValueError, match="2 layers of the student and 2 of the teacher, but the loss was built for 2 and 3"

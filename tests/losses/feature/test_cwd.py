@@ -37,7 +37,7 @@ def maps(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def naive_cwd(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> float:
-    """A KD loss in which every channel of every sample is a row, and a position is a class."""
+    """KD loss with each channel of each sample as a row, and positions as classes."""
     return naive.kd(student.flatten(0, 1).flatten(1), teacher.flatten(0, 1).flatten(1), temperature)
 
 
@@ -61,7 +61,7 @@ def test_the_student_is_connected_and_pooled():
     assert not [*of_one_width().parameters()]
 
 
-def test_what_all_positions_of_a_channel_share_is_not_looked_at():
+def test_it_is_invariant_to_a_constant_in_each_channel():
     teacher = maps(2, 3, 4, 4)
     offset = torch.tensor([-5.0, 0.0, 100.0], dtype=torch.float64).view(1, 3, 1, 1)
     assert cwd_loss(teacher + offset, teacher).item() == pytest.approx(0, abs=1e-12)
@@ -75,12 +75,12 @@ def test_it_is_the_authors_sum_over_positions_over_samples_and_channels():
     assert cwd_loss(student, teacher).item() == pytest.approx(theirs.item(), rel=1e-9)
 
 
-def test_one_position_is_all_there_is():
+def test_with_a_single_position_it_is_zero():
     assert cwd_loss(maps(2, 3, 1, 1, seed=1), maps(2, 3, 1, 1, seed=2)).item() == 0
     assert math.isfinite(cwd_loss(maps(2, 3, 1, 1), 1e4 * maps(2, 3, 4, 4)).item())
 
 
-def test_unlike_widths_are_refused():
+def test_different_widths_are_refused():
     with pytest.raises(ValueError, match="must have the same number of channels: use CWDLoss, which has a connector"):
         cwd_loss(maps(2, 3, 4, 4), maps(2, 4, 4, 4))
     with pytest.raises(ValueError, match="set its student_channels to 5"):

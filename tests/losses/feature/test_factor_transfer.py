@@ -56,7 +56,7 @@ def test_the_larger_map_is_averaged_down():
     assert factor_transfer_loss(student, teacher).item() == pytest.approx(naive_ft(pooled, teacher), rel=1e-9)
 
 
-def test_the_length_of_a_factor_is_not_looked_at():
+def test_it_is_invariant_to_the_length_of_a_factor():
     student, teacher = maps(2, 4, 3, 3, seed=1), maps(2, 4, 3, 3, seed=2)
     assert factor_transfer_loss(7 * student, 0.1 * teacher).item() == pytest.approx(naive_ft(student, teacher))
     assert factor_transfer_loss(7 * student, student).item() == pytest.approx(0, abs=1e-15)
@@ -81,14 +81,14 @@ def test_the_translator_is_three_convolutions_with_batch_norm_and_leaky_relu():
     assert loss(student, teacher).item() == pytest.approx(naive_ft(values.detach(), teacher), rel=1e-9)
 
 
-def test_it_is_torchdistills():
+def test_it_equals_torchdistill():
     student, teacher = maps(3, 4, 3, 3, seed=1).float(), maps(3, 4, 3, 3, seed=2).float()
     theirs = other_implementation("torchdistill.losses.mid_level").FTLoss()
     value = theirs({"translator": {"output": student}}, {"paraphraser": {"output": teacher}})
     torch.testing.assert_close(factor_transfer_loss(student, teacher), value, rtol=1e-5, atol=0)
 
 
-def test_a_width_that_is_another_is_refused():
+def test_another_width_is_refused():
     with pytest.raises(ValueError, match="set its student_channels to 4"):
         build()(torch.zeros(2, 4, 3, 3), torch.zeros(2, 4, 3, 3))
 

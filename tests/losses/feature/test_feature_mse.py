@@ -51,7 +51,7 @@ def test_half_precision_is_averaged_in_single_precision(dtype):
         ((0, 3), (0, 3)),
     ],
 )
-def test_features_of_unlike_shapes_are_refused_with_both_shapes_and_the_remedy(student, teacher):
+def test_features_of_different_shapes_are_refused_with_both_shapes_and_the_remedy(student, teacher):
     with pytest.raises(ValueError, match="must have the same shape") as refusal:
         feature_mse_loss(torch.zeros(student), torch.zeros(teacher))
     assert f"student features {student} and teacher features {teacher}" in str(refusal.value)

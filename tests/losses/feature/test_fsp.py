@@ -58,7 +58,7 @@ def test_value_and_gradient_are_those_of_naive_loops_summed_over_successive_pair
     torch.autograd.gradcheck(lambda *layers: fsp_loss([*layers], teacher), inputs)
 
 
-def test_the_larger_of_two_layers_is_max_pooled_on_each_side_for_itself():
+def test_the_larger_of_two_layers_is_max_pooled_on_each_side_separately():
     large, small = [maps(2, 3, 6, 4, seed=seed) for seed in (1, 2)], [maps(2, 2, 3, 2, seed=seed) for seed in (3, 4)]
     pooled = [side.unflatten(2, (3, 2)).unflatten(4, (2, 2)).amax(dim=(3, 5)) for side in large]
     wanted = naive_fsp([pooled[0], small[0]], [pooled[1], small[1]])
@@ -66,7 +66,7 @@ def test_the_larger_of_two_layers_is_max_pooled_on_each_side_for_itself():
     assert fsp_loss([small[0], large[0]], [small[1], large[1]]).item() == pytest.approx(wanted, rel=1e-9)
 
 
-def test_both_sides_may_be_of_other_sizes():
+def test_the_two_sides_can_have_different_sizes():
     student, teacher = [maps(2, 3, 2, 2), maps(2, 2, 2, 2)], [maps(2, 3, 2, 2), maps(2, 2, 2, 2)]
     larger = [layer.repeat(1, 1, 2, 2) for layer in teacher]  # the same mean over positions
     assert fsp_loss(student, larger).item() == pytest.approx(naive_fsp(student, teacher), abs=1e-15)
@@ -87,12 +87,12 @@ def test_torchdistill_sums_the_norms_of_the_matrices_columns():
     assert fsp_loss(*layers).item() == pytest.approx(difference.square().mean().item(), rel=1e-5)
 
 
-def test_one_layer_has_no_flow():
+def test_a_single_layer_is_refused():
     with pytest.raises(ValueError, match="FSP compares successive layers, and 1 is given"):
         FSPLoss()([maps(2, 3, 2, 2)], [maps(2, 3, 2, 2)])
 
 
-def test_unlike_widths_are_refused_with_whom_it_is_for():
+def test_different_widths_are_refused():
     with pytest.raises(ValueError, match="FSP has no connector, so use a student as wide as its teacher"):
         FSPLoss()([maps(2, 3, 2, 2)] * 2, [maps(2, 4, 2, 2)] * 2)
 

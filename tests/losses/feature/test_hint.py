@@ -39,7 +39,7 @@ def maps(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def naive_regressor(student: torch.Tensor, weight: list, bias: list, size: int) -> list[list[list[list[float]]]]:
-    """A ReLU of the weighted sums of windows."""
+    """ReLU of weighted sums over windows."""
     k = len(weight[0][0])
     return [
         [
@@ -66,13 +66,13 @@ def naive_regressor(student: torch.Tensor, weight: list, bias: list, size: int) 
 
 
 def naive_hint(student: torch.Tensor, teacher: torch.Tensor) -> float:
-    """Half of the squares, summed over features and averaged over samples, then a feature's share."""
+    """Half the squares, summed over features, averaged over samples, divided by the number of features."""
     rows = naive.pairs(student.flatten(1), teacher.flatten(1))
     return sum(sum((a - b) ** 2 for a, b in zip(s, t, strict=True)) / 2 for s, t in rows) / len(rows) / len(rows[0][0])
 
 
 @pytest.mark.parametrize("kernel_size", [1, 2, 3])
-def test_value_is_that_of_naive_loops_behind_the_papers_regressor(kernel_size):
+def test_value_is_that_of_naive_loops_after_the_papers_regressor(kernel_size):
     loss = build(kernel_size=kernel_size).double()
     size = 5 - kernel_size
     student, teacher = maps(2, 3, 4, 4, seed=1), maps(2, 5, size, size, seed=2)
@@ -93,7 +93,7 @@ def test_the_public_weight_of_100_is_200_here():
     assert (200 * hint_loss(student, teacher)).item() == pytest.approx(100 * (student - teacher).square().mean().item())
 
 
-def test_sizes_that_do_not_meet_are_refused_with_the_kernel_that_would_do():
+def test_different_sizes_are_refused_with_the_right_kernel_size():
     with pytest.raises(
         ValueError, match=r"differ in size after the regressor with kernel_size=1: set it to 1 \+ H_s - H_t"
     ):
@@ -102,7 +102,7 @@ def test_sizes_that_do_not_meet_are_refused_with_the_kernel_that_would_do():
         build(kernel_size=0)
 
 
-def test_a_width_that_is_another_is_refused():
+def test_another_width_is_refused():
     with pytest.raises(ValueError, match="student features have 4 channels and the loss was built for 3"):
         build()(torch.zeros(2, 4, 4, 4), torch.zeros(2, 5, 4, 4))
     with pytest.raises(ValueError, match="set its teacher_channels to 3"):

@@ -43,7 +43,7 @@ def maps(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def convolve(x: list, weight: list, bias: list) -> list:
-    """A 3x3 convolution of one image, zeros around it."""
+    """A 3x3 convolution of one image with zero padding."""
     height, width = len(x[0]), len(x[0][0])
 
     def at(channel: list, i: int, j: int) -> float:
@@ -89,7 +89,7 @@ def test_the_gradient_is_the_difference_over_samples():
 
 
 @pytest.mark.parametrize(("spatial", "dims"), [(False, (0, 1)), (True, (0, 2, 3))])
-def test_what_is_masked_differs_by_call_and_is_as_much_as_asked_for(spatial, dims):
+def test_the_mask_differs_in_each_call_and_has_the_given_ratio(spatial, dims):
     loss = MGDLoss(5, 5, ratio=0.25, spatial=spatial)
     student, teacher = torch.ones(64, 5, 6, 6, requires_grad=True), torch.zeros(64, 5, 6, 6)
     assert [*loss.align.parameters()] == []  # of one width: no convolution
@@ -105,13 +105,13 @@ def test_what_is_masked_differs_by_call_and_is_as_much_as_asked_for(spatial, dim
 
 
 @pytest.mark.parametrize(("ratio", "left"), [(0.0, True), (1.0, False)])
-def test_a_ratio_of_nothing_keeps_all_and_of_one_keeps_nothing(ratio, left):
+def test_ratio_0_keeps_everything_and_ratio_1_nothing(ratio, left):
     student = maps(6, 3, 4, 4).float().requires_grad_()
     (gradient,) = torch.autograd.grad(build(ratio=ratio)(student, maps(6, 5, 4, 4).float()), student)
     assert gradient.any().item() is left
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_arguments_and_inputs_are_refused():
     with pytest.raises(ValueError, match=r"ratio=1.5 must lie in \[0, 1\]"):
         build(ratio=1.5)
     with pytest.raises(ValueError, match="student features have 4 channels and the loss was built for 3"):

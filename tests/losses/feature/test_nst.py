@@ -63,14 +63,14 @@ def test_layers_are_summed():
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_order_signs_and_scale_of_the_channels_and_how_often_all_occur_are_not_looked_at(size):
+def test_it_is_invariant_to_order_sign_scale_and_repetition_of_channels(size):
     teacher = maps(2, 5, size, size)
     scale = torch.tensor([1.0, -2.0, 30.0, 0.1, -0.5]).view(1, 5, 1, 1)
     assert nst_loss((scale * teacher).flip(1).repeat(1, 2, 1, 1), teacher).item() == pytest.approx(0, abs=1e-15)
 
 
 @pytest.mark.parametrize("channels", [2, 40])
-def test_channels_that_are_silent_have_no_pattern_and_no_gradient(channels):
+def test_channels_of_zeros_have_no_gradient(channels):
     student = maps(2, channels, 3, 3, seed=1)
     student[:, 0] = 0
     student.requires_grad_()

@@ -36,7 +36,7 @@ def maps(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def naive_ofd(students: list[torch.Tensor], teachers: list[torch.Tensor]) -> float:
-    """Of each layer half of the next; nothing where the student lies below a teacher's feature that is not positive."""
+    """Each layer has half the weight of the next; 0 where the student lies below a teacher's non-positive feature."""
     total = 0.0
     for i, (student, teacher) in enumerate(zip(students, teachers, strict=True)):
         layer = 0.0
@@ -65,7 +65,7 @@ def test_the_module_puts_a_convolution_and_a_batch_norm_before_it():
     assert loss(student, teacher).item() == pytest.approx(naive_ofd(connected, teacher), rel=1e-9)
 
 
-def test_it_is_what_the_zoo_that_puts_the_margin_into_the_loss_computes():
+def test_it_equals_the_form_with_the_margin_inside_the_loss():
     student, features = maps(3, 4, 5, 5, seed=1), maps(3, 4, 5, 5, seed=2)
     margin = torch.tensor([-0.2, -0.5, -0.8, -3.0], dtype=torch.float64).view(1, 4, 1, 1)
     below, between, above = features <= margin, (features > margin) & (features <= 0), features > 0
@@ -74,7 +74,7 @@ def test_it_is_what_the_zoo_that_puts_the_margin_into_the_loss_computes():
     assert ofd_loss(student, features.maximum(margin)).item() == pytest.approx(theirs.sum().item() / 3, rel=1e-12)
 
 
-def test_a_silent_student_is_not_pulled_to_a_silent_teacher():
+def test_values_negative_on_both_sides_have_no_gradient():
     student = torch.tensor([[-5.0, -0.1, 0.3]], requires_grad=True)
     teacher = torch.tensor([[-0.5, -0.5, -0.5]])
     (gradient,) = torch.autograd.grad(ofd_loss(student, teacher), student)
@@ -92,7 +92,7 @@ def test_the_larger_map_is_averaged_down(student, teacher):
     )
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_arguments_and_inputs_are_refused():
     with pytest.raises(
         ValueError,
         match=r"student_channels=\[3\] and teacher_channels=\[\] must name a width for every layer, and be of the same",

@@ -33,7 +33,7 @@ def in_order(values: torch.Tensor) -> list[float]:
 
 
 def naive_distance(student: torch.Tensor, teacher: torch.Tensor) -> float:
-    """The d-th smallest against the mean of the d-th part, of which a number that straddles two is in both."""
+    """The d-th smallest against the mean of the d-th part; a value on a border belongs to both parts."""
     ours, theirs = in_order(student), in_order(teacher)
     total = 0.0
     for d, value in enumerate(ours):
@@ -56,7 +56,7 @@ def test_layers_are_summed():
     assert ParameterDistributionLoss()(student, teacher).item() == pytest.approx(wanted, rel=1e-9)
 
 
-def test_neither_order_nor_shape_nor_scale_counts():
+def test_it_is_invariant_to_order_shape_and_scale():
     student = weights(6, 4)
     order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
     assert parameter_distribution_loss(student, 5 * student.flatten()[order].view(4, 6)).item() < 1e-20
@@ -74,7 +74,7 @@ def test_with_parts_of_one_size_no_other_matching_is_nearer():
         assert found + within <= cost + 1e-12
 
 
-def test_weights_that_are_zero_are_no_distribution_to_leave_by_a_gradient_without_end():
+def test_weights_of_zero_have_a_finite_gradient():
     student = torch.zeros(4, 3, requires_grad=True)
     (gradient,) = torch.autograd.grad(parameter_distribution_loss(student, weights(4, 3).float()), student)
     assert not gradient.any()

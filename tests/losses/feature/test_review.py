@@ -45,7 +45,7 @@ def maps(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def naive_hcl(student: torch.Tensor, teacher: torch.Tensor) -> float:
-    """Cell means of the difference, for pooling is linear, squared and averaged."""
+    """Mean square of the cell means of the difference; pooling is linear."""
     difference, size = student - teacher, student.shape[2]
     total, weights = difference.square().mean().item(), 1.0
     used = [level for level in (4, 2, 1) if level < size]
@@ -75,7 +75,7 @@ def test_layers_are_summed():
     assert review_kd_loss(students, teachers).item() == pytest.approx(wanted, rel=1e-12)
 
 
-def test_the_fusion_is_torchdistills():
+def test_the_fusion_equals_torchdistill():
     module = other_implementation("torchdistill.models.wrapper")
     loss = build()
     theirs = [
@@ -109,7 +109,7 @@ def test_a_shallow_layer_learns_from_the_teacher_through_the_deeper_ones_and_not
     assert [gradient is not None for gradient in middle] == [False, True, True]
 
 
-def test_maps_of_other_sizes_go_to_the_teachers_by_their_nearest_neighbour():
+def test_maps_are_resized_to_the_teachers_by_the_nearest_neighbour():
     loss = ReviewKDLoss([2], [3]).double()
     student, teacher = maps(4, 2, 2, 2, seed=1), maps(4, 3, 4, 4, seed=2)
     large = student.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
@@ -123,7 +123,7 @@ def test_the_common_width_is_the_deepest_layers_up_to_512():
     assert isinstance(build().fusions[0].attention[1], nn.Sigmoid)
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_arguments_and_inputs_are_refused():
     with pytest.raises(ValueError, match="must name a width for every layer, and be of the same length"):
         ReviewKDLoss([3, 4], [3])
     with pytest.raises(ValueError, match="1 layers of the student and 1 of the teacher, but the loss was built for 3"):

@@ -39,7 +39,7 @@ def example() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 
 
 def naive_embedding(features: torch.Tensor, embedding: nn.Sequential) -> list[list[float]]:
-    """Of each sample: inner products with all, as if there were twelve, rectified units, a vector of length one."""
+    """For each sample: inner products with the batch, padded to twelve, two layers with ReLU, a unit vector."""
     rows = features.flatten(1).tolist()
     first, second = embedding[0], embedding[2]
     found = []
@@ -98,14 +98,14 @@ def test_the_gradient_is_that_of_the_value():
     torch.autograd.gradcheck(lambda *layers: loss([*layers[:2]], [*layers[2:]]), inputs, fast_mode=True)
 
 
-def test_each_sample_weighs_its_own_pairs():
+def test_each_sample_has_its_own_attention():
     student = [[torch.zeros(2, 2), torch.zeros(2, 2)]]
     teacher = [[torch.tensor([[1.0, 1.0], [2.0, 2.0]]), torch.tensor([[3.0, 3.0], [4.0, 4.0]])]]
     attention = torch.tensor([[[1.0, 0.0]], [[0.25, 0.75]]])
     assert semckd_loss(student, teacher, attention).item() == pytest.approx((1 + 0.25 * 4 + 0.75 * 16) / 2)
 
 
-def test_the_attention_does_not_lose_what_half_precision_cannot_hold():
+def test_the_attention_is_finite_beyond_the_range_of_half_precision():
     loss, (student, teacher) = build(), example()
     student, teacher = ([500 * layer.float() for layer in side] for side in (student, teacher))
     plain = loss.attention(student, teacher)
@@ -113,7 +113,7 @@ def test_the_attention_does_not_lose_what_half_precision_cannot_hold():
         assert torch.equal(loss.attention(student, teacher), plain)
 
 
-def test_to_a_smaller_batch_absent_images_are_like_none():
+def test_rows_of_a_smaller_batch_are_padded_with_zeros():
     loss, (student, teacher) = build().double(), example()
     few = [[layer[:4] for layer in side] for side in (student, teacher)]
     silent = [[torch.cat([layer[:4], 0 * layer[4:]]) for layer in side] for side in (student, teacher)]
@@ -121,13 +121,13 @@ def test_to_a_smaller_batch_absent_images_are_like_none():
     assert loss(*few).isfinite()
 
 
-def test_the_projection_is_twice_as_wide_as_the_teacher_unless_it_is_told():
+def test_the_projection_is_twice_as_wide_as_the_teacher_by_default():
     assert build().projections[1][0][0].weight.shape == (10, 2, 1, 1)
     assert build(channels=7).projections[0][2][3].weight.shape == (7, 7, 3, 3)
     assert build().queries[0][0].weight.shape == (6, 12)  # a quarter of the batch, and twice that inside
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_arguments_and_inputs_are_refused():
     student, teacher = example()
     with pytest.raises(
         ValueError, match="1 layers of the student and 3 of the teacher, but the loss was built for 2 and 3"

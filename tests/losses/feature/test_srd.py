@@ -60,20 +60,20 @@ def test_maps_are_averaged_over_positions_and_the_student_is_projected():
     assert loss(student, teacher).item() == pytest.approx(wanted, rel=1e-9)
 
 
-def test_what_all_samples_share_and_the_scale_are_not_looked_at():
+def test_it_is_invariant_to_scale_and_a_common_offset():
     student, teacher = features(9, 3, seed=1), features(9, 3, seed=2)
     value = srd_loss(student, teacher).item()
     assert srd_loss(100 * student + 1e4, teacher - 7).item() == pytest.approx(value, abs=1e-3)
 
 
-def test_what_is_shared_costs_no_precision():
+def test_a_common_offset_costs_no_precision():
     loss, student, teacher = build(), features(9, 3, seed=1), features(9, 4, seed=2)
     shifted = (student + 1e4).float()
     exact = build().double()(shifted.double(), teacher)
     assert loss(shifted, teacher.float()).item() == pytest.approx(exact.item(), rel=1e-4)
 
 
-def test_it_is_least_and_finite_with_no_gradient_where_both_are_equal():
+def test_at_equality_it_is_smallest_finite_and_without_gradient():
     student = features(5, 3).requires_grad_()
     least = srd_loss(student, student.detach())
     (gradient,) = torch.autograd.grad(least, student)
@@ -82,7 +82,7 @@ def test_it_is_least_and_finite_with_no_gradient_where_both_are_equal():
     assert srd_loss(student + 1e-3 * features(5, 3, seed=1), student) > least
 
 
-def test_twice_it_and_a_divergence_is_torchdistills():
+def test_twice_the_loss_plus_a_divergence_equals_torchdistill():
     mid_level = other_implementation("torchdistill.losses.mid_level")
     theirs = mid_level.SRDLoss(*(["features", "output"] * 2), *(["logits", "output"] * 2), exponent=4.0)
     sides = [features(5, 3, seed=seed) for seed in (1, 2)]
@@ -95,14 +95,14 @@ def test_twice_it_and_a_divergence_is_torchdistills():
 
 
 @pytest.mark.parametrize("exponent", [1.0, 0.0, -4.0, float("nan"), float("inf")])
-def test_an_exponent_that_is_none_is_refused(exponent):
+def test_an_invalid_exponent_is_refused(exponent):
     with pytest.raises(ValueError, match="must be a finite number above 1"):
         build(exponent)
     with pytest.raises(ValueError, match="must be a finite number above 1"):
         srd_loss(features(3, 2), features(3, 2), exponent)
 
 
-def test_a_width_that_is_another_is_refused():
+def test_another_width_is_refused():
     with pytest.raises(ValueError, match="set its student_channels to 4"):
         build()(torch.zeros(2, 4), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="set its teacher_channels to 3"):

@@ -36,7 +36,7 @@ def maps(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def naive_vid(student: torch.Tensor, teacher: torch.Tensor, variance: list[float]) -> float:
-    """-log N(t; s, v), less log(2 pi) / 2, averaged over all values."""
+    """-log N(t; s, v) - log(2 pi) / 2, averaged over all values."""
     total = 0.0
     for s_sample, t_sample in zip(student.flatten(2).tolist(), teacher.flatten(2).tolist(), strict=True):
         for s_channel, t_channel, v in zip(s_sample, t_sample, variance, strict=True):
@@ -65,11 +65,11 @@ def test_the_module_regresses_the_means_and_begins_with_a_variance_of_five():
 
 
 @pytest.mark.parametrize("variance", [1e-4, 0.1, 1.0, 5.0, 1e3])
-def test_the_initial_variance_is_as_it_was_asked_for(variance):
+def test_the_initial_variance_is_the_given_one(variance):
     assert build(variance).variance.tolist() == pytest.approx([variance] * 4, rel=1e-4)
 
 
-def test_the_variance_learns_what_the_error_is():
+def test_the_variance_converges_to_the_mean_squared_error():
     student, teacher = torch.zeros(64, 4, 4, 4), maps(64, 4, 4, 4).float()
     teacher *= torch.tensor([0.5, 1.0, 2.0, 4.0]).view(1, 4, 1, 1)
     loss = build()
@@ -82,7 +82,7 @@ def test_the_variance_learns_what_the_error_is():
     assert loss.variance.tolist() == pytest.approx(wanted, rel=0.02)
 
 
-def test_it_is_torchdistills():
+def test_it_equals_torchdistill():
     pairs = {"pair": {side: {"path": "1", "io": "output"} for side in ("student", "teacher")}}
     student, teacher = maps(3, 4, 3, 3, seed=1).float(), maps(3, 4, 3, 3, seed=2).float()
     variance = torch.tensor([0.5, 1.0, 2.0, 4.0])
@@ -101,7 +101,7 @@ def test_the_parameters_are_those_of_torchdistills_regressor():
 
 
 @pytest.mark.parametrize("variance", [0.0, -1.0, 1e-5, float("nan"), float("inf")])
-def test_a_variance_that_is_none_is_refused(variance):
+def test_an_invalid_variance_is_refused(variance):
     with pytest.raises(ValueError, match="must be a finite number above 1e-05"):
         build(variance)
 

@@ -13,7 +13,7 @@ from tests.losses.plain import ROWS, N, Plain
 
 
 def edges() -> Tensor:
-    """Of six nodes; none leads to the last."""
+    """Edges between six nodes; none leads to the last."""
     return torch.tensor([[0, 2, 3, 1, 4, 0, 5, 2], [1, 1, 1, 0, 0, 2, 3, 4]])
 
 
@@ -52,7 +52,7 @@ def test_value_is_that_of_naive_loops(sigma: float, width: int):
     assert LSPLoss(sigma)(student, teacher, edges()).item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_where_a_node_lies_does_not_matter_and_whom_it_is_near_does():
+def test_it_depends_on_distances_and_not_on_positions():
     generator = torch.Generator().manual_seed(0)
     teacher = torch.randn(6, 4, generator=generator, dtype=torch.float64)
     rotation, _ = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64))
@@ -60,7 +60,7 @@ def test_where_a_node_lies_does_not_matter_and_whom_it_is_near_does():
     assert lsp_loss(2 * teacher, teacher, edges()) > 1e-3
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_inputs_are_refused():
     x = torch.zeros(6, 4)
     for wrong in (torch.zeros(6, dtype=torch.int64), torch.zeros(3, 2, dtype=torch.int64), torch.zeros(2, 3)):
         with pytest.raises(ValueError, match=r"must be int64 \(2, E\): set the term's target"):

@@ -57,7 +57,7 @@ def rows(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_it_is_the_naive_formula():
+def test_value_is_that_of_the_naive_formula():
     loss = with_representations().double()
     z, h, zs, hs = (
         rows(4, 10, seed=1),
@@ -81,13 +81,13 @@ def test_it_is_the_naive_formula():
     assert loss([z, h], [zs, *hs]).item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_without_alpha_all_edges_are_alike():
+def test_with_alpha_0_all_edges_are_equal():
     loss = ModalityGraphLoss(3, alpha=0.0).double()
     assert torch.equal(loss.edges(rows(4, 3, 10, seed=2), []), torch.full((4, 3), 1 / 3, dtype=torch.float64))
 
 
-def test_the_edges_learn_whom_the_student_can_follow():
-    """One teacher says what the student says, the other something else; both say it in a way of their own."""
+def test_the_edges_learn_which_teacher_the_student_can_imitate():
+    """One teacher agrees with the student and the other does not; the two are distinguishable by their logits."""
     torch.manual_seed(0)
     loss = ModalityGraphLoss(2, prior_weight=0.0)
     optimizer = torch.optim.Adam(loss.parameters(), lr=0.1)
@@ -112,7 +112,7 @@ def test_its_term_takes_the_logits_and_a_layer_of_each():
         term(student, teacher | {"members.b": torch.ones(6, 4)}, {})
 
 
-def test_what_is_no_graph_is_refused():
+def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match="teachers=1 must be at least 2"):
         ModalityGraphLoss(1)
     with pytest.raises(ValueError, match=r"prior=\[1.0\] must be one number above 0 for each of the 2 teachers"):

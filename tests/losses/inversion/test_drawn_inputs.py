@@ -1,4 +1,4 @@
-"""What is said of a drawn input by the teacher's answer alone, and how far two answers are apart."""
+"""Losses on generated inputs: of the teacher's logits alone, and between two networks' logits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def logits():
     return 3 * torch.randn(7, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def test_one_hot_is_the_cross_entropy_against_its_own_answer(logits):
+def test_one_hot_is_the_cross_entropy_against_the_predicted_class(logits):
     rows = logits.tolist()
     expected = -sum(naive.log_softmax(row)[row.index(max(row))] for row in rows) / 7
     assert OneHotLoss()(logits).item() == pytest.approx(expected, rel=1e-12)
@@ -37,7 +37,7 @@ def test_activation_is_minus_the_mean_magnitude(logits):
     assert ActivationLoss()(logits.view(7, 5, 2)).item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_entropy_is_that_of_the_batch_and_not_of_its_samples(logits):
+def test_entropy_is_that_of_the_batchs_mean_and_not_of_its_samples(logits):
     soft = [naive.softmax(row) for row in logits.tolist()]
     mean = [sum(column) / 7 for column in zip(*soft, strict=True)]
     expected = sum(p * math.log10(p) for p in mean)
@@ -55,13 +55,13 @@ def test_l1_is_the_mean_of_the_differences(logits):
 
 
 @pytest.mark.parametrize("shape", [(10,), (0, 10), (4, 1), (4, 10, 2)])
-def test_what_are_no_logits_is_refused(shape):
+def test_inputs_other_than_logits_are_refused(shape):
     for loss in (OneHotLoss(), InformationEntropyLoss()):
         with pytest.raises(ValueError, match=r"must be \(N, C\) with C >= 2.*: address logits"):
             loss(torch.zeros(shape))
 
 
-def test_what_are_no_features_is_refused():
+def test_inputs_other_than_features_are_refused():
     for shape in ((10,), (0, 10)):
         with pytest.raises(ValueError, match=r"must be .* and not empty: address a layer of features"):
             ActivationLoss()(torch.zeros(shape))

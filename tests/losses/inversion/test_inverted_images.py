@@ -1,4 +1,4 @@
-"""What makes an image one that a teacher was trained on: its statistics, its smoothness, its answer."""
+"""Losses that fit images to a teacher: BatchNorm statistics, total variation, impressions, activation records."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CASES = {
 }
 
 
-def test_statistics_are_those_of_the_batch_and_positions_and_layers_add_up():
+def test_statistics_are_over_batch_and_positions_and_layers_are_summed():
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(4, 2, 3, 3, generator=generator, dtype=torch.float64)
     mean, variance = torch.tensor([[0.5, -1.0], [2.0, 1.0]], dtype=torch.float64)
@@ -51,7 +51,7 @@ def test_statistics_are_those_of_the_batch_and_positions_and_layers_add_up():
     assert exact.item() == pytest.approx(0, abs=1e-12)
 
 
-def test_variation_is_the_length_of_the_differences_to_four_neighbours():
+def test_variation_is_the_norm_of_the_differences_to_four_neighbours():
     images = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     total = 0.0
     for image in images.tolist():
@@ -67,7 +67,7 @@ def test_variation_is_the_length_of_the_differences_to_four_neighbours():
     assert TotalVariationLoss()(images).item() == pytest.approx(total / 2, rel=1e-12)
 
 
-def test_an_impression_is_fitted_to_a_softened_answer():
+def test_an_impression_is_the_cross_entropy_of_softened_logits():
     logits = 3 * torch.randn(6, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     target = distribution()
     pairs = zip(logits.tolist(), target.tolist(), strict=True)
@@ -77,7 +77,7 @@ def test_an_impression_is_fitted_to_a_softened_answer():
     assert ImpressionLoss()(logits, None, target).item() == pytest.approx(expected / 6, rel=1e-12)
 
 
-def test_a_record_is_met_where_it_is_positive_and_each_layer_counts_by_its_size():
+def test_a_record_is_compared_where_it_is_positive_and_layers_are_divided_by_their_size():
     generator = torch.Generator().manual_seed(0)
     maps, logits = torch.randn(5, 2, 2, generator=generator), torch.randn(5, 3, generator=generator)
     record = torch.randn(5, 7, generator=generator)
@@ -92,7 +92,7 @@ def test_a_record_is_met_where_it_is_positive_and_each_layer_counts_by_its_size(
         loss([maps, logits], None, record[:, :5])
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_inputs_are_refused():
     loss = BatchNormStatisticsLoss()
     with pytest.raises(ValueError, match="address the layer before a BatchNorm, its running_mean"):
         loss([torch.zeros(2, 3), torch.zeros(3)])

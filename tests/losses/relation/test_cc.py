@@ -22,7 +22,7 @@ def rows(*shape: int, seed: int) -> Tensor:
 
 
 def kernel(a: list[float], b: list[float], gamma: float, order: int) -> float:
-    """exp(-gamma ||a - b||^2) = exp(-2 gamma) exp(2 gamma a^T b) for lengths of one, the latter expanded."""
+    """exp(-gamma ||a - b||^2) = exp(-2 gamma) exp(2 gamma a^T b) for unit vectors, with the last factor expanded."""
     cosine = sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b) or 1)
     return math.exp(-2 * gamma) * sum((2 * gamma * cosine) ** p / math.factorial(p) for p in range(order + 1))
 
@@ -63,7 +63,7 @@ def test_torchdistill_has_the_same_kernel_and_the_root_of_the_squared_distance()
     assert cc_loss(s, t).item() == pytest.approx((theirs.item() * 8**2) ** 2 / 8**2, rel=1e-5)
 
 
-def test_neither_rotation_nor_the_length_of_any_sample_matters():
+def test_it_is_invariant_to_rotation_and_to_the_length_of_each_sample():
     s, t = rows(6, 4, seed=1), rows(6, 4, seed=2)
     rotation, _ = torch.linalg.qr(rows(4, 4, seed=3))
     lengths = torch.arange(1.0, 7.0).double().unsqueeze(1)
@@ -71,7 +71,7 @@ def test_neither_rotation_nor_the_length_of_any_sample_matters():
 
 
 @pytest.mark.parametrize(("gamma", "order"), [(0.0, 2), (-1.0, 2), (math.nan, 2), (math.inf, 2), (0.4, 0)])
-def test_what_is_no_kernel_is_refused(gamma, order):
+def test_invalid_kernels_are_refused(gamma, order):
     with pytest.raises(
         ValueError, match=f"gamma={gamma} must be a finite number above 0, .* and order={order} at least 1"
     ):

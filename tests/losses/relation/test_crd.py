@@ -23,7 +23,7 @@ WRONG = [((6, 4), (5, 5)), ((1, 4), (1, 5)), ((0, 4), (0, 5)), ((6,), (6,))]
 
 
 def begun(**given) -> CRDLoss:
-    """Past its first batch, whose Z is held constant in the gradient."""
+    """Build a loss after its first batch, whose Z is constant in the gradient."""
     loss = build(training=True, negatives=7, **given)
     loss.log_means.fill_(1.0)
     return loss
@@ -55,7 +55,7 @@ def embedding(layer: nn.Linear, row: list[float]) -> list[float]:
 
 
 def published(out: list[list[float]], z: float, n: int) -> float:
-    """Positive first, then negatives, of each sample; the published code's probabilities and 1e-7."""
+    """The published code's loss, with its 1e-7, of probabilities: for each sample the positive, then the negatives."""
     total = 0.0
     for row in out:
         noise = (len(row) - 1) / n
@@ -66,7 +66,7 @@ def published(out: list[list[float]], z: float, n: int) -> float:
 
 
 def test_three_steps_are_those_of_the_published_code():
-    """With two images of two classes, all K negatives of one are the other, whatever is drawn."""
+    """With two images of two classes, every negative of one image is the other."""
     n, k, tau, momentum = 8, 3, 0.2, 0.3
     loss = build(training=True, negatives=k, temperature=tau, momentum=momentum).double()
     banks, index, z = [loss.student_bank.tolist(), loss.teacher_bank.tolist()], [6, 1], [0.0, 0.0]
@@ -93,7 +93,7 @@ def test_three_steps_are_those_of_the_published_code():
         torch.testing.assert_close(loss.teacher_bank.tolist(), banks[1])
 
 
-def test_negatives_are_drawn_evenly_from_the_images_seen_of_other_classes():
+def test_negatives_are_drawn_evenly_from_known_images_of_other_classes():
     loss = build(training=True, num_samples=20, negatives=6000)
     seen = {0: [3, 17], 1: [5], 2: [0, 4, 11]}
     for label, index in seen.items():
@@ -108,7 +108,7 @@ def test_negatives_are_drawn_evenly_from_the_images_seen_of_other_classes():
             assert drawn.count(row) == pytest.approx(6000 / len(others), rel=0.1)
 
 
-def test_each_call_draws_anew_and_a_saved_loss_goes_on_as_the_one_that_was_not():
+def test_each_call_draws_new_negatives_and_a_restored_loss_draws_the_same():
     def step(loss: CRDLoss, seed: int) -> Tensor:
         target = [torch.tensor([0, 1, 2, 3]), torch.tensor([6, 2, 0, 5])]
         return loss(rows(4, 4, seed=seed), rows(4, 5, seed=seed), target)
@@ -125,7 +125,7 @@ def test_each_call_draws_anew_and_a_saved_loss_goes_on_as_the_one_that_was_not()
     assert torch.equal(step(again, 4), step(loss, 4))
 
 
-def test_training_has_the_gradients_of_what_the_banks_held_before():
+def test_gradients_are_those_of_the_banks_before_their_update():
     gradients = []
     for training in (False, True):
         loss = build(training, negatives=5).double()
@@ -148,7 +148,7 @@ def test_a_batch_of_one_class_has_no_negatives_yet():
     assert loss.student_embedding.weight.grad.isfinite().all()
 
 
-def test_an_anchor_with_a_likely_positive_and_unlikely_negatives_costs_least():
+def test_the_loss_is_smallest_for_a_likely_positive_and_unlikely_negatives():
     assert crd_loss(torch.tensor([9.0]), torch.tensor([[-9.0, -math.inf]])) < 1e-3
     assert crd_loss(torch.tensor([-9.0]), torch.tensor([[-9.0, -math.inf]])) > 9
 
@@ -167,13 +167,13 @@ def test_an_anchor_with_a_likely_positive_and_unlikely_negatives_costs_least():
         (None, r"set the term's target to \[target, index\]"),
     ],
 )
-def test_what_are_no_class_and_image_indices_is_refused(target, message):
+def test_targets_other_than_class_and_image_indices_are_refused(target, message):
     with pytest.raises(ValueError, match=message):
         build()(rows(2, 4, seed=1), rows(2, 5, seed=2), target)
 
 
 @pytest.mark.parametrize("given", [{"num_samples": 0}, {"dim": 0}, {"negatives": 0}, {"momentum": 1.5}])
-def test_arguments_out_of_their_range_are_refused(given):
+def test_arguments_out_of_range_are_refused(given):
     with pytest.raises(ValueError, match=next(iter(given))):
         build(**given)
 

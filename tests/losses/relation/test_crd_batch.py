@@ -42,13 +42,13 @@ def naive(anchors: list[list[float]], others: list[list[float]], labels: list[in
 
 @pytest.mark.parametrize("labels", [[0, 1, 2, 3, 4], [0, 1, 0, 1, 2], [7, 7, 7, 7, 7]])
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
-def test_value_is_that_of_naive_loops_both_ways(labels, temperature):
+def test_value_is_that_of_naive_loops_in_both_directions(labels, temperature):
     s, t = units(5, 4, 1), units(5, 4, 2)
     expected = naive(s.tolist(), t.tolist(), labels, temperature) + naive(t.tolist(), s.tolist(), labels, temperature)
     assert in_batch_crd_loss(s, t, torch.tensor(labels), temperature).item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_the_module_embeds_linearly_and_at_length_one():
+def test_the_module_embeds_linearly_and_normalises():
     loss = build(temperature=0.2).double()
     s, t, labels = units(5, 4, 1), units(5, 5, 2), torch.tensor([0, 1, 0, 2, 3])
     embedded = [layer(x) for layer, x in ((loss.student_embedding, s), (loss.teacher_embedding, t))]
@@ -67,7 +67,7 @@ def test_pytorch_metric_learning_agrees_where_every_sample_is_a_class():
 
 
 @pytest.mark.parametrize("target", [torch.zeros(3, dtype=torch.long), torch.zeros(2), torch.zeros(2, 2)])
-def test_what_are_no_class_indices_is_refused(target):
+def test_targets_other_than_class_indices_are_refused(target):
     with pytest.raises(ValueError, match="must be class indices"):
         in_batch_crd_loss(torch.eye(2), torch.eye(2), target)
 

@@ -63,13 +63,13 @@ def test_value_is_that_of_naive_loops(weights):
     assert IRGLoss(*weights)(s, t).item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_scale_and_place_matter_for_the_nodes_alone():
+def test_scale_and_position_affect_the_nodes_alone():
     s, t = features(STUDENT, 1), features(TEACHER, 2)
     moved = [3 * s[0] + 1, 3 * s[1] + 1, s[2]]
     assert irg_loss(moved, t).item() == pytest.approx(irg_loss(s, t).item(), rel=1e-9)
 
 
-def test_samples_that_are_one_have_neither_edges_nor_gradients():
+def test_coinciding_samples_have_neither_edges_nor_gradients():
     layer = torch.ones(3, 2, requires_grad=True)
     loss = irg_loss([layer, layer, torch.ones(3, 4)], features([(3, 2), (3, 2), (3, 4)], 1), nodes=0)
     (gradient,) = torch.autograd.grad(loss, layer)
@@ -82,7 +82,7 @@ def test_logits_alone_are_refused():
         irg_loss([torch.zeros(4, 6)], [torch.zeros(4, 6)])
 
 
-def test_layers_of_two_widths_are_refused_unless_transformations_are_left_out():
+def test_layers_of_two_widths_are_refused_unless_transformations_is_0():
     s = features([(4, 3), (4, 5), (4, 6)], 1)
     with pytest.raises(ValueError, match="from 3 to 5 channels: list layers of one width"):
         irg_loss(s, s)
@@ -90,7 +90,7 @@ def test_layers_of_two_widths_are_refused_unless_transformations_are_left_out():
 
 
 @pytest.mark.parametrize("weights", [(-1, 1, 1), (1, math.nan, 1), (1, 1, math.inf)])
-def test_weights_that_are_none_are_refused(weights):
+def test_invalid_weights_are_refused(weights):
     with pytest.raises(ValueError, match="must be finite numbers, at least 0"):
         IRGLoss(*weights)
 

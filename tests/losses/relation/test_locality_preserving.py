@@ -46,11 +46,11 @@ def test_value_is_that_of_naive_loops(student, teacher, neighbours, width):
     assert neighbours != 5 or locality_preserving_loss(s, t).item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_it_is_zero_where_the_student_makes_one_of_all_samples():
+def test_it_is_zero_if_all_samples_of_the_student_coincide():
     assert locality_preserving_loss(torch.ones(4, 3), rows(4, 2, seed=1)) == 0
 
 
-def test_samples_that_coincide_are_neighbours_and_not_themselves():
+def test_coinciding_samples_are_neighbours_but_no_sample_is_its_own():
     s, t = torch.tensor([[0.0], [1.0], [5.0]], requires_grad=True), torch.zeros(3, 2)
     loss = locality_preserving_loss(s, t, neighbours=2)
     assert loss.item() == pytest.approx((1 + 25 + 1 + 16 + 25 + 16) / 6)
@@ -59,7 +59,7 @@ def test_samples_that_coincide_are_neighbours_and_not_themselves():
 
 
 @pytest.mark.parametrize(("neighbours", "width"), [(0, 1.0), (5, 0.0), (5, -1.0), (5, math.nan), (5, math.inf)])
-def test_what_is_no_neighbourhood_is_refused(neighbours, width):
+def test_invalid_neighbourhoods_are_refused(neighbours, width):
     with pytest.raises(ValueError, match=f"neighbours={neighbours} must be at least 1 and width={width} a finite"):
         LocalityPreservingLoss(neighbours, width)
 

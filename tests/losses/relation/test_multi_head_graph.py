@@ -93,7 +93,7 @@ def test_value_is_that_of_naive_loops():
     assert loss(*again).item() == pytest.approx(total, rel=1e-9)
 
 
-def test_the_student_moves_none_of_the_heads_and_the_heads_learn_of_the_teacher():
+def test_the_heads_are_trained_on_the_teacher_alone():
     loss = build().double()
     gradients = []
     for seed in (1, 3):
@@ -125,7 +125,7 @@ def test_the_divergence_is_from_the_student_to_the_teacher():
 
 
 @pytest.mark.parametrize(("student", "teacher", "heads"), [([3], [3], 8), ([3, 4], [3, 4, 5], 8), ([3, 4], [3, 4], 0)])
-def test_what_makes_no_graph_is_refused(student, teacher, heads):
+def test_invalid_graphs_are_refused(student, teacher, heads):
     with pytest.raises(ValueError, match="must name the same number of layers, at least two"):
         MultiHeadGraphLoss(student, teacher, heads)
 

@@ -51,14 +51,14 @@ def test_torchdistill_agrees():
     torch.testing.assert_close(*(torch.autograd.grad(loss, s)[0] for loss in (ours, theirs)), rtol=1e-4, atol=1e-7)
 
 
-def test_it_is_all_but_zero_where_both_agree_and_larger_elsewhere():
+def test_it_is_nearly_zero_where_both_agree_and_larger_elsewhere():
     t = rows(6, 4, seed=2)
     assert abs(pkt_loss(t, t).item()) < 1e-12
     for scale in (0.01, 0.1, 1.0, 10.0):
         assert pkt_loss(t + scale * rows(6, 4, seed=3), t) > 0
 
 
-def test_neither_rotation_nor_the_length_of_any_sample_matters():
+def test_it_is_invariant_to_rotation_and_to_the_length_of_each_sample():
     s, t = rows(6, 4, seed=1), rows(6, 4, seed=2)
     rotation, _ = torch.linalg.qr(rows(4, 4, seed=3))
     lengths = torch.arange(1.0, 7.0).double().unsqueeze(1)

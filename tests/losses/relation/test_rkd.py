@@ -70,14 +70,14 @@ def test_torchdistill_agrees(distance, angle):
     torch.testing.assert_close(*(torch.autograd.grad(loss, s)[0] for loss in (ours, theirs)), rtol=1e-4, atol=1e-5)
 
 
-def test_scale_place_and_rotation_do_not_matter():
+def test_it_is_invariant_to_scale_position_and_rotation():
     s, t = rows(6, 4, seed=1), rows(6, 4, seed=2)
     rotation, _ = torch.linalg.qr(rows(4, 4, seed=3))
     assert rkd_loss(5 * s @ rotation + 7, t).item() == pytest.approx(rkd_loss(s, t).item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_samples_that_coincide_pull_each_other_nowhere_and_the_others_as_without_them(dtype):
+def test_coinciding_samples_have_no_gradient_and_do_not_change_that_of_others(dtype):
     s, t = rows(5, 4, seed=1).to(dtype), rows(5, 4, seed=2).to(dtype)
     s = s[[0, 1, 2, 3, 4, 4]].requires_grad_()
     (gradient,) = torch.autograd.grad(rkd_loss(s, t[[0, 1, 2, 3, 4, 0]]), s)
@@ -89,7 +89,7 @@ def test_samples_that_coincide_pull_each_other_nowhere_and_the_others_as_without
 
 
 @pytest.mark.parametrize("weights", [(0, 0), (-1, 1), (1, math.nan), (math.inf, 1)])
-def test_weights_that_are_none_are_refused(weights):
+def test_invalid_weights_are_refused(weights):
     with pytest.raises(ValueError, match=f"distance={weights[0]} and angle={weights[1]} must be finite"):
         RKDLoss(*weights)
 

@@ -44,7 +44,7 @@ def test_layers_add_up():
     assert SPLoss()(s, t).item() == pytest.approx(naive(s[0], t[0]) + naive(s[1], t[1]), rel=1e-9)
 
 
-def test_torchdistill_divides_rows_by_the_sum_of_what_stands_in_them_and_not_by_their_length():
+def test_torchdistill_divides_rows_by_their_absolute_sum_and_not_their_length():
     there = other_implementation("torchdistill.losses.mid_level").SPKDLoss("conv", "conv", "batchmean")
     s, t = rows(8, 3, 2, 2, seed=1), rows(8, 5, seed=2)
     theirs = there({"conv": {"output": s}}, {"conv": {"output": t}})
@@ -54,7 +54,7 @@ def test_torchdistill_divides_rows_by_the_sum_of_what_stands_in_them_and_not_by_
     assert theirs.item() == pytest.approx(sum(squares) / 8**2, rel=1e-5)
 
 
-def test_rotation_and_one_scale_of_all_samples_do_not_matter_but_a_scale_of_one_does():
+def test_it_is_invariant_to_rotation_and_a_common_scale_but_not_to_the_scale_of_one_sample():
     s, t = rows(6, 4, seed=1), rows(6, 4, seed=2)
     rotation, _ = torch.linalg.qr(rows(4, 4, seed=3))
     loss = sp_loss(s, t).item()
@@ -63,7 +63,7 @@ def test_rotation_and_one_scale_of_all_samples_do_not_matter_but_a_scale_of_one_
     assert abs(sp_loss(s, t).item() - loss) > 1e-3
 
 
-def test_a_sample_of_zeros_has_no_gradient_and_spoils_no_other():
+def test_a_sample_of_zeros_has_no_gradient_and_does_not_change_that_of_others():
     s, t = rows(5, 4, seed=1), rows(5, 4, seed=2)
     s[0] = 0
     (gradient,) = torch.autograd.grad(sp_loss(s.requires_grad_(), t), s)

@@ -16,7 +16,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_it_is_the_divergence_of_those_samples_alone(temperature: float):
+def test_it_is_the_divergence_of_samples_with_the_same_prediction(temperature: float):
     student, teacher = 3 * torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     total, agreeing = 0.0, 0
     for s, t in naive.pairs(student, teacher):

@@ -70,7 +70,7 @@ def learner(**changes: float) -> OfflineDistiller:
     return OfflineDistiller(toys.network(seed=1), toys.network(16, seed=2), terms)
 
 
-def test_it_is_the_optimizers_and_a_step_of_it_makes_the_loss_larger():
+def test_the_optimizer_trains_it_and_its_step_increases_the_loss():
     made = learner()
     loss = made.terms["kd"].loss
     images, student, teacher = torch.rand(16, 3, 28, 28), logits(1), logits(2)
@@ -86,7 +86,7 @@ def test_it_is_the_optimizers_and_a_step_of_it_makes_the_loss_larger():
     made.compute_losses((images, torch.zeros(16, dtype=torch.long)))["kd"].backward()
 
 
-def test_it_is_logged_as_a_number_and_no_schedule_moves_it(tmp_path):
+def test_it_is_logged_as_a_number_and_no_schedule_changes_it(tmp_path):
     made = learner()
     trainer = toys.trainer(tmp_path, max_epochs=1)
     trainer.fit(made, toys.data())
@@ -98,7 +98,7 @@ def test_it_is_logged_as_a_number_and_no_schedule_moves_it(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["lowest", "width"])
-def test_bounds_and_strengths_that_are_none_are_refused(name):
+def test_invalid_bounds_and_strengths_are_refused(name):
     with pytest.raises(ValueError, match=f"{name}=0.0 must be a finite number above 0"):
         CTKDLoss(**{name: 0.0})
     with pytest.raises(ValueError, match=r"reversal=2\.0 must lie in"):

@@ -21,7 +21,7 @@ def logits(seed: int, scale: float = 3.0) -> Tensor:
 
 
 def distance(x: list[float], y: list[float]) -> float:
-    """1 - Pearson's correlation."""
+    """1 - Pearson correlation."""
     x_mean, y_mean = math.fsum(x) / len(x), math.fsum(y) / len(y)
     covariance = math.fsum((a - x_mean) * (b - y_mean) for a, b in zip(x, y, strict=True))
     x_square, y_square = math.fsum((a - x_mean) ** 2 for a in x), math.fsum((b - y_mean) ** 2 for b in y)
@@ -55,7 +55,7 @@ def test_value_and_gradient_are_those_of_torchdistill(temperature):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
-def test_probabilities_that_go_up_and_down_together_are_all_that_is_asked_for():
+def test_perfectly_correlated_probabilities_have_loss_0():
     teacher = logits(1)
     p = (teacher / 4).softmax(dim=1)
     student = 4 * (0.5 * p + 0.5 / 4).log()  # half as far from 1 / C, in every row and column
@@ -71,7 +71,7 @@ def test_float32_keeps_its_digits_where_the_probabilities_are_nearly_equal(scale
     assert expected > 1e-3
 
 
-def test_what_does_not_vary_counts_nothing_on_both_sides_and_half_on_one():
+def test_a_constant_vector_counts_0_on_both_sides_and_half_on_one():
     flat, sharp = torch.zeros(4, 3), torch.eye(4, 3)
     student = flat.clone().requires_grad_()
     both = dist_loss(student, flat)
@@ -84,7 +84,7 @@ def test_what_does_not_vary_counts_nothing_on_both_sides_and_half_on_one():
     assert torch.autograd.grad(one, student)[0].isfinite().all()
 
 
-def test_one_sample_has_none_to_be_compared_with():
+def test_a_single_sample_is_refused():
     with pytest.raises(ValueError, match="use batches of at least 2"):
         dist_loss(torch.zeros(1, 3), torch.zeros(1, 3))
     with pytest.raises(ValueError, match=r"gamma=-1\.0 must be a finite number, at least 0"):

@@ -56,14 +56,14 @@ def test_gradient_is_that_of_the_published_formula_where_that_is_finite():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_with_the_teachers_doubt_as_beta_it_is_hintons_loss(temperature):
+def test_with_beta_1_minus_the_teachers_probability_it_is_hintons_loss(temperature):
     student, teacher = logits(1)[:1], logits(2)[:1]
     doubt = 1 - naive.softmax(teacher[0].tolist(), temperature)[3]
     found = dkd_loss(student, teacher, LABELS[:1], temperature, alpha=1.0, beta=doubt)
     assert found.item() == pytest.approx(naive.kd(student, teacher, temperature), rel=1e-9)
 
 
-def test_what_the_others_are_worth_does_not_depend_on_how_sure_of_the_label_both_are():
+def test_the_other_classes_part_does_not_depend_on_the_labels_probability():
     student, teacher = logits(1), logits(2)
     sure = 50.0 * torch.nn.functional.one_hot(LABELS, 4)
     first = dkd_loss(student, teacher, LABELS, alpha=0.0, beta=1.0)
@@ -71,7 +71,7 @@ def test_what_the_others_are_worth_does_not_depend_on_how_sure_of_the_label_both
 
 
 @pytest.mark.parametrize("scale", [1e2, 1e4])
-def test_a_sure_student_that_is_wrong_still_learns(scale):
+def test_a_certain_and_wrong_student_still_has_a_gradient(scale):
     student = (scale * torch.tensor([[1.0, -1.0, 0.0]])).requires_grad_()
     loss = dkd_loss(student, torch.tensor([[-1.0, 1.0, 0.0]]), torch.tensor([1]), 1.0)
     (gradient,) = torch.autograd.grad(loss, student)
@@ -80,7 +80,7 @@ def test_a_sure_student_that_is_wrong_still_learns(scale):
     assert gradient[0, 1] < -0.5
 
 
-def test_of_two_classes_there_is_one_other_and_nothing_to_tell_apart():
+def test_with_two_classes_the_other_classes_part_is_0():
     student, teacher = logits(1, 2), logits(2, 2)
     labels = LABELS % 2
     assert dkd_loss(student, teacher, labels, alpha=0.0).item() == 0
@@ -89,7 +89,7 @@ def test_of_two_classes_there_is_one_other_and_nothing_to_tell_apart():
 
 @pytest.mark.parametrize("name", ["alpha", "beta"])
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
-def test_coefficients_that_are_none_are_refused(name, value):
+def test_invalid_coefficients_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name}={value} must be a finite number, at least 0"):
         DKDLoss(**{name: value})
 

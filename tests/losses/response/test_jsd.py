@@ -67,20 +67,20 @@ def test_the_ends_are_the_forward_and_the_reverse_divergence(temperature):
     assert jsd_loss(student, teacher, temperature, 1.0).item() == pytest.approx(reverse, rel=1e-9)
 
 
-def test_the_ends_are_the_limits_of_what_it_is_divided_by_beta_or_its_rest():
+def test_the_ends_are_the_limits_of_the_loss_over_beta_times_one_minus_beta():
     student, teacher = logits(1), logits(2)
     for end, near in ((0.0, 1e-7), (1.0, 1 - 1e-7)):
         limit = jsd_loss(student, teacher, 1.0, near) / (near * (1 - near))
         assert limit.item() == pytest.approx(jsd_loss(student, teacher, 1.0, end).item(), rel=1e-4)
 
 
-def test_near_its_least_it_is_a_quarter_of_hintons_loss():
+def test_near_its_minimum_it_is_a_quarter_of_hintons_loss():
     teacher = logits(2)
     student = teacher + 1e-4 * logits(1)
     assert jsd_loss(student, teacher, 4.0).item() == pytest.approx(naive.kd(student, teacher, 4.0) / 4, rel=1e-3)
 
 
-def test_half_way_it_is_symmetric_and_below_log_2_and_bounded_where_the_ends_are_not():
+def test_for_beta_half_it_is_symmetric_and_bounded_by_log_2_unlike_the_ends():
     student, teacher = logits(1), logits(2)
     torch.testing.assert_close(jsd_loss(student, teacher), jsd_loss(teacher, student))
     opposite = 1e4 * torch.tensor([[1.0, -1.0]]), 1e4 * torch.tensor([[-1.0, 1.0]])
@@ -93,7 +93,7 @@ def test_half_way_it_is_symmetric_and_below_log_2_and_bounded_where_the_ends_are
 
 
 @pytest.mark.parametrize("beta", [-0.1, 1.1, math.nan])
-def test_a_share_that_is_none_is_refused(beta):
+def test_an_invalid_share_is_refused(beta):
     with pytest.raises(ValueError, match=r"beta=.* must lie in \[0, 1\]"):
         JSDLoss(beta=beta)
 

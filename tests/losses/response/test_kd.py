@@ -21,12 +21,12 @@ def log_probabilities(student: Tensor, teacher: Tensor, temperature: float) -> t
 
 
 def kl_mae_alone(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Another loss over the same divergence: with alpha=1 nothing but KL is left."""
+    """Another loss with the same divergence: alpha=1 leaves the KL part alone."""
     return kl_mae_loss(student, teacher, temperature, alpha=1.0)
 
 
 def softened(teacher: Tensor, temperature: float) -> Tensor:
-    """The distribution that the loss teaches, read from its gradient on a blank student, T (1 / C - p) / N."""
+    """The soft targets p, from the gradient T (1 / C - p) / N of a uniform student."""
     student = torch.zeros_like(teacher, requires_grad=True)
     (gradient,) = torch.autograd.grad(KDLoss(temperature)(student, teacher), student)
     rows, classes = teacher.shape
@@ -80,7 +80,7 @@ def test_as_the_temperature_goes_to_infinity_it_teaches_the_uniform_distribution
 
 
 def half_squared_distance(student: Tensor, teacher: Tensor) -> float:
-    """Of the centred logits, over C, averaged over samples: the limit in Hinton 2015, equation 4."""
+    """Half the squared distance of centred logits over C, averaged over samples: Hinton 2015, equation 4."""
     total = 0.0
     for s, t in naive.pairs(student, teacher):
         s_mean, t_mean = sum(s) / len(s), sum(t) / len(t)
@@ -152,7 +152,7 @@ def test_up_to_the_threshold_it_is_torchs_kl_div_bit_for_bit_and_above_it_is_cor
 
 
 @pytest.mark.parametrize("temperature", [0.01, 1.0, 1000.0])
-def test_it_stays_finite_as_long_as_the_softened_logits_and_the_loss_are_representable(temperature: float):
+def test_it_is_finite_if_softened_logits_and_loss_are_representable(temperature: float):
     student = (1e34 * logits(4, 10, 1.0, seed=1)).float().requires_grad_()
     loss = kd_loss(student, (1e34 * logits(4, 10, 1.0, seed=2)).float(), temperature)
     (gradient,) = torch.autograd.grad(loss, student)
@@ -160,7 +160,7 @@ def test_it_stays_finite_as_long_as_the_softened_logits_and_the_loss_are_represe
     assert gradient.isfinite().all()
 
 
-def test_the_gradient_has_no_hole_where_the_two_log_probabilities_differ_by_exactly_1():
+def test_the_gradient_is_exact_where_log_probabilities_differ_by_exactly_1():
     temperature = 10**1.5
     student = torch.tensor([[temperature, 0.0]], requires_grad=True)
     teacher = torch.tensor([[0.0, temperature]])
@@ -181,7 +181,7 @@ def naive_asymmetric(student: Tensor, teacher: Tensor, temperature: float, teach
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 4.0, 8.0, 8.1, 20.0, 1000.0])
 @pytest.mark.parametrize("teacher_temperature", [0.05, 2.0, 8.1, 500.0])
 @pytest.mark.parametrize("scale", [0.1, 3.0, 100.0])
-def test_the_teacher_may_be_softened_differently(temperature: float, teacher_temperature: float, scale: float):
+def test_the_teacher_can_have_another_temperature(temperature: float, teacher_temperature: float, scale: float):
     student, teacher = logits(7, 10, scale, seed=1).requires_grad_(), logits(7, 10, scale, seed=2)
     loss = KDLoss(temperature, teacher_temperature)(student, teacher)
     (gradient,) = torch.autograd.grad(loss, student)
@@ -209,7 +209,7 @@ def test_float32_keeps_its_digits_at_unequal_temperatures(dtype, temperature: fl
 
 
 @pytest.mark.parametrize("temperature", [0.1, 4.0, 50.0])
-def test_without_a_temperature_of_its_own_the_teacher_has_the_students_wherever_that_moves(temperature: float):
+def test_without_a_teacher_temperature_both_have_the_students(temperature: float):
     student, teacher = logits(7, 10, seed=1, dtype=torch.float32), logits(7, 10, seed=2, dtype=torch.float32)
     loss = KDLoss(3.0)
     loss.temperature = temperature
@@ -222,7 +222,7 @@ def test_without_a_temperature_of_its_own_the_teacher_has_the_students_wherever_
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
-def test_a_teachers_temperature_that_is_none_is_refused(temperature: float):
+def test_an_invalid_teacher_temperature_is_refused(temperature: float):
     with pytest.raises(ValueError, match=f"teacher_temperature={temperature} must be a finite number above 0"):
         KDLoss(4.0, temperature)
     with pytest.raises(ValueError, match=f"teacher_temperature={temperature} must be a finite number above 0"):

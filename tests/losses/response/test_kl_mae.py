@@ -23,7 +23,7 @@ def absolute_error(student: torch.Tensor, teacher: torch.Tensor, temperature: fl
 
 @pytest.mark.parametrize("temperature", [0.5, 4.0, 50.0])
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_it_is_the_mix_of_naive_sums(logits, temperature: float, alpha: float):
+def test_it_is_the_weighted_mean_of_naive_sums(logits, temperature: float, alpha: float):
     student, teacher = logits
     divergence, error = naive.kd(student, teacher, temperature), absolute_error(student, teacher, temperature)
     loss = KLMAELoss(temperature, alpha)(student, teacher)
@@ -31,7 +31,7 @@ def test_it_is_the_mix_of_naive_sums(logits, temperature: float, alpha: float):
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0, 1e4])
-def test_the_gradient_of_the_absolute_error_alone_is_bounded_however_wrong_the_student_is(logits, scale: float):
+def test_the_gradient_of_the_absolute_error_alone_is_bounded(logits, scale: float):
     student, teacher = logits
     student = (scale * student).requires_grad_()
     (gradient,) = torch.autograd.grad(kl_mae_loss(student, teacher, temperature=1.0, alpha=0.0), student)
@@ -40,7 +40,7 @@ def test_the_gradient_of_the_absolute_error_alone_is_bounded_however_wrong_the_s
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), float("inf")])
-def test_a_share_outside_0_to_1_is_refused(logits, alpha: float):
+def test_a_weight_outside_0_to_1_is_refused(logits, alpha: float):
     with pytest.raises(ValueError, match=rf"alpha={alpha} must lie in \[0, 1\]"):
         KLMAELoss(alpha=alpha)
     with pytest.raises(ValueError, match=rf"alpha={alpha} must lie in \[0, 1\]"):

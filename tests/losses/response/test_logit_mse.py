@@ -29,7 +29,7 @@ def test_value_and_gradient_are_those_of_naive_loops(rows: int, classes: int):
 
 
 @pytest.mark.parametrize("temperature", [10, 4, 1])
-def test_annealed_it_regresses_what_the_temperature_leaves_of_the_teachers_logits(temperature: int):
+def test_the_teachers_logits_are_scaled_by_the_annealing_factor(temperature: int):
     generator = torch.Generator().manual_seed(0)
     student, teacher = 3 * torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
     left = 1 - (temperature - 1) / 10
@@ -38,7 +38,7 @@ def test_annealed_it_regresses_what_the_temperature_leaves_of_the_teachers_logit
     assert LogitMSELoss(teacher_scale=left)(student, teacher).item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_scale_that_is_no_number_is_refused():
+def test_a_scale_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="teacher_scale=nan must be a finite number"):
         LogitMSELoss(teacher_scale=float("nan"))
 

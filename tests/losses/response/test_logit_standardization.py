@@ -22,7 +22,7 @@ def logits(seed: int, scale: float = 3.0) -> Tensor:
 
 
 def z_scores(rows: Tensor) -> Tensor:
-    """With `statistics.stdev`, which divides by C - 1."""
+    """Standardise by `statistics.stdev`, which divides by C - 1."""
     return torch.tensor(
         [[(x - statistics.fmean(row)) / statistics.stdev(row) for x in row] for row in rows.tolist()],
         dtype=torch.float64,
@@ -48,7 +48,7 @@ def test_gradient_is_that_of_torchdistill_and_so_is_the_value():
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-8)
 
 
-def test_neither_the_size_nor_the_place_of_the_logits_matters():
+def test_it_is_invariant_to_scale_and_offset_of_the_logits():
     student, teacher = logits(1), logits(2)
     first = logit_standardization_kd_loss(student, teacher)
     factors = torch.tensor([[0.01], [0.3], [1.0], [30.0], [1e4]])
@@ -60,7 +60,7 @@ def test_neither_the_size_nor_the_place_of_the_logits_matters():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("equal", [0.0, 3.0, 1e4])
 @pytest.mark.parametrize("apart", [0.0, 1e-7, 1e-4])
-def test_logits_that_are_equal_or_nearly_have_finite_gradients(dtype, equal, apart):
+def test_nearly_equal_logits_have_finite_gradients(dtype, equal, apart):
     student = (equal + apart * logits(1)).to(dtype).requires_grad_()
     loss = logit_standardization_kd_loss(student, logits(2).to(dtype))
     (gradient,) = torch.autograd.grad(loss, student)

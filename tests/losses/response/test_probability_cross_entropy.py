@@ -21,7 +21,7 @@ def naive_softmax(row: list[float]) -> list[float]:
 
 
 def naive_loss(logits: torch.Tensor, target: torch.Tensor) -> float:
-    """Python floats, which are float64: softmax twice, then the logarithm."""
+    """Apply softmax twice, then the logarithm, in Python floats (float64)."""
     rows = zip(logits.tolist(), target.tolist(), strict=True)
     return sum(-math.log(naive_softmax(naive_softmax(row))[label]) for row, label in rows) / len(target)
 
@@ -56,7 +56,7 @@ def test_it_is_not_the_cross_entropy_of_the_logits():
     assert loss > 10 * torch.nn.functional.cross_entropy(logits, target)
 
 
-def test_certain_and_right_costs_the_floor_and_certain_and_wrong_one_more():
+def test_a_certain_prediction_has_the_floor_as_loss_and_a_wrong_one_1_more():
     certain, target = 1000 * torch.eye(10, dtype=torch.float64), torch.arange(10)
     assert probability_cross_entropy_loss(certain, None, target).item() == pytest.approx(FLOOR, rel=1e-12)
     assert probability_cross_entropy_loss(certain, None, target.roll(1)).item() == pytest.approx(FLOOR + 1, rel=1e-12)
@@ -64,7 +64,7 @@ def test_certain_and_right_costs_the_floor_and_certain_and_wrong_one_more():
 
 
 @pytest.mark.parametrize("margin", [5.0, 10.0, 20.0])
-def test_a_wrong_prediction_learns_the_less_the_more_certain_it_is(margin: float):
+def test_the_gradient_of_a_wrong_prediction_vanishes_with_its_certainty(margin: float):
     logits = torch.zeros(1, 10, dtype=torch.float64)
     logits[0, 3] = margin  # class 3 for certain, the label says 7
     target = torch.tensor([7])
@@ -77,7 +77,7 @@ def test_a_wrong_prediction_learns_the_less_the_more_certain_it_is(margin: float
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_every_precision_is_finite_and_halves_are_computed_in_float32(dtype: torch.dtype):
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype):
     logits = (1e4 * torch.randn(64, 10, generator=torch.Generator().manual_seed(0))).to(dtype).requires_grad_()
     target = torch.arange(64) % 10
     loss = probability_cross_entropy_loss(logits, None, target)
@@ -95,7 +95,7 @@ def test_shapes_that_do_not_fit_are_refused(logits: tuple[int, ...], target: tup
         probability_cross_entropy_loss(torch.zeros(logits), None, torch.zeros(target, dtype=torch.long))
 
 
-def test_a_term_with_it_asks_for_labels():
+def test_its_term_needs_labels():
     term = Term(ProbabilityCrossEntropyLoss(), teacher=None)
     activations = {"logits": torch.zeros(2, 10)}
     assert term(activations, None, {"target": torch.tensor([3, 7])}).item() == pytest.approx(math.log(10))

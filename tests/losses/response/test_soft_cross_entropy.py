@@ -29,7 +29,7 @@ def test_it_is_the_naive_sum(logits, temperature: float):
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 4.0, 50.0, 1000.0])
-def test_it_differs_from_kd_by_the_teachers_entropy_and_its_gradient_not_at_all(logits, temperature: float):
+def test_it_differs_from_kd_by_the_teachers_entropy_and_has_the_same_gradient(logits, temperature: float):
     student, teacher = logits
     loss, divergence = SoftCrossEntropyLoss(temperature)(student, teacher), kd_loss(student, teacher, temperature)
     entropy = temperature**2 * naive.entropy(teacher, temperature)

@@ -13,7 +13,7 @@ def logits():
 
 
 def cross_entropy(logits: torch.Tensor, targets: list[list[float]]) -> float:
-    """Against one distribution a sample."""
+    """Cross-entropy against one distribution for each sample."""
     rows = zip(logits.tolist(), targets, strict=True)
     return -sum(t * q for row, target in rows for t, q in zip(target, naive.log_softmax(row), strict=True)) / len(
         logits
@@ -34,7 +34,7 @@ def test_class_indices_are_one_hot_targets_smoothed_towards_uniform(logits, smoo
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_probabilities_are_targets_as_they_are(logits, dtype: torch.dtype):
+def test_probabilities_are_used_as_targets(logits, dtype: torch.dtype):
     mixed = torch.softmax(logits.roll(1, dims=0), dim=1).to(dtype)  # what mixup gives
     loss = TaskLoss()(logits, None, mixed)
     assert loss.item() == pytest.approx(cross_entropy(logits, mixed.tolist()), rel=1e-12)
@@ -49,7 +49,7 @@ def test_probabilities_are_targets_as_they_are(logits, dtype: torch.dtype):
         torch.zeros(7, 10).bool(),
     ],
 )
-def test_targets_of_a_type_that_does_not_say_what_they_are_are_refused(logits, target):
+def test_targets_of_an_ambiguous_type_are_refused(logits, target):
     with pytest.raises(ValueError, match=f"{target.dtype} do not fit.*int64 class indices"):
         task_loss(logits, target)
 

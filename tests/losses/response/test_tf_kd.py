@@ -21,7 +21,7 @@ def logits(scale: float = 3.0) -> Tensor:
 
 
 def virtual(correct: float) -> Tensor:
-    """The teacher's probabilities, as the paper's equation 8 has them."""
+    """The virtual teacher's probabilities, equation 8 of the paper."""
     rows = [[correct if c == label else (1 - correct) / 3 for c in range(4)] for label in LABELS.tolist()]
     return torch.tensor(rows, dtype=torch.float64)
 
@@ -54,7 +54,7 @@ def test_at_temperature_1_its_gradient_is_that_of_label_smoothing():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_a_student_that_is_sure_and_wrong_has_finite_gradients(dtype):
+def test_a_certain_and_wrong_student_has_finite_gradients(dtype):
     student = (1e4 * torch.eye(5, 4)).to(dtype).requires_grad_()
     loss = tf_kd_loss(student, LABELS, 1.0)
     (gradient,) = torch.autograd.grad(loss, student)
@@ -63,12 +63,12 @@ def test_a_student_that_is_sure_and_wrong_has_finite_gradients(dtype):
 
 
 @pytest.mark.parametrize("correct", [0.0, 1.0, -0.1, math.nan])
-def test_a_teacher_that_is_sure_has_nothing_to_soften(correct):
+def test_an_invalid_probability_of_the_label_is_refused(correct):
     with pytest.raises(ValueError, match=r"correct=.* must lie between 0 and 1"):
         TfKDLoss(correct=correct)
 
 
-def test_a_student_learns_by_it_without_a_teacher():
+def test_it_trains_a_student_without_a_teacher():
     learner = Classifier(toys.network(), {"virtual": Term(TfKDLoss(), teacher=None)})
     losses = learner.compute_losses((torch.rand(4, 3, 28, 28), torch.arange(4)))
     losses["virtual"].backward()

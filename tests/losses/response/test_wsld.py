@@ -54,12 +54,12 @@ def test_gradient_is_that_of_the_published_cross_entropy():
 
 
 def weight(student: list[float], teacher: list[float]) -> float:
-    """Of a sample whose label is 0: what is left of Hinton's loss."""
+    """The weight of a sample with label 0: the loss divided by Hinton's."""
     pair = torch.tensor([student]), torch.tensor([teacher])
     return wsld_loss(*pair, torch.tensor([0])).item() / naive.kd(*pair, 2.0)
 
 
-def test_what_the_student_knows_better_counts_little_and_what_the_teacher_knows_all():
+def test_weights_are_small_where_the_student_is_better_and_1_where_the_teacher_is():
     assert weight([9.0, 0.0], [0.0, 9.0]) < 1e-4
     assert weight([0.0, 9.0], [9.0, 0.0]) == pytest.approx(1)
     assert weight([3.0, 0.0, -1.0], [3.0, -1.0, 0.0]) == pytest.approx(1 - math.exp(-1), rel=1e-5)
@@ -67,7 +67,7 @@ def test_what_the_student_knows_better_counts_little_and_what_the_teacher_knows_
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("behind", [0.0, 1e-3, 1.0, 1e4])
-def test_a_teacher_without_error_divides_by_nothing(dtype, behind):
+def test_a_teacher_without_error_gives_a_finite_loss(dtype, behind):
     student = torch.tensor([[1e4 - 2 * behind, 0.0, -1e4]], dtype=dtype, requires_grad=True)
     teacher = torch.tensor([[1e4, -1e4, 0.0]], dtype=dtype)
     loss = wsld_loss(student, teacher, torch.tensor([0]))

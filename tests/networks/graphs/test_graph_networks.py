@@ -8,7 +8,7 @@ from kd_lightning.networks import GCNConvolution, GraphNetwork, ModalityEnsemble
 from tests.losses.case import other_implementation
 
 EDGES = torch.tensor([[0, 1, 2, 0, 3, 1], [1, 0, 0, 2, 0, 2]])
-"""Of five nodes; nobody is joined to the last."""
+"""Edges between five nodes; the last one has none."""
 
 
 def nodes() -> Tensor:
@@ -56,7 +56,7 @@ def test_both_are_those_of_torch_geometric():
 
 
 @pytest.mark.parametrize("convolution", ["gcn", "sage"])
-def test_a_node_sees_as_many_steps_far_as_there_are_convolutions(convolution: str):
+def test_a_node_depends_on_as_many_steps_as_there_are_convolutions(convolution: str):
     torch.manual_seed(0)
     line = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
     network = GraphNetwork(4, [8, 8], convolution=convolution).eval()
@@ -66,7 +66,7 @@ def test_a_node_sees_as_many_steps_far_as_there_are_convolutions(convolution: st
     assert torch.equal(network(x, line)[4:], network(x, line, torch.tensor([4])))
 
 
-def test_what_is_no_network_is_refused():
+def test_invalid_networks_are_refused():
     with pytest.raises(ValueError, match="hidden is empty"):
         GraphNetwork(4, [])
     with pytest.raises(ValueError, match="convolution='gat' is unknown: use one of gcn, sage"):

@@ -14,7 +14,7 @@ def test_the_half_has_half_the_channels_of_each_layer():
     assert whole(x).shape == half(x).shape == (2, 10)
 
 
-def test_it_sees_images_of_mean_0_and_deviation_1_where_it_is_told_theirs():
+def test_images_are_standardised_by_the_given_mean_and_deviation():
     torch.manual_seed(0)
     plain = LeNet5()
     told = LeNet5(standardise=(0.25, 0.5))

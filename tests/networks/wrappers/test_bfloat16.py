@@ -14,7 +14,7 @@ def networks() -> tuple[ConvNet, BFloat16Autocast]:
     return network, BFloat16Autocast(network)
 
 
-def test_logits_are_those_of_float32_but_for_bfloat16s_rounding():
+def test_logits_equal_those_of_float32_up_to_bfloat16_rounding():
     network, half = networks()
     x = torch.rand(8, 3, 28, 28)
     expected, found = network(x), half(x)
@@ -24,7 +24,7 @@ def test_logits_are_those_of_float32_but_for_bfloat16s_rounding():
     assert all(weight.dtype == torch.float32 for weight in half.parameters())
 
 
-def test_layers_are_seen_and_gradients_pass():
+def test_layers_can_be_tapped_and_gradients_flow():
     _, half = networks()
     x = torch.rand(8, 3, 28, 28, requires_grad=True)
     seen = tap(freeze(half), x, ["network.conv.3", "logits"])
@@ -42,7 +42,7 @@ def test_other_outputs_and_named_inputs_pass_through():
     assert BFloat16Autocast(Answers())(image=torch.zeros(2, 3))["logits"].shape == (2, 3)
 
 
-def test_it_teaches(tmp_path):
+def test_it_works_as_a_teacher(tmp_path):
     _, half = networks()
     learner = OfflineDistiller(ConvNet(4), half, toys.terms())
     before = toys.weights(learner)

@@ -16,7 +16,7 @@ RESNET = ["conv1", "bn1", "relu", "maxpool", "layer1"]
 
 
 class Own(nn.Module):
-    """What nobody knows how to initialise."""
+    """A module with parameters and no reset_parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Own(nn.Module):
 
 
 class Net(nn.Module):
-    """Two layers below the branching point and two above, joined as `forward` says."""
+    """Two layers below the branching point and two above, combined by `forward`."""
 
     def __init__(self, forward: Callable[[Net, Tensor], Tensor]) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_branch_goes_on_where_the_shared_layers_end(name):
+def test_a_branch_continues_from_the_last_shared_layer(name):
     build, shared, shape = NETWORKS[name]
     network, x = seeded(build).eval(), torch.randn(shape)
     network(x)
@@ -69,7 +69,7 @@ def test_a_branch_goes_on_where_the_shared_layers_end(name):
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
-def test_a_branch_begins_afresh():
+def test_a_branch_is_newly_initialised():
     network = seeded(lambda: nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU()))
     network.append(nn.MultiheadAttention(8, 2))
     network.train()
@@ -94,12 +94,12 @@ def test_a_branch_begins_afresh():
         (["conv.0", "conv"], r"shared names 'conv.0' and 'conv'"),
     ],
 )
-def test_names_that_make_no_branch(shared, message):
+def test_invalid_names_are_refused(shared, message):
     with pytest.raises(ValueError, match=message):
         branch(StudentConvNet(), shared)
 
 
-def test_what_cannot_be_initialised():
+def test_layers_that_cannot_be_initialised_are_refused():
     network = nn.Sequential(nn.Linear(8, 8), Own(), nn.Linear(8, 3))
     with pytest.raises(ValueError, match=r"layer '1' \(Own\) has parameters and no reset_parameters\(\)"):
         branch(network, ["0"])
@@ -151,14 +151,14 @@ MISUSES = {
 
 
 @pytest.mark.parametrize("name", MISUSES)
-def test_misuse_is_found_on_a_batch(name):
+def test_wrong_shared_layers_are_found_on_a_batch(name):
     forward, shared, message = MISUSES[name]
     x = torch.randn(4, 1, 8) if name == "an input of another shape" else torch.randn(4, 8)
     with pytest.raises(ValueError, match=message):
         check_branch(seeded(lambda: Net(forward)), shared, x)
 
 
-def test_a_normalisation_that_does_nothing_yet_is_missed_all_the_same():
+def test_a_missing_identity_normalisation_is_reported():
     network = seeded(lambda: resnet18(num_classes=5))  # in eval, a BatchNorm that has learned nothing is the identity
     with pytest.raises(ValueError, match="omits bn1, relu, maxpool, which run below the branching point 'layer1'"):
         check_branch(network, ["conv1", "layer1"], torch.randn(2, 3, 32, 32))

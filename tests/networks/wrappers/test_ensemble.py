@@ -1,4 +1,4 @@
-"""Many teachers as one network: what each says, where each is seen, and that all of them stay as they are."""
+"""Ensembles: stacked logits, paths of the members' layers, and members that stay frozen."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGES = torch.rand(4, 3, 28, 28, generator=torch.Generator().manual_seed(0))
 
 
 def members() -> list[nn.Module]:
-    """Of different kinds and widths."""
+    """Return members of different architectures and widths."""
     torch.manual_seed(0)
     return [TeacherConvNet(), MLP(3 * 28 * 28, [16]), StudentConvNet(), StudentConvNet()]
 
@@ -31,7 +31,7 @@ def distiller(teacher: nn.Module) -> OfflineDistiller:
     return OfflineDistiller(toys.network(), teacher, {"kd": Term(EnsembleLoss(KDLoss()))})
 
 
-def test_each_members_logits_are_there_in_their_order():
+def test_the_members_logits_are_stacked_in_order():
     networks = members()
     logits = Ensemble(networks)(IMAGES)
     assert logits.shape == (4, 4, 10)
@@ -40,7 +40,7 @@ def test_each_members_logits_are_there_in_their_order():
 
 
 class Tagger(nn.Module):
-    """Takes a mapping and gives an object or a mapping with logits, as language models do."""
+    """Takes a mapping and returns an object or a mapping with logits, as language models do."""
 
     def __init__(self, wrap) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Tagger(nn.Module):
         return self.wrap(logits=self.embedding(tokens) * mask.unsqueeze(-1))
 
 
-def test_a_mapping_reaches_each_by_name_and_logits_of_tokens_are_stacked_behind_the_batch():
+def test_a_mapping_is_passed_by_name_and_logits_of_tokens_are_stacked_after_the_batch():
     taggers = [Tagger(SimpleNamespace), Tagger(dict)]
     inputs = {"tokens": torch.tensor([[1, 2, 3], [4, 5, 6]]), "mask": torch.tensor([[1, 1, 0], [1, 0, 0]])}
     logits = tap(Ensemble(taggers), inputs)["logits"]
@@ -60,7 +60,7 @@ def test_a_mapping_reaches_each_by_name_and_logits_of_tokens_are_stacked_behind_
         assert torch.equal(logits[:, k], tagger.embedding(inputs["tokens"]) * inputs["mask"].unsqueeze(-1))
 
 
-def test_logits_of_pixels_are_stacked_behind_the_batch():
+def test_logits_of_pixels_are_stacked_after_the_batch():
     logits = Ensemble([nn.Conv2d(3, 5, 1), nn.Conv2d(3, 5, 3, padding=1)])(IMAGES)
     assert logits.shape == (4, 2, 5, 28, 28)
 
@@ -80,7 +80,7 @@ def test_it_compiles():
 
 
 @pytest.mark.parametrize("remade", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
-def test_it_is_frozen_and_left_out_as_any_teacher_is_and_so_is_its_copy(remade):
+def test_it_is_frozen_and_excluded_like_any_teacher_and_so_is_its_copy(remade):
     learner = remade(distiller(Ensemble([toys.network(12, seed=2), toys.network(16, seed=3)])))
     before = weights_hash(learner.teacher)
     learner.train()
@@ -95,7 +95,7 @@ def test_it_is_frozen_and_left_out_as_any_teacher_is_and_so_is_its_copy(remade):
     learner.load_state_dict(learner.state_dict())
 
 
-def test_members_come_from_a_file_each(tmp_path):
+def test_each_member_can_be_loaded_from_a_separate_file(tmp_path):
     trained = [toys.network(16, seed=2), toys.network(12, seed=3)]
     for k, network in enumerate(trained):
         torch.save(network.state_dict(), tmp_path / f"{k}.pt")
@@ -107,7 +107,7 @@ def test_members_come_from_a_file_each(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")  # it needs nothing that saves
-def test_the_teachers_are_proved_to_stay_and_a_resumed_run_is_the_same(tmp_path):
+def test_the_teachers_do_not_change_and_a_resumed_run_is_bit_exact(tmp_path):
     def fit(*callbacks, seed=3, ckpt_path=None):
         learner = distiller(Ensemble([toys.network(12, seed=2), toys.network(16, seed=seed)]))
         trainer = toys.trainer(tmp_path, TeacherFreezing(), *callbacks, max_epochs=1)

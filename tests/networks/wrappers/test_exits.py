@@ -22,7 +22,7 @@ def exits(answer: int | None = None) -> MultiExitNetwork:
 
 
 def by_hand(network: MultiExitNetwork, images: Tensor) -> dict[str, Tensor]:
-    """Every classifier's logits, the layers called one by one."""
+    """The logits of every classifier, computed by calling the layers one by one."""
     seen, x = {}, images
     for i, layer in enumerate(network.network.conv):
         x = layer(x)
@@ -37,7 +37,7 @@ def by_hand(network: MultiExitNetwork, images: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("answer", [None, 0, 1])
-def test_every_classifier_runs_and_one_of_them_answers(answer, training):
+def test_every_classifier_runs_and_one_is_the_output(answer, training):
     network = exits(answer).train(training)
     expected = by_hand(copy.deepcopy(network), IMAGES)
     seen = tap(network, IMAGES, [*network.classifiers, "logits"])
@@ -66,7 +66,7 @@ def test_the_bottleneck_is_a_quarter_as_wide_and_its_stride_is_that_of_the_middl
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_an_exit_alone_answers_as_it_does_among_the_others_and_has_nothing_deeper(index):
+def test_an_early_exit_has_the_same_logits_and_no_deeper_layers(index):
     network = exits().eval()
     alone = network.early_exit(index)
     assert not alone.training
@@ -75,7 +75,7 @@ def test_an_exit_alone_answers_as_it_does_among_the_others_and_has_nothing_deepe
     assert set(alone.parameters()) == set(used.parameters())  # the very same, and no others
 
 
-def test_an_exit_alone_is_trained_and_deployed(tmp_path):
+def test_an_early_exit_can_be_trained_and_exported(tmp_path):
     def build() -> EarlyExit:
         return EarlyExit(ConvNet(8, batch_norm=True), "conv.1", ExitHead(8, 8, stride=2, pool=2))
 
@@ -88,7 +88,7 @@ def test_an_exit_alone_is_trained_and_deployed(tmp_path):
     assert torch.equal(load_student(path, build())(IMAGES), tap(trained, IMAGES, ["exits.0"])["exits.0"])
 
 
-def test_training_an_exit_alone_moves_the_network_that_it_is_part_of():
+def test_training_an_early_exit_changes_the_full_network():
     network = exits()
     before = copy.deepcopy(network.state_dict())
     network.early_exit(0)(IMAGES)
@@ -99,7 +99,7 @@ def test_training_an_exit_alone_moves_the_network_that_it_is_part_of():
 
 
 class Residual(nn.Module):
-    """A branch that comes to nothing, and a sum that is no module."""
+    """A network with an unused branch, and a sum that is not a module."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Residual(nn.Module):
         return self.classifier(x + aside)
 
 
-def test_a_layer_is_taken_whole_and_what_does_not_lead_to_it_is_not_there():
+def test_a_layer_is_kept_whole_and_unneeded_layers_are_removed():
     network = nn.Sequential(nn.Linear(3, 3), Residual(), nn.Linear(2, 2))
     inputs = torch.randn(5, 3)
     whole = EarlyExit(network, "1", nn.Identity())
@@ -127,7 +127,7 @@ def test_a_layer_is_taken_whole_and_what_does_not_lead_to_it_is_not_there():
     assert set(body.parameters()) == {*network[0].parameters(), *network[1].body.parameters()}
 
 
-def test_a_way_that_is_another_in_eval_is_refused():
+def test_a_computation_that_differs_in_eval_is_refused():
     assert EarlyExit(Residual(dropout=0.5), "body", nn.Identity())(torch.zeros(2, 3)).shape == (2, 3)
     with pytest.raises(ValueError, match="Residual computes 'classifier' differently in training and evaluation"):
         EarlyExit(Residual(dropout=0.5), "classifier", nn.Identity())
@@ -140,7 +140,7 @@ def test_a_layer_that_does_not_run_is_refused():
         EarlyExit(network, "idle", nn.Identity())
 
 
-def test_taking_an_exit_leaves_the_modes_of_all_layers_as_they_are():
+def test_an_early_exit_does_not_change_the_modes_of_layers():
     network = exits()
     network.network.conv[0].eval()  # as whoever freezes BatchNorm does
     before = {name: module.training for name, module in network.named_modules()}
@@ -157,7 +157,7 @@ def copies(network: nn.Module) -> dict[str, nn.Module]:
 
 @pytest.mark.parametrize("kind", ["copied", "pickled"])
 @pytest.mark.parametrize("build", [exits, lambda: exits().early_exit(1)], ids=["MultiExitNetwork", "EarlyExit"])
-def test_a_copy_is_a_network_of_its_own(kind, build):
+def test_a_copy_shares_nothing_with_the_original(kind, build):
     network = build().eval()
     truth = network(IMAGES)
     copied = copies(network)[kind]
@@ -179,7 +179,7 @@ def test_the_keys_are_those_of_the_parts():
 # torch hides this warning of its own tracing when warnings are shown, but not when they are errors
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
 @pytest.mark.parametrize(("compiled", "training"), [("network", True), ("part", False)])
-def test_compiled_it_gives_what_it_gave(compiled, training):
+def test_a_compiled_network_has_the_same_output(compiled, training):
     torch.compiler.reset()
     graphs = []
 
@@ -245,6 +245,6 @@ def test_layers_without_heads_are_refused(layers, heads):
 
 
 @pytest.mark.parametrize("answer", [-1, 2])
-def test_an_exit_that_is_not_there_cannot_answer(answer):
+def test_an_unknown_exit_cannot_be_the_output(answer):
     with pytest.raises(ValueError, match=f"output_exit={answer} must lie between 0 and 1"):
         exits(answer)

@@ -15,7 +15,7 @@ def member(width: int, stride: int = 1) -> nn.Module:
 
 
 def normalised(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-    """With the statistics of the batch."""
+    """BatchNorm by batch statistics."""
     mean = x.mean(dim=(0, 2, 3), keepdim=True)
     variance = ((x - mean) ** 2).mean(dim=(0, 2, 3), keepdim=True)
     scale, shift = norm.weight.view(1, -1, 1, 1), norm.bias.view(1, -1, 1, 1)
@@ -23,7 +23,7 @@ def normalised(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
 
 
 def fused(fusion: FeatureFusion, maps: Tensor) -> Tensor:
-    """The module, written out with loops over its channels."""
+    """The fusion module as loops over channels."""
     depthwise, norm, _, pointwise, norm2, _ = fusion.fusion
     n, channels, height, width = maps.shape
     padded = torch.zeros(n, channels, height + 2, width + 2, dtype=maps.dtype)
@@ -40,7 +40,7 @@ def fused(fusion: FeatureFusion, maps: Tensor) -> Tensor:
     return pooled @ fusion.classifier.weight.T + fusion.classifier.bias
 
 
-def test_written_out():
+def test_the_logits_equal_the_formula():
     torch.manual_seed(0)
     members = [member(3), member(5)]
     fusion = FeatureFusion(members, ["1", "1"], [3, 5], num_classes=4).double()
@@ -58,7 +58,7 @@ def test_written_out():
     assert not torch.allclose(fusion(x), together)  # in eval, by the running statistics
 
 
-def test_maps_of_other_sizes_are_averaged_down():
+def test_maps_of_different_sizes_are_averaged_down():
     torch.manual_seed(0)
     members = [member(3), member(5, stride=2)]
     fusion = FeatureFusion(members, ["1", "1"], [3, 5]).double()
@@ -90,13 +90,13 @@ NETWORK = StudentConvNet()
         ([NETWORK, NETWORK], ["conv.5", "conv.5"], [32, 32], "two members share parameters"),
     ],
 )
-def test_what_cannot_be_fused(members, layers, channels, message):
+def test_invalid_members_are_refused(members, layers, channels, message):
     with pytest.raises(ValueError, match=message):
         FeatureFusion(members, layers, channels)
 
 
 @pytest.mark.parametrize(("layer", "shape"), [("conv.5", r"\(2, 8, 5, 5\)"), ("classifier", r"\(2, 10\)")])
-def test_a_layer_that_gives_something_else(layer, shape):
+def test_a_layer_with_another_output_is_refused(layer, shape):
     fusion = FeatureFusion([StudentConvNet(), ConvNet(8)], ["conv.5", layer], [32, 10])
     with pytest.raises(ValueError, match=rf"layer '{layer}' of member 1 gives {shape}, not \(N, 10, H, W\)"):
         fusion(torch.zeros(2, 3, 28, 28))

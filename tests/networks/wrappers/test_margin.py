@@ -18,7 +18,7 @@ SHOWN = ["margins.0", "margins.1", "margins.2"]
 
 
 def network() -> ConvNet:
-    """With parameters and running statistics as training leaves them."""
+    """Return a network with non-trivial BatchNorm parameters and running statistics."""
     torch.manual_seed(0)
     built = ConvNet(8, batch_norm=True)
     for norm in (layer for layer in built.modules() if isinstance(layer, nn.BatchNorm2d)):
@@ -29,7 +29,7 @@ def network() -> ConvNet:
 
 
 def by_hand(network: ConvNet, images: Tensor) -> list[Tensor]:
-    """What stands before each ReLU, not below the channel's margin."""
+    """The values before each ReLU, bounded below by the channel's margin."""
     shown, x = [], images
     for layer in network.conv:
         x = layer(x)
@@ -42,7 +42,7 @@ def by_hand(network: ConvNet, images: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("weight", "bias"), [(1.0, 0.0), (-0.7, 0.4), (2.0, -3.0), (0.01, 0.02), (5.0, 10.0), (1.0, -40.0)]
 )
-def test_the_margin_is_the_mean_of_what_is_negative(weight, bias):
+def test_the_margin_is_the_mean_of_the_negative_part(weight, bias):
     normal, steps = NormalDist(bias, abs(weight)), 200_000
     lowest = min(bias, 0) - 12 * abs(weight)
     width = -lowest / steps
@@ -53,7 +53,7 @@ def test_the_margin_is_the_mean_of_what_is_negative(weight, bias):
     assert found.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_where_hardly_anything_is_negative_it_is_three_deviations():
+def test_with_hardly_any_negative_values_it_is_three_deviations():
     assert batch_norm_margins(torch.tensor([2.0, -0.5]), torch.tensor([6.4, 1e4])).tolist() == [-6.0, -1.5]
     assert (
         batch_norm_margins(torch.tensor([2.0]), torch.tensor([6.1])).item() > -1.5
@@ -64,7 +64,7 @@ def test_a_channel_that_does_not_vary_has_a_margin_too():
     assert batch_norm_margins(torch.zeros(3), torch.tensor([-2.0, 0.0, 2.0])).tolist() == [-2.0, 0.0, 0.0]
 
 
-def test_it_shows_the_features_no_lower_than_their_margins_and_answers_as_before():
+def test_the_output_is_unchanged_and_margins_bound_the_features_from_below():
     plain = network()
     seen = tap(MarginTeacher(copy.deepcopy(plain), NORMS), IMAGES, [*SHOWN, "network.conv.3", "logits"])
     for name, expected in zip(SHOWN, by_hand(plain, IMAGES), strict=True):
@@ -101,7 +101,7 @@ def test_batch_statistics_are_those_of_training_and_nothing_changes():
 @pytest.mark.parametrize(
     ("norms", "named"), [(["conv.2"], r"conv\.2"), ([], r"\(nothing\)"), (["conv.9.1"], r"conv\.9\.1")]
 )
-def test_what_is_no_batch_norm_is_refused_with_those_there_are(norms, named):
+def test_other_layers_are_refused_with_the_names_of_batch_norms(norms, named):
     with pytest.raises(
         ValueError, match=named + r" is not a BatchNorm.*choose among conv\.0\.1, conv\.2\.1, conv\.4\.1"
     ):

@@ -45,7 +45,7 @@ def test_its_layers_are_as_wide_as_torchdistills():
     torch.testing.assert_close(ours(maps), theirs(maps))
 
 
-def test_a_rate_that_leaves_nothing_is_refused():
+def test_a_rate_that_leaves_no_channel_is_refused():
     with pytest.raises(ValueError, match=r"rate=0.0 of 8 channels leaves none for the factor"):
         Paraphraser(8, rate=0.0)
 
@@ -60,7 +60,7 @@ def test_the_output_is_the_networks_and_only_the_paraphraser_learns():
 
 
 def test_both_stages(tmp_path):
-    """The first one's checkpoint holds the network as well: it is loaded whole, as the second one's teacher."""
+    """The first stage's checkpoint includes the network, so it can be loaded as the second stage's teacher."""
     student = paraphrased()
     before = {name: value.clone() for name, value in student.state_dict().items()}
     teacher = ConvNet(8)

@@ -27,7 +27,7 @@ def network(student: nn.Module | None = None, **given) -> SimKD:
 
 
 def normalised(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-    """With the statistics of the batch, and ReLU."""
+    """BatchNorm by batch statistics, then ReLU."""
     mean = x.mean(dim=(0, 2, 3), keepdim=True)
     variance = ((x - mean) ** 2).mean(dim=(0, 2, 3), keepdim=True)
     scaled = (x - mean) / (variance + 1e-5).sqrt() * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)
@@ -35,7 +35,7 @@ def normalised(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
 
 
 def by_hand(simkd: SimKD, features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The authors' projector, then the pool and the classifier that the teacher has."""
+    """The authors' projector, then the teacher's pool and classifier."""
     convolutions = [layer for layer in simkd.features.head if isinstance(layer, nn.Conv2d)]
     norms = [layer for layer in simkd.features.head if isinstance(layer, nn.BatchNorm2d)]
     for convolution, norm, padding in zip(convolutions, norms, (0, 1, 0), strict=True):
@@ -75,7 +75,7 @@ def test_a_larger_map_is_averaged_down_to_the_teachers():
     assert simkd.features(IMAGES).shape == (6, 12, 5, 5)
 
 
-def test_the_classifier_is_state_that_never_learns_and_the_students_own_is_gone():
+def test_the_classifier_is_frozen_state_and_the_students_own_is_removed():
     source = teacher()
     simkd = copy_layers(network(), source, {"classifier": "classifier"}).train()
     assert is_frozen(simkd.classifier)
@@ -86,14 +86,14 @@ def test_the_classifier_is_state_that_never_learns_and_the_students_own_is_gone(
         assert (parameter.grad is not None) == parameter.requires_grad == (not name.startswith("classifier.")), name
 
 
-def test_what_is_exported_needs_no_teacher(tmp_path):
+def test_the_exported_network_needs_no_teacher(tmp_path):
     simkd = copy_layers(network(), teacher(), {"classifier": "classifier"}).eval()
     path = export_student(simkd, tmp_path / "simkd.safetensors")
     again = load_student(path, network=network())
     assert torch.equal(again.eval()(IMAGES), simkd(IMAGES))
 
 
-def test_what_cannot_be_is_refused_with_the_remedy():
+def test_invalid_arguments_are_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"factor=13 must lie between 1 and teacher_channels=12"):
         network(factor=13)
     with pytest.raises(ValueError, match=r"no layer 'conv\.9'.*nearest names are conv"):
