@@ -132,7 +132,7 @@ def callbacks(
         where: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
         if isinstance(learner, Learner):
             best = ModelCheckpoint(
-                filename="best", monitor="val/acc", mode="max", save_on_train_epoch_end=False, **where
+                filename="best", monitor=learner.monitor, mode=learner.mode, save_on_train_epoch_end=False, **where
             )
             last.append(best)
         last.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, save_on_exception=True, **where))

@@ -88,6 +88,7 @@ def test_a_digest_changes_with_what_a_result_depends_on(tmp_path: Path, plan: di
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"seed": [0]}, r"plan.yaml: groups.digits: there is no such key as 'seed'; did you mean 'seeds'"),
+    "an old key": ({"set": {}}, r"groups.digits: the key 'set' is now called 'overrides'"),
     "no seeds": ({"seeds": []}, r"groups.digits: seeds is missing or empty"),
     "one seed twice": ({"seeds": [1, 1]}, r"groups.digits: seeds is \[1, 1\]"),
     "a negative seed": ({"seeds": [-1]}, r"seeds is \[-1\]"),
@@ -97,6 +98,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 }
 WRONG_VARIANT: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"confg": "alone.yaml"}, r"variants.new: there is no such key as 'confg'; did you mean 'config'"),
+    "an old key": (
+        {"config": "alone.yaml", "network": "mean"},
+        r"variants.new: the key 'network' is now called 'evaluate'",
+    ),
     "no config": ({"title": "new"}, r"groups.digits.variants.new: config is missing"),
     "no such file": ({"config": "aloen.yaml"}, r"groups.digits.variants.new: .*aloen.yaml: no such file"),
     "no such teacher": (
@@ -134,6 +139,13 @@ def test_a_wrong_variant_gets_one_line(
     variant, expected = WRONG_VARIANT[case]
     plan["groups"]["digits"]["variants"]["new"] = variant
     assert re.search(expected, complaint(write(tmp_path, plan), capfd))
+
+
+def test_an_old_key_of_the_whole_plan_gets_one_line(
+    tmp_path: Path, plan: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan["set"] = plan.pop("overrides")
+    assert "plan.yaml: the key 'set' is now called 'overrides'" in complaint(write(tmp_path, plan), capfd)
 
 
 def test_a_name_that_is_no_folder_gets_one_line(

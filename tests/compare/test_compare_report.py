@@ -17,6 +17,7 @@ from kd_lightning.compare.plan.plan_file import read_plan
 from kd_lightning.compare.plan.variants import Plan, Run
 from kd_lightning.compare.report.page import write_report
 from kd_lightning.compare.report.summary import summarise
+from kd_lightning.compare.report.tensorboard import layout
 
 ACCURACIES = {
     "teacher": [0.98, 0.99, 0.985],
@@ -136,6 +137,27 @@ def test_terminal_markdown_and_csv_say_the_same(plan: Plan, results: dict[Run, A
     assert rows[2]["teacher"] == "digits/teacher"
     assert rows[0]["agreement_mean"] == ""
     assert f"--logdir {tmp_path}" in printed
+
+
+def test_runs_with_different_monitors_are_pointed_out(plan: Plan, results: dict[Run, Any], tmp_path: Path) -> None:
+    for run in plan.variants[2].runs:
+        results[run] |= {"monitor": "f1", "metrics": {"f1": 0.5}}
+    report(plan, results, {}, tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "Attention: the runs monitor different metrics (accuracy, f1); differences are of accuracy." in text
+    assert "| f1 | seconds |" in text
+
+
+def test_charts_of_class_labels() -> None:
+    assert layout(["acc", "nll"], ["acc"]) == {
+        "Comparison": {
+            "validation accuracy": ["Multiline", ["^val/acc$"]],
+            "validation NLL": ["Multiline", ["^val/nll$"]],
+            "task loss": ["Multiline", ["^train/task$"]],
+            "distillation loss": ["Multiline", ["^train/kd$"]],
+            "test accuracy": ["Multiline", ["^test/acc$"]],
+        }
+    }
 
 
 def test_curves_are_drawn(plan: Plan, results: dict[Run, Any], tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +30,7 @@ class Comparison(NamedTuple):
     folder: Path
     root: Path
     code: int
+    printed: str
 
     def result(self, variant: str, seed: int) -> dict[str, Any]:
         return json.loads((self.root / f"digits/{variant}/seed-{seed}/result.json").read_text())
@@ -53,7 +57,9 @@ def compare(folder: Path, plan: dict[str, Any], *options: str) -> int:
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     folder = tmp_path_factory.mktemp("comparison")
-    return Comparison(folder, folder / "runs", compare(folder, broken_plan()))
+    with redirect_stdout(io.StringIO()) as printed:
+        code = compare(folder, broken_plan())
+    return Comparison(folder, folder / "runs", code, printed.getvalue())
 
 
 def test_a_failure_is_reported_and_the_others_go_on(comparison: Comparison) -> None:
@@ -69,6 +75,9 @@ def test_a_failure_is_reported_and_the_others_go_on(comparison: Comparison) -> N
     assert "digits/orphan/seed-4: not run, because its teacher failed (digits/wrong/seed-4)" in table
     assert "Traceback" in (comparison.root / "digits/wrong/seed-3/error.txt").read_text()
     assert not (comparison.root / "digits/orphan").exists()
+    assert re.search(r"digits/wrong: no estimate of its duration: .*MPL", comparison.printed)
+    assert re.search(r"Expected to take \d+ (s|min) or more on this machine", comparison.printed)
+    assert "digits/both: no estimate" not in comparison.printed, "its teacher's file is not needed for one"
 
 
 def test_a_run_is_measured_at_its_last_step(comparison: Comparison) -> None:

@@ -29,6 +29,13 @@ def test_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
+    ("differences", "verdict"), [([1.0, 1.1, 0.9], "worse"), ([-1.0, -1.1, -0.9], "better"), ([1.0, -1.0], "even")]
+)
+def test_less_is_better_of_an_error(differences: list[float], verdict: str) -> None:
+    assert paired_difference(differences, [0.0] * len(differences)).verdict("min") == verdict
+
+
+@pytest.mark.parametrize(
     ("differences", "verdict"),
     [
         ([1.0, 1.1, 0.9], "better"),
@@ -48,3 +55,5 @@ def test_what_cannot_be_known_is_nan() -> None:
     assert math.isnan(spread([4.0]).deviation)
     assert math.isnan(gap_closed(distilled=90, alone=90, teacher=90))
     assert gap_closed(distilled=95, alone=90, teacher=92) == 2.5
+    assert gap_closed(distilled=0.5, alone=1.0, teacher=0.25, mode="min") == pytest.approx(2 / 3)
+    assert math.isnan(gap_closed(distilled=0.5, alone=1.0, teacher=2.0, mode="min")), "the teacher is worse"

@@ -32,7 +32,7 @@ class Profile:
     def __call__(self, report_progress: ReportProgress) -> ProfileResult:
         """Build the variant, measure its student, and time a few steps."""
         with TemporaryDirectory(prefix="kd-profile-") as folder:
-            places = {"trainer": {"default_root_dir": folder, "limit_val_batches": 1}}
+            places = {"trainer": {"default_root_dir": f"{folder}/run", "limit_val_batches": 1}}
             built = {key: without_checkpoints(self.config.get(key, {})) for key in ("model", "trainer")}
             path = Path(folder) / CONFIG
             path.write_text(yaml.safe_dump(merge(self.config | built, places), sort_keys=False), encoding="utf-8")
