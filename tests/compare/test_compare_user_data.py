@@ -105,7 +105,9 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     for name, content in (FILES | {"plan.yaml": PLAN}).items():
         (folder / name).write_text(yaml.safe_dump(content, sort_keys=False))
     with patch.context():
-        code = main(["compare", "--config", str(folder / "plan.yaml"), "--root", str(folder / "runs")])
+        code = main(
+            ["compare", "--config", str(folder / "plan.yaml"), "--root", str(folder / "runs"), "--processes", "1"]
+        )
     sys.modules.pop("user_data", None)
     return Comparison(folder / "runs", code)
 

@@ -17,7 +17,7 @@ class Measure:
     digits: int | None = None
     """Digits after the decimal point; None for four significant digits."""
     is_percentage: bool = False
-    """The stored number is a share in [0, 1] and is shown in %."""
+    """The stored number is a share in [0, 1]; tables have it in %."""
 
     @property
     def heading(self) -> str:

@@ -54,7 +54,7 @@ LABEL_HEIGHT = TICK_DISTANCE = 0.065  # of a panel's height
 
 
 class Line(NamedTuple):
-    """The curve of a variant: validation errors in %, or the monitored measure as it is."""
+    """The curve of a variant: validation errors in %, or the unchanged values of another measure."""
 
     variant: Variant
     steps: list[int]
