@@ -42,6 +42,32 @@ def test_later_files_lie_on_earlier_ones(tmp_path: Path, plan: dict[str, Any]) -
     assert alone.config["trainer"]["max_epochs"] == 1, "what is set lies on top of all files"
 
 
+def test_each_configuration_that_no_variant_names_becomes_one(tmp_path: Path, plan: dict[str, Any]) -> None:
+    folder = tmp_path / "found"
+    folder.mkdir()
+    (tmp_path / "distilled.yaml").touch()
+    write(tmp_path, plan)
+    for name in ("one_more", "named", "left", "alone"):
+        (folder / f"{name}.yaml").write_text((tmp_path / "distilled.yaml").read_text())
+    group = plan["groups"]["digits"]
+    group["variants"]["given"] = {"config": "found/named.yaml", "teacher": "teacher"}
+    group["for_each"] = {
+        "configs": ["found/*.yaml"],
+        "without": ["found/left.yaml"],
+        "teacher": "teacher",
+        "overrides": {"data": {"init_args": {"batch_size": 10}}},
+    }
+    variants = {variant.name: variant for variant in read_plan(write(tmp_path, plan)).variants}
+    assert list(variants) == ["teacher", "alone", "both", "given", "found-alone", "one-more"]
+    added = variants["one-more"]
+    assert added.title == "one more"
+    assert added.teacher is variants["teacher"]
+    assert added.baseline is variants["alone"]
+    assert added.seeds == (3, 4)
+    assert added.config["data"]["init_args"]["batch_size"] == 10
+    assert variants["given"].config["data"]["init_args"]["batch_size"] == 16
+
+
 def test_another_class_drops_the_arguments_of_the_old_one() -> None:
     base = {"loss": {"class_path": "KDLoss", "init_args": {"temperature": 4.0}}, "weight": 1.0}
     changed = merge(base, {"loss": {"class_path": "LogitMSELoss"}})
@@ -94,6 +120,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a negative seed": ({"seeds": [-1]}, r"seeds is \[-1\]"),
     "seeds are no list": ({"seeds": 3}, r"groups.digits: seeds is 3 and not a list"),
     "no baseline": ({"baseline": "aloen"}, r"there is no baseline 'aloen'; did you mean 'alone'"),
+    "patterns that match nothing": (
+        {"for_each": {"configs": ["no/*.yaml"]}},
+        r"for_each: configs has the pattern 'no/\*.yaml', which matches no file",
+    ),
+    "for_each without patterns": ({"for_each": {"without": ["a.yaml"]}}, r"for_each: configs is missing or empty"),
     "variants are no mapping": ({"variants": ["alone"]}, r"groups.digits: variants is \['alone'\] and not a mapping"),
 }
 WRONG_VARIANT: dict[str, tuple[dict[str, Any], str]] = {

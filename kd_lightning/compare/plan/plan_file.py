@@ -23,6 +23,14 @@ _GROUP = {
     "seeds": "a list",
     "baseline": "text",
     "variants": "a mapping",
+    "for_each": "a mapping",
+}
+_FOR_EACH = {
+    "configs": "a list",
+    "without": "a list",
+    "overrides": "a mapping",
+    "baseline": "text",
+    "teacher": "text",
 }
 _VARIANT = {
     "title": "text",
@@ -58,6 +66,9 @@ class _Builder:
             _check_seeds(where, group["seeds"])
             for variant, value in group["variants"].items():
                 _checked(f"{where}.variants.{_check_name(where, variant)}", value, _VARIANT, required=["config"])
+        for name, group in self.groups.items():
+            if "for_each" in group:
+                group["variants"] |= self._found(f"{path}: groups.{name}.for_each", group)
         self.built: dict[tuple[str, str], Variant] = {}
         self.building: list[str] = []
 
@@ -65,6 +76,26 @@ class _Builder:
         group = self.groups[name]
         variants = [self.variant(name, variant) for variant in group["variants"]]
         return Group(name, group.get("title", name), group.get("notes", ""), variants)
+
+    def _found(self, where: str, group: Config) -> Config:
+        """Make a variant of each configuration that a pattern of `for_each` finds and no variant of the plan names."""
+        each = _checked(where, group["for_each"], _FOR_EACH, required=["configs"])
+        variants = [variant for other in self.groups.values() for variant in other["variants"].values()]
+        files = [file for variant in variants for file in _listed(variant["config"])] + each.get("without", [])
+        named = {(self.path.parent / str(file)).resolve() for file in files}
+        settings = {key: each[key] for key in ("overrides", "baseline", "teacher") if key in each}
+        found: Config = {}
+        for pattern in map(str, each["configs"]):
+            path = self.path.parent / pattern
+            matches = sorted(file.resolve() for file in path.parent.glob(path.name))
+            if not matches:
+                raise UsageError(f"{where}: configs has the pattern {pattern!r}, which matches no file: correct it")
+            for file in matches:
+                if file not in named:
+                    name = file.stem.replace("_", "-")
+                    name = f"{file.parent.name}-{name}" if name in group["variants"] or name in found else name
+                    found[name] = {"title": name.replace("-", " "), "config": str(file), **settings}
+        return found
 
     def variant(self, group_name: str, name: str) -> Variant:
         if (group_name, name) in self.built:
@@ -92,9 +123,8 @@ class _Builder:
         return self.built[group_name, name]
 
     def _config(self, where: str, group: Config, content: Config) -> Config:
-        files = content["config"] if isinstance(content["config"], list) else [content["config"]]
         config: Config = {}
-        for name in map(str, files):
+        for name in map(str, _listed(content["config"])):
             beside = self.path.parent / name
             try:
                 config = merge(config, read_yaml(beside if beside.is_file() else find_config(name)))
@@ -128,6 +158,10 @@ class _Builder:
         if key == "baseline" and other_group != group_name:
             raise UsageError(f"{where}: baseline {reference!r} has other data or seeds: name one of the same group")
         return self.variant(other_group, name)
+
+
+def _listed(value: Any) -> list[Any]:
+    return cast("list[Any]", value) if isinstance(value, list) else [value]
 
 
 def _texts(value: Any) -> Iterator[str]:
