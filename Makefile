@@ -1,6 +1,6 @@
 # Every target makes the environment first: with uv where it can be had, with plain pip where not.
 .DEFAULT_GOAL := help
-.PHONY: help compare methods zoo families bench growth seeds bench-gpu origin test test-all test-gpu test-oldest lint
+.PHONY: help compare pages zoo families bench growth seeds bench-gpu origin test test-all test-gpu test-oldest lint
 export OMP_NUM_THREADS := 1
 
 comma := ,
@@ -15,8 +15,9 @@ help:  ## show this help
 compare: .venv/ready  ## train teacher, student alone and distilled student on MNIST, and show what the teacher was worth
 	$(BIN)/kd-lightning compare --config configs/compare/mnist.yaml
 
-methods: .venv/ready  ## write docs/methods.md from the files of configs/
+pages: .venv/ready  ## write docs/methods.md and the renames in CHANGELOG.md from the tree
 	$(BIN)/python -m benchmarks.methods
+	$(BIN)/python -m benchmarks.renames
 
 zoo: .venv/ready  ## train with every loss on 1,000 digits, and show what each was worth (about an hour)
 	$(BIN)/kd-lightning compare --config configs/compare/zoo.yaml

@@ -1,4 +1,4 @@
-"""Writes docs/methods.md, the table of all methods, from the headers and contents of configs/: `make methods`.
+"""Writes docs/methods.md, the table of all methods, from the headers and contents of configs/: `make pages`.
 
 python -m benchmarks.methods
 """
@@ -14,9 +14,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 INTRODUCTION = """\
 # All methods
 
-Every shipped YAML file that trains something, by family, written by `make methods` from the files themselves.
+Every shipped YAML file that trains something, by family, written by `make pages` from the files themselves.
 A row gives the first line of a file's header and the classes that the file names.
-A loss of your own is a new file and appears here after `make methods`.
+A loss of your own is a new file and appears here after `make pages`.
 
 ```sh
 kd-lightning fit --config configs/response/kd.yaml

@@ -1,4 +1,4 @@
-"""Pages in Markdown: their links, their form, and the tree that ARCHITECTURE.md draws."""
+"""Pages in Markdown: their links, their form, the tree that ARCHITECTURE.md draws, and the tables made from the tree."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+
+from benchmarks import methods, renames
 
 ROOT = Path(__file__).parents[1]
 UNFORMATTED = {"docs/data_free.md"}  # its tables and text are being rewritten
@@ -124,3 +126,15 @@ def test_the_tree_that_the_architecture_draws_exists():
     assert len(core) >= 18
     (order,) = re.findall(r"ground floor first:\n\n(.*?)\n", text)
     assert set(re.findall(r"`(\w+)`", order)) == folders
+
+
+def test_the_page_of_methods_is_made_from_the_tree():
+    written = methods.PAGE.read_text(encoding="utf-8") == methods.page()
+    assert written, "docs/methods.md is not what the files of configs/ give: run `make pages`"
+
+
+def test_the_changelog_has_every_rename():
+    written = renames.PAGE.read_text(encoding="utf-8") == renames.page()
+    assert written, "CHANGELOG.md lacks a rename of kd_lightning/core/renamed.py: run `make pages`"
+    assert "| `MomentumTeacher` | `EMATeacher` |" in renames.page()
+    assert "| `Classifier(view=)` | `Classifier(input_key=)` |" in renames.page()

@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import methods
 from kd_lightning.__main__ import main
 from kd_lightning.cli.configs import SHIPPED
 from tests import toys
@@ -83,8 +82,3 @@ def test_it_is_short_and_has_the_figures_of_the_comparison():
     figures = re.findall(r"\d+\.\d+ ± \d+\.\d+|[+-]\d+\.\d+ \[[^]]*\]", table)
     assert len(figures) >= 15
     assert not [figure for figure in figures if figure not in page]
-
-
-def test_the_page_of_methods_is_made_from_the_tree():
-    written = methods.PAGE.read_text(encoding="utf-8") == methods.page()
-    assert written, "docs/methods.md is not what the files of configs/ give: run `make methods`"
