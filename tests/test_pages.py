@@ -1,4 +1,4 @@
-"""Pages in Markdown: their links, their form, the tree that ARCHITECTURE.md draws, and the tables made from the tree."""
+"""Pages in Markdown: links, form, the tree that ARCHITECTURE.md draws, and the tables that are made from the tree."""
 
 from __future__ import annotations
 
