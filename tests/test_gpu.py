@@ -187,7 +187,7 @@ class Slower(Callback):
         trainer.optimizers[0].param_groups[0]["lr"] = 0.01 / (trainer.current_epoch + 1)
 
 
-def test_another_learning_rate_is_recorded_anew(tmp_path, replays):
+def test_another_learning_rate_is_recorded_again(tmp_path, replays):
     plain, _ = learned(tmp_path, toys.Case(toys.offline(), [Slower()]), recorded=False)
     other, _ = learned(tmp_path, toys.Case(toys.offline(), [Slower()]), recorded=True)
     assert replays
@@ -202,7 +202,7 @@ class Waits(OfflineDistiller):
         return losses if losses["kd"].item() > -1 else {}
 
 
-def test_what_cannot_be_recorded_runs_as_it_is_and_says_so(tmp_path, replays):
+def test_steps_that_cannot_be_recorded_run_eagerly_and_the_reason_is_reported(tmp_path, replays):
     def case():
         plain = toys.offline()
         return toys.Case(Waits(plain.student, plain.teacher, toys.terms()))

@@ -65,7 +65,7 @@ class Finetuning(BackboneFinetuning):
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("attack", ["train", "unfreeze", "requires_grad_", "apply", "children", "finetuning"])
-def test_the_teacher_stays_what_it_was(attack, precision, tmp_path):
+def test_the_teacher_does_not_change(attack, precision, tmp_path):
     learner = toys.offline()
     before = weights_hash(learner.teacher)
     student = toys.weights(learner)

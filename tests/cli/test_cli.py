@@ -230,7 +230,7 @@ FILES = {
 
 
 @pytest.mark.parametrize(("content", "says"), FILES.values(), ids=FILES)
-def test_a_file_that_is_no_configuration(content, says, config, capsys):
+def test_a_file_without_a_configuration_gets_one_line(content, says, config, capsys):
     Path("mine.yaml").write_bytes(content)
     line = complaint(capsys, "fit", config)
     assert line.startswith("mine.yaml: ")
@@ -372,7 +372,7 @@ STOPS = {  # how a run is stopped, what the line says, the exit code
 
 
 @pytest.mark.parametrize(("number", "word", "code"), STOPS.values(), ids=STOPS)
-def test_a_run_that_is_stopped_keeps_what_it_has_and_goes_on(number, word, code, config, monkeypatch, capsys):
+def test_an_interrupted_run_keeps_its_files_and_resumes(number, word, code, config, monkeypatch, capsys):
     def stop(learner: LightningModule, *_: object) -> None:
         if learner.trainer.global_step == 3:
             os.kill(os.getpid(), number)
@@ -398,7 +398,7 @@ def test_a_run_that_is_stopped_keeps_what_it_has_and_goes_on(number, word, code,
     assert equal(weights("runs/mine/last.ckpt"), weights("runs/whole/last.ckpt"))
 
 
-def test_evaluation_is_of_the_best_checkpoint_and_leaves_the_folder_as_it_is(config, capsys):
+def test_evaluation_uses_the_best_checkpoint_and_does_not_change_the_run_directory(config, capsys):
     assert main(["fit", config, "--trainer.max_epochs=2"]) == 0
     before = {path: path.stat().st_mtime_ns for path in Path("runs/mine").iterdir()}
     learner = build([config]).model
@@ -438,7 +438,7 @@ def kinds(args: list[str]) -> list[str]:
     return [type(callback).__name__ for callback in build(args).trainer.callbacks]
 
 
-def test_what_a_run_does_not_bring_itself_is_added(config):
+def test_missing_default_callbacks_are_added(config):
     bar = ["--trainer.enable_progress_bar=true"]
     assert kinds([config]) == [
         "ExactResume",
@@ -524,7 +524,7 @@ def test_a_configuration_is_looked_for_here_and_then_among_the_shipped(workplace
 # ---- what it says, and how soon
 
 
-def test_advertisements_and_what_is_on_purpose_are_not_said(config, caplog, recwarn):
+def test_advertisements_and_intended_warnings_are_not_printed(config, caplog, recwarn):
     with caplog.at_level("INFO"):
         assert main(["fit", config, "--trainer.log_every_n_steps=50", "--data.val_size=0"]) == 0
     assert not [str(warning.message) for warning in recwarn]
@@ -533,7 +533,7 @@ def test_advertisements_and_what_is_on_purpose_are_not_said(config, caplog, recw
 
 
 @pytest.mark.filterwarnings("default:.*something of their own:UserWarning")
-def test_other_warnings_are_said(config, monkeypatch):
+def test_other_warnings_are_printed(config, monkeypatch):
     def warn(*_: object) -> None:
         warnings.warn("something of their own", UserWarning, stacklevel=1)
 

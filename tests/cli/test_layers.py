@@ -35,7 +35,7 @@ def test_without_a_teacher_the_student_is_listed_alone(workplace, capsys):
     assert "teacher" not in printed
 
 
-def test_only_what_a_term_can_address_is_listed_and_the_network_stays_as_it_is():
+def test_only_addressable_layers_are_listed_and_the_network_is_unchanged():
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()
@@ -56,7 +56,7 @@ def test_only_what_a_term_can_address_is_listed_and_the_network_stays_as_it_is()
     assert not network.twice._forward_hooks
 
 
-def test_widths_that_do_not_fit_are_said_with_the_layer_and_where_to_look(workplace, capsys):
+def test_a_wrong_width_is_reported_with_the_layer_and_the_command_that_lists_layers(workplace, capsys):
     built = "{class_path: HintLoss, init_args: {student_channels: 64, teacher_channels: 128}}"
     hint = f"--model.init_args.terms={{hint: {{loss: {built}, student: conv.3, teacher: conv.3}}}}"
     given = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.enable_progress_bar=false"]

@@ -78,7 +78,7 @@ def assert_taps(network: nn.Module, layers: list[str], seed: int = 0, expected: 
 
 
 @pytest.mark.parametrize("layers", [[], ["body.1"], ["head", "body"], ["input", "body.0"], ["body.2", "body", "head"]])
-def test_taps_are_what_the_layers_give_and_gradients_flow_through_them(layers: list[str]):
+def test_taps_are_the_layers_outputs_and_gradients_flow_through_them(layers: list[str]):
     network = Net()
     if "body.2" in layers:  # the same tensor by two names
         seen = tap(network, inputs(), layers)
@@ -88,7 +88,7 @@ def test_taps_are_what_the_layers_give_and_gradients_flow_through_them(layers: l
     assert hooks(network) == []
 
 
-def test_a_layer_asked_for_twice_is_seen_once():
+def test_a_layer_named_twice_is_recorded_once():
     assert list(tap(Net(), inputs(), ["head", "logits", "head"])) == ["head", "logits"]
 
 
@@ -111,7 +111,7 @@ def test_a_mapping_becomes_named_inputs_and_input_is_the_first():
     assert torch.equal(seen["input"], inputs())
 
 
-def test_what_is_not_named_is_not_recorded():
+def test_only_named_layers_are_recorded():
     assert list(tap(Net(), inputs())) == ["logits"]
     assert list(tap(Net(), inputs(), ["body"])) == ["body"]
     losses = Net(outputs=lambda logits: {"loss": logits.sum()})  # as detectors return them in training
@@ -282,7 +282,7 @@ def graphs():
 @compiles
 @pytest.mark.parametrize("first", ["plain", "tapped"])
 @pytest.mark.parametrize("compiled", ["network", "part", "wrapper"])
-def test_a_compiled_network_is_seen_into_whatever_was_asked_for_before(graphs: Graphs, compiled: str, first: str):
+def test_a_compiled_network_is_tapped_after_calls_with_other_layers(graphs: Graphs, compiled: str, first: str):
     truth = Net()
     network: nn.Module = Net()
     if compiled == "wrapper":

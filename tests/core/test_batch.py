@@ -101,7 +101,7 @@ def test_networks_take_inputs_by_name_or_any():
         check_inputs(Encoder(8, 1), {"input_ids": 1, "ids": 2})
 
 
-def test_batches_of_several_loaders_are_refused_with_what_to_override():
+def test_batches_of_several_loaders_are_refused_with_the_method_to_override():
     pair = [torch.zeros(2, 3), torch.zeros(2)]
     with pytest.raises(UsageError, match="override split_batch"):
         split_batch([pair, pair])

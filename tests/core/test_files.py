@@ -92,7 +92,7 @@ def test_the_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     assert order == ["fsync", "rename"]
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path):
+def test_files_of_a_killed_process_are_removed_by_the_next_write(tmp_path):
     command = [sys.executable, "-c", "import os; print(os.getpid())"]
     dead = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     host, living = socket.gethostname(), os.getppid()

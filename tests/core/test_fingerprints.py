@@ -63,7 +63,7 @@ def test_it_is_the_sum_of_the_docstring(dtype, shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.uint8], ids=str)
-def test_it_does_not_matter_how_rows_lie_in_memory_nor_what_else_is_in_the_batch(dtype):
+def test_memory_layout_and_other_rows_of_the_batch_do_not_matter(dtype):
     for channels in (1, 2, 3):
         wide = values(dtype, 6, 1, 4, 5).expand(-1, channels, -1, -1)
         truth = fingerprints(wide.contiguous())
@@ -97,7 +97,7 @@ def test_no_bit_of_a_row_can_change_without_notice(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_what_augmentations_do_to_an_image_is_noticed(dtype):
+def test_augmentations_change_the_fingerprint(dtype):
     images = torch.rand(50, 1, 28, 28, generator=torch.Generator().manual_seed(0)).round(decimals=1).to(dtype)
     images = images.expand(-1, 3, -1, -1)
     changes = [
@@ -114,7 +114,7 @@ def test_what_augmentations_do_to_an_image_is_noticed(dtype):
         assert (fingerprints(images) != fingerprints(other)).all()
 
 
-def test_only_what_cannot_be_written_into_is_marked_immutable():
+def test_only_read_only_tensors_are_marked_immutable():
     index = torch.arange(4)
     dense, wide = torch.zeros(4, 3, 2), torch.zeros(4, 1, 2).expand(-1, 3, -1)
     for x in (dense, wide):
@@ -130,7 +130,7 @@ def test_only_what_cannot_be_written_into_is_marked_immutable():
     assert not is_marked_immutable(wide, index)
 
 
-def test_what_is_no_input_with_rows_is_refused_in_one_line():
+def test_inputs_without_rows_are_refused_in_one_line():
     refused = [
         (torch.tensor(1.0), "the input is no tensor with rows, but Tensor"),
         ([torch.zeros(2)], "the input is no tensor with rows, but list"),

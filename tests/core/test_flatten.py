@@ -101,7 +101,7 @@ def test_stacked_teachers_and_probabilities_follow_the_positions(shape):
         assert torch.equal(rows.teacher[:, k], last(teachers[:, k]).reshape(-1, 5))
 
 
-def test_what_is_rows_already_is_left_alone():
+def test_rows_are_not_flattened_again():
     logits, target = torch.rand(4, 5), torch.tensor([1, -100, 2, 3])
     rows = flatten_positions(logits, None, target)
     assert rows.student is logits

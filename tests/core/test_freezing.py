@@ -122,7 +122,7 @@ def test_a_gradient_reaches_the_inputs_through_a_frozen_network() -> None:
     assert inputs.grad.abs().sum() > 0
 
 
-def test_unfreeze_gives_back_what_could_learn() -> None:
+def test_unfreeze_restores_trainable_parameters() -> None:
     teacher = network()
     teacher[0].weight.requires_grad_(False)  # fixed on purpose, before anything was frozen
     teacher = unfreeze(freeze(freeze(teacher)))

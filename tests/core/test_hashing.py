@@ -21,7 +21,7 @@ def test_the_hash_written_out() -> None:
     assert weights_hash(layer) == hashlib.sha256(told).hexdigest()
 
 
-def test_what_does_not_matter() -> None:
+def test_memory_format_freezing_and_order_do_not_matter() -> None:
     network = ConvNet(width=4, batch_norm=True)
     before = weights_hash(network)
     assert weights_hash(copy.deepcopy(network).to(memory_format=torch.channels_last)) == before
@@ -37,7 +37,7 @@ def test_one_bit_matters_wherever_it_is(name: str) -> None:
     assert weights_hash(network) != before
 
 
-def test_names_shapes_dtypes_and_what_is_not_saved_matter() -> None:
+def test_names_shapes_dtypes_and_unsaved_buffers_matter() -> None:
     zeros = torch.zeros(4)
     others = [{"b": zeros}, {"a": zeros.view(2, 2)}, {"a": zeros.int()}, {"a": zeros[:2]}, {"a": zeros, "b": zeros[:0]}]
     assert len({hash_tensors(tensors) for tensors in [{"a": zeros}, *others]}) == 6

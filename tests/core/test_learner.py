@@ -76,7 +76,7 @@ def test_losses_are_logged_only_at_the_steps_that_are_due(tmp_path):
         ({"input": torch.zeros(2, 3), "label": torch.zeros(2)}, {"label", "target"}),
     ],
 )
-def test_split_batch_knows_what_loaders_give(batch, labels):
+def test_split_batch_knows_the_batches_of_usual_loaders(batch, labels):
     split = toys.classifier().split_batch(batch)
     assert split.student.shape == (2, 3)
     assert split.teacher is split.student

@@ -128,7 +128,7 @@ def test_metrics_of_real_values_are_plain_torchs(size, shape, tmp_path):
     )
 
 
-def test_a_network_of_one_output_has_a_regression_metric_without_being_told(tmp_path):
+def test_a_network_of_one_output_has_a_regression_metric_by_default(tmp_path):
     learner = OfflineDistiller(Scaled(), Scaled(), {"kd": Term(FeatureMSELoss())})
     x, y = torch.randn(6, 1), torch.randn(6, 1)
     (found,) = toys.trainer(tmp_path).validate(learner, batches(x, y, 2), verbose=False)
@@ -199,7 +199,7 @@ def test_foreign_metrics_of_classes_get_indices_and_those_of_several_labels_prob
     assert found["val/map"] == pytest.approx(MultilabelAveragePrecision(CLASSES)(logits, several).item(), rel=1e-5)
 
 
-def test_what_is_monitored_can_be_chosen_and_what_is_no_metric_is_refused():
+def test_the_monitor_can_be_chosen_and_an_unknown_metric_is_refused():
     assert Classifier(Scaled()).monitor == "val/acc"
     two = {"acc": Accuracy(), "mse": MeanSquaredError()}
     learner = Classifier(Scaled(), metrics=Metrics(two, monitor="mse"))

@@ -6,7 +6,7 @@ import torch
 from kd_lightning.core.stateless_random import splitmix64, stateless_randint, stateless_uniform
 
 
-def test_what_is_drawn_for_a_row_is_its_own():
+def test_numbers_of_a_row_depend_on_the_row_alone():
     whole = stateless_uniform(torch.arange(100_000), 3, salt=1)
     some = torch.tensor([99_999, 5, 7])
     assert torch.equal(stateless_uniform(some, 3, salt=1), whole[some])

@@ -148,7 +148,7 @@ def test_the_weight_is_kept_and_the_loss_stays_unweighted(weight: float):
 # ---- a term is a module
 
 
-def test_what_a_loss_learns_is_trained_saved_and_loaded_with_its_term():
+def test_parameters_of_a_loss_are_trained_saved_and_loaded_with_its_term():
     connector = nn.Linear(3, 3)
     term = Term(connector, weight=2.0)
     assert list(term.parameters()) == list(connector.parameters())

@@ -54,7 +54,7 @@ def test_a_batch_has_a_view_for_each_kind_of_network():
     assert seen["edge_index"] is seen["graph"]["edge_index"]
 
 
-def test_what_is_trained_validated_and_tested_on_are_three_sets_and_training_shows_no_other_label():
+def test_training_validation_and_test_nodes_are_disjoint_and_training_has_no_other_label():
     for inductive in (0, 300):
         given = data(num_inductive_nodes=inductive, train_nodes="all", batch_size=50)
         parts = {name: set(rows.tolist()) for name, rows in given.parts.items()}
@@ -137,7 +137,7 @@ def test_without_validation_nodes_a_fit_has_no_validation():
         given.setup("validate")
 
 
-def test_what_does_not_fit_is_refused():
+def test_arguments_that_do_not_fit_are_refused():
     for changes, message in (
         ({"nodes": "train"}, "nodes='train' is neither 'test' nor 'all'"),
         ({"train_nodes": "some"}, "train_nodes='some' is neither 'labeled' nor 'all'"),

@@ -52,7 +52,7 @@ def test_channels():
 # ---- the order
 
 
-def test_an_epoch_is_one_pass_without_what_is_left_of_it():
+def test_an_epoch_is_one_pass_without_the_incomplete_batch():
     loader = train_loader(count=23, batch_size=4)
     batches = indices(loader)
     assert [len(batch) for batch in batches] == [4] * len(loader) == [4] * 5
@@ -96,7 +96,7 @@ def test_fifteen_hundred_steps_on_a_hundred_images_are_one_epoch():
 
 @pytest.mark.parametrize("arguments", [{}, {"drop_last": False}, {"steps_per_epoch": 9}, {"num_augmented_views": 2}])
 @pytest.mark.parametrize("start", range(0, 20, 3))
-def test_the_stream_goes_on_from_anywhere(start, arguments):
+def test_the_stream_resumes_at_any_batch(start, arguments):
     """With a fresh loader, whose past is another: the order is a function of the position alone."""
     whole = train_loader(augmentation=noise, **arguments)
     truth = [batch for _ in range(5) for batch in whole][start : start + len(whole)]
@@ -113,7 +113,7 @@ def test_the_stream_goes_on_from_anywhere(start, arguments):
 # ---- the augmentation
 
 
-def test_augmentation_is_drawn_anew_for_each_image_and_time():
+def test_augmentation_is_drawn_for_each_image_and_epoch():
     loader = train_loader(augmentation=noise)
     shifts = []
     for _ in range(2):
@@ -137,7 +137,7 @@ def test_augmentation_may_change_size_and_channels():
     assert x.shape == (4, 3, 3, 4)
 
 
-def test_what_is_drawn_is_the_seeds_epochs_and_places():
+def test_draws_depend_on_seed_epoch_and_position():
     """Written out: published runs are repeated by these numbers."""
     for seed, epoch in ((0, 0), (0, 3), (5, 1)):
         generator = torch.Generator().manual_seed(random.Random(f"{seed} {epoch}").getrandbits(63))
@@ -201,7 +201,7 @@ def test_a_view_depends_on_the_seed_and_the_row_alone():
     assert alike(truth, pixels(train_loader(augmentation=noise))) == {False}
 
 
-def test_views_change_neither_the_order_nor_what_is_shown_without_an_augmentation():
+def test_views_change_neither_the_order_nor_images_without_an_augmentation():
     loader = train_loader()
     plain = [batch for _ in range(3) for batch in loader]
     for arguments in ({"num_augmented_views": 2}, {"num_augmented_views": 2, "augmentation": noise}):

@@ -45,7 +45,7 @@ def data(**changes) -> NoiseDataModule:
     return NoiseDataModule(**{"source": MNIST(), "num_channels": 3} | changes)
 
 
-def test_noise_never_repeats_and_ranks_share_what_one_process_sees():
+def test_noise_never_repeats_and_ranks_split_the_batches_of_one_process():
     whole = [*data(batch_size=4, steps_per_epoch=3).train_dataloader()]
     assert torch.cat([batch["index"] for batch in whole]).tolist() == [*range(12)]
     assert len({image.numpy().tobytes() for batch in whole for image in batch["image"]}) == 12
@@ -119,7 +119,7 @@ def test_the_test_is_on_the_real_test_set_and_there_are_no_training_rows():
         ({"std": [0.1, 0.2]}, r"std=\[0.1, 0.2\] must be one number, or one for each of 1 channels"),
     ],
 )
-def test_what_does_not_fit_is_refused(changes, message):
+def test_arguments_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(UsageError, match=message):
         data(**changes).train_dataloader()
     with pytest.raises(UsageError, match="has no validation images: use test"):

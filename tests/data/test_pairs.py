@@ -29,7 +29,7 @@ def pairs(batches) -> list[tuple[int, int]]:
     return [pair for _, _, index in batches for pair in zip(*index.view(2, -1).tolist(), strict=True)]
 
 
-def test_the_first_halves_are_what_there_would_be_without_partners():
+def test_the_first_halves_are_the_batches_without_partners():
     plain = loader(kind=TrainLoader, augmentation=noise)
     paired = loader(augmentation=noise)
     assert len(plain) == len(paired) == 5
@@ -96,7 +96,7 @@ def test_two_ranks_together_see_the_pairs_and_pixels_of_one_process():
 # ---- the data module
 
 
-def test_what_is_evaluated_on_has_no_partners():
+def test_evaluation_batches_have_no_partners():
     arguments = {"train_size": 100, "val_size": 50, "eval_batch_size": 64}
     paired, plain = SameClassPairs(MNIST(), num_channels=3, **arguments), MNISTDataModule(**arguments)
     for name in ("val_dataloader", "test_dataloader", "train_rows"):

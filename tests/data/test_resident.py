@@ -202,12 +202,12 @@ def test_a_checkpoint_of_any_source_is_plain_and_takes_the_source_again(tmp_path
     assert str(again).startswith("ResidentDataModule(source=Shapes, batch_size=10, ")
 
 
-def test_what_a_cache_asks_for_is_there():
+def test_the_module_offers_the_rows_that_a_cache_needs():
     assert isinstance(ResidentDataModule(Shapes()), ProvidesTrainingRows)
     assert isinstance(ResidentDataModule(Shapes()), ProvidesAugmentedRows)
 
 
-def test_what_is_no_source_is_refused():
+def test_an_object_that_is_no_source_is_refused():
     with pytest.raises(UsageError, match="source='mnist' is no Source: give an object such as"):
         ResidentDataModule("mnist")
 
@@ -221,7 +221,7 @@ def test_what_is_no_source_is_refused():
         ResidentDataModule(Unsaid())
 
 
-def test_views_are_no_number():
+def test_a_number_for_views_is_refused():
     with pytest.raises(UsageError, match=r"views=4 is no BatchViews: .* set num_augmented_views"):
         ResidentDataModule(Shapes(), views=4)
 
@@ -261,7 +261,7 @@ def test_the_configured_transfer_sets_are_those_of_the_paper(name, trained):
 
 
 @pytest.mark.parametrize("classes", [[], [3, 3], [10], [-1], [True], ["3"], [1.0], 3, "37"])
-def test_what_are_no_classes_is_refused(classes):
+def test_invalid_classes_are_refused(classes):
     with pytest.raises(UsageError, match=r"classes=.* must be different whole numbers from 0 to 9, or null") as caught:
         MNISTDataModule(classes=classes)
     assert "\n" not in str(caught.value)
@@ -327,7 +327,7 @@ def test_what_a_teacher_cache_needs():
     assert sorted(itertools.chain(*shares)) == data.split[0].tolist()
 
 
-def test_training_rows_are_given_in_batches_of_what_is_asked_for_at_most():
+def test_training_rows_come_in_batches_of_the_requested_size():
     data = MNISTDataModule(train_size=100, eval_batch_size=30)
     for asked, most in ((None, 25), (7, 7), (30, 25), (1000, 25)):
         loader = data.train_rows(batch_size=asked)
@@ -598,7 +598,7 @@ def test_a_bad_argument_is_refused_in_one_line(arguments, message):
     assert "\n" not in str(caught.value)
 
 
-def test_sizes_are_checked_against_what_a_source_gives():
+def test_sizes_are_checked_against_the_source():
     with pytest.raises(ValueError, match="train_size=190 and val_size=20 are more than the 200 images that there are"):
         ResidentDataModule(Shapes(), train_size=190, val_size=20).setup("fit")
 

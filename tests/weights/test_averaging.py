@@ -47,7 +47,7 @@ class Masked(nn.Module):
         self.scale = nn.Parameter(torch.rand(1000), requires_grad=False)
 
 
-def test_what_is_equal_keeps_every_bit() -> None:
+def test_equal_weights_keep_every_bit() -> None:
     network = Masked()
     average = copy.deepcopy(network)
     for _ in range(100):
@@ -57,7 +57,7 @@ def test_what_is_equal_keeps_every_bit() -> None:
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.1, math.nan])
-def test_a_momentum_that_is_no_share_is_refused(momentum: float) -> None:
+def test_a_momentum_outside_0_to_1_is_refused(momentum: float) -> None:
     with pytest.raises(ValueError, match=r"momentum=.* must lie in \[0, 1\]"):
         update_ema(nn.Linear(1, 1), nn.Linear(1, 1), momentum)
 

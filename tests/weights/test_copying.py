@@ -33,7 +33,7 @@ def test_chosen_layers_are_the_teachers_buffers_included_and_the_others_the_stud
     assert all(parameter.requires_grad for parameter in student.parameters())
 
 
-def test_it_is_a_copy_so_that_learning_leaves_the_teacher_as_it_is():
+def test_it_is_a_copy_so_that_training_does_not_change_the_teacher():
     student, teacher = network(8, 0), network(8, 1)
     before = teacher.conv[0][0].weight.clone()
     copy_layers(student, teacher, {"conv.0": "conv.0"})
@@ -59,7 +59,7 @@ def test_every_second_layer_as_in_distilbert():
         ({"conv.2": "conv.2"}, r"\(8, 8, 3, 3\).*\(16, 16, 3, 3\)"),
     ],
 )
-def test_what_cannot_be_inherited_is_refused_with_what_there_is(layers, says):
+def test_layers_that_cannot_be_copied_are_refused_with_the_names_of_others(layers, says):
     with pytest.raises(ValueError, match=says) as refusal:
         copy_layers(network(8, 0), network(16, 1), layers)
     assert "\n" not in str(refusal.value)

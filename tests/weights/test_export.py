@@ -33,7 +33,7 @@ def checkpoint(learner: LightningModule, path: Path) -> str:
     return str(path)
 
 
-def test_what_is_exported_is_the_student_and_how_to_rebuild_it(tmp_path: Path) -> None:
+def test_an_export_holds_the_student_and_its_construction(tmp_path: Path) -> None:
     learner = Learner(StudentConvNet(num_classes=3), BUILT_FROM)
     direct = export_student(learner, tmp_path / "direct.safetensors")
     from_file = export(checkpoint(learner, tmp_path / "best.ckpt"), str(tmp_path / "new" / "folder" / "a.safetensors"))
@@ -51,7 +51,7 @@ def test_what_is_exported_is_the_student_and_how_to_rebuild_it(tmp_path: Path) -
         assert weights_hash(student) == weights_hash(learner.student)
 
 
-def test_a_plain_network_is_exported_and_asked_for_again(tmp_path: Path) -> None:
+def test_a_plain_network_is_exported_and_needed_to_load(tmp_path: Path) -> None:
     network = freeze(exclude_from_state_dict(nn.Linear(4, 2)))  # left out of what holds it, not of its own export
     path = export_student(network, tmp_path / "student.safetensors")
     with pytest.raises(WeightsError, match="does not say how its student is built: give it as `network`"):
@@ -119,7 +119,7 @@ def test_the_same_student_gives_the_same_bytes(tmp_path: Path) -> None:
     assert len({path.read_bytes() for path in paths}) == 1
 
 
-def test_what_cannot_be_exported(tmp_path: Path) -> None:
+def test_checkpoints_that_cannot_be_exported_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"output '.*student\.onnx': name it \*\.safetensors"):
         export_student(nn.Linear(4, 2), tmp_path / "student.onnx")
     with pytest.raises(ValueError, match="LightningModule has no network named `student`"):

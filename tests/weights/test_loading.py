@@ -59,7 +59,7 @@ def test_a_teacher_is_found_under_its_prefix(prefix: str, suffix: str, tmp_path:
     assert weights_hash(load_teacher(network(), path, prefix.removesuffix("."))) == weights_hash(trained)
 
 
-def test_what_lies_beside_the_prefix_does_not_matter(tmp_path: Path) -> None:
+def test_other_keys_beside_the_prefix_do_not_matter(tmp_path: Path) -> None:
     trained = network()
     state = prefixed("student.", trained.state_dict()) | {"terms.hint.connector.weight": torch.ones(2)}
     assert weights_hash(load_teacher(network(), write(state, tmp_path / "a.ckpt"))) == weights_hash(trained)
@@ -143,7 +143,7 @@ def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(spoil, message:
     assert not is_frozen(fresh)
 
 
-def test_a_mask_of_minus_infinity_that_the_network_is_built_with_is_no_accident(tmp_path: Path) -> None:
+def test_a_mask_of_minus_infinity_from_construction_is_accepted(tmp_path: Path) -> None:
     class Masked(nn.Linear):
         def __init__(self) -> None:
             super().__init__(2, 2)
@@ -274,7 +274,7 @@ def test_a_given_network_is_filled_whatever_the_file_says(tmp_path: Path) -> Non
         ({"class_path": "TeacherConvNet"}, r"conv\.0\.weight has shape"),
     ],
 )
-def test_a_student_that_cannot_be_built_is_asked_for(built_from: object, message: str, tmp_path: Path) -> None:
+def test_a_student_that_cannot_be_rebuilt_has_to_be_given(built_from: object, message: str, tmp_path: Path) -> None:
     path = checkpoint(StudentConvNet(), built_from, tmp_path / "best.ckpt")
     with pytest.raises(WeightsError, match=message) as refusal:
         load_student(path)

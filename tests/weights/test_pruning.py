@@ -10,7 +10,7 @@ from kd_lightning.weights.pruning import kept_channels, prune
 LAYERS = ["conv.0", "conv.2", "conv.4", "classifier"]
 
 
-def test_what_is_left_computes_what_a_teacher_with_the_other_filters_at_zero_does():
+def test_a_pruned_network_equals_the_teacher_with_the_other_filters_at_zero():
     torch.manual_seed(0)
     teacher, student = ConvNet(12), ConvNet(5)
     prune(student, teacher, LAYERS)
@@ -47,7 +47,7 @@ def test_a_network_of_the_same_widths_is_a_copy():
         assert torch.equal(value, student.state_dict()[name])
 
 
-def test_what_does_not_fit_is_refused():
+def test_arguments_that_do_not_fit_are_refused():
     teacher, student = ConvNet(6), ConvNet(3)
     with pytest.raises(ValueError, match="layers is empty"):
         prune(student, teacher, [])

@@ -98,7 +98,7 @@ def test_refused_in_one_line(name: str, write: Callable[[Path], None], message: 
         assert len(str(refusal.value)) < len(str(tmp_path)) + 300
 
 
-def test_missing_files_name_what_is_near(tmp_path: Path) -> None:
+def test_missing_files_name_similar_ones(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no such file, and no checkpoint in .*teacher: train the teacher first"):
         read_weights(tmp_path / "teacher" / "best.ckpt", "teacher")
     (tmp_path / "config.yaml").touch()  # a run that has only begun
@@ -118,7 +118,7 @@ def test_missing_files_name_what_is_near(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_what_is_read(legacy: bool, tmp_path: Path) -> None:
+def test_every_supported_file_is_read(legacy: bool, tmp_path: Path) -> None:
     as_torch(STATE, legacy)(tmp_path / "plain.pth")
     as_torch({"state_dict": STATE, "epoch": 3, "optimizer_states": []}, legacy)(tmp_path / "lightning.ckpt")
     save_file(STATE, tmp_path / "tensors.safetensors", metadata={"format": "pt"})

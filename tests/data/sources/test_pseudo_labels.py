@@ -90,7 +90,7 @@ def test_classes_are_chosen_by_the_labels_that_are_trained_on(tmp_path):
     assert module.split[0].tolist() == everything.split[0][(labels == 1) | (labels == 7)].tolist()
 
 
-def test_a_grey_image_is_labeled_as_it_is_trained_on(tmp_path):
+def test_a_grey_image_is_labeled_in_the_form_that_is_trained_on(tmp_path):
     class Channels(Brightness):
         def forward(self, images: Tensor) -> Tensor:
             assert images.shape[1] == 3
@@ -108,7 +108,7 @@ def test_a_fit_writes_into_its_folder_and_learns_from_it(tmp_path):
     assert module.train_rows().num_rows == 200
 
 
-def test_what_does_not_fit_is_refused(tmp_path):
+def test_arguments_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist, and there is no labeler to write it: give one"):
         data(tmp_path, labeler=None).prepare_data()
     prepared(tmp_path)

@@ -29,7 +29,7 @@ def test_a_quarter_turn_is_exact_and_changes_nothing_else():
         assert torch.equal(turned_index, index)
 
 
-def test_any_other_angle_keeps_what_is_in_the_middle():
+def test_any_other_angle_keeps_the_middle_of_the_image():
     """The centre of mass of a digit is turned by the angle, about the middle of the image."""
     x, turned = (
         next(iter(data.test_dataloader()))[0][:, 0]

@@ -36,7 +36,7 @@ class Spoiled(Shapes):
         (lambda x, y: (x, y - 1), "gives labels from -1 to 2, but num_classes=4: correct either"),
     ],
 )
-def test_what_cannot_be_held_is_refused_in_one_line(spoil, message, stage):
+def test_sources_of_wrong_shape_or_type_are_refused_in_one_line(spoil, message, stage):
     with pytest.raises(UsageError, match=rf"^Spoiled.{'train' if stage == 'fit' else 'test'}\(\) gives .*") as caught:
         ResidentDataModule(Spoiled(spoil), val_size=20).setup(stage)
     assert caught.match(message)

@@ -26,7 +26,7 @@ IMAGES = torch.zeros(1000, 1, 28, 28)
 LABELS = ROWS % 10
 
 
-def test_a_digit_is_said_by_its_own_name_and_tests_by_other_voices():
+def test_a_digit_has_its_own_name_and_tests_have_other_voices():
     said = SpokenDigits().of_samples(IMAGES, LABELS, ROWS)
     tested = SpokenDigits().of_samples(IMAGES, LABELS, ROWS, test=True)
     assert said.shape == tested.shape == (1000, 1, 32, 32)
@@ -69,7 +69,7 @@ def centre(images: Tensor) -> Tensor:
     return torch.stack(((images * at).sum((1, 2)) / mass, (images * at[:, None]).sum((1, 2)) / mass), dim=1)
 
 
-def test_a_digit_moves_as_its_row_says_and_is_in_its_place_in_the_middle():
+def test_a_digit_moves_by_its_row_and_is_centred_in_the_middle_frame():
     frames = MovingDigit(frames=3, pace=2.0).of_samples(square(), LABELS[:50], ROWS[:50])
     torch.testing.assert_close(frames[:, 1], square()[:, 0], atol=1e-5, rtol=0)
     drawn = stateless_uniform(ROWS[:50], 2, salt=6)
@@ -112,7 +112,7 @@ def test_flow_is_the_least_squares_of_naive_loops():
         torch.testing.assert_close(found[:, i, j], torch.linalg.solve(normal, slopes.T @ changes))
 
 
-def test_what_is_no_motion_is_refused():
+def test_invalid_motions_are_refused():
     for kind, changes in ((MovingDigit, {"frames": 1}), (MovingDigit, {"pace": 0}), (OpticalFlow, {"frames": 1})):
         with pytest.raises(ValueError, match=r"frames=. must be at least 2 and pace=.* a finite number above 0"):
             kind(**changes)

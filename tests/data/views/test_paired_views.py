@@ -129,7 +129,7 @@ def test_views_know_the_set_that_a_batch_is_from():
 
 
 @pytest.mark.parametrize("start", range(6))
-def test_a_resume_at_any_batch_sees_what_an_uninterrupted_run_sees(start):
+def test_a_resume_at_any_batch_has_the_batches_of_an_uninterrupted_run(start):
     whole = data(augmentation=noise).train_dataloader()
     truth = [batch for _ in range(3) for batch in whole]
     resumed = data(augmentation=noise).train_dataloader()
@@ -142,7 +142,7 @@ def noise(image: torch.Tensor) -> torch.Tensor:
     return image + torch.rand(1)
 
 
-def test_two_ranks_share_what_one_process_sees():
+def test_two_ranks_split_the_batches_of_one_process():
     """Of modalities that are functions of a sample; shuffled pairs are a batch's own."""
     alone = {row: batch["edges"][n] for batch in data().train_rows() for n, row in enumerate(batch["index"].tolist())}
     shares = [[*data().train_rows(rank, 2, batch_size=10)] for rank in range(2)]
@@ -153,7 +153,7 @@ def test_two_ranks_share_what_one_process_sees():
     assert not alone
 
 
-def test_what_does_not_fit_is_refused():
+def test_arguments_that_do_not_fit_are_refused():
     with pytest.raises(UsageError, match="a modality cannot be called image, target, which the batch has"):
         PairedViews({"image": RowSequence(), "target": RowSequence()})
     with pytest.raises(UsageError, match="shuffled='edge' is no modality; the nearest are edges"):

@@ -72,7 +72,7 @@ def test_a_caption_says_the_digits_in_the_order_of_reading():
     assert torch.equal(batch["target"], batch["told"]["digits"])
 
 
-def test_a_shuffled_teacher_is_told_of_another_scene_in_training_alone():
+def test_a_shuffled_teacher_has_another_scene_in_training_only():
     plain, shuffled = (next(iter(data(shuffled=s).train_dataloader())) for s in (False, True))
     assert torch.equal(shuffled["told"]["digits"], plain["told"]["digits"].roll(1, dims=0))
     assert torch.equal(shuffled["seen"]["scene"], plain["seen"]["scene"])
@@ -86,6 +86,6 @@ def test_a_scene_has_as_many_channels_as_its_images():
     assert torch.equal(colour["seen"]["scene"], grey["seen"]["scene"].expand(-1, 3, -1, -1))
 
 
-def test_what_does_not_fit_is_refused():
+def test_arguments_that_do_not_fit_are_refused():
     with pytest.raises(UsageError, match="task='jokes' is neither 'vqa' nor 'captioning'"):
         DigitScenes("jokes")

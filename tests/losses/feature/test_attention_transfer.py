@@ -61,7 +61,7 @@ def test_layers_are_summed():
     assert AttentionTransferLoss()(*sides).item() == pytest.approx(wanted, rel=1e-9)
 
 
-def test_neither_scale_nor_signs_nor_the_number_of_channels_are_looked_at():
+def test_scale_signs_and_number_of_channels_do_not_matter():
     student, teacher = maps(2, 4, 3, 3, seed=1), maps(2, 5, 3, 3, seed=2)
     value = attention_transfer_loss(student, teacher).item()
     assert attention_transfer_loss(-7 * student, 0.01 * teacher).item() == pytest.approx(value, rel=1e-9)
