@@ -138,3 +138,13 @@ def test_the_changelog_has_every_rename():
     assert written, "CHANGELOG.md lacks a rename of kd_lightning/core/renamed.py: run `make pages`"
     assert "| `MomentumTeacher` | `EMATeacher` |" in renames.page()
     assert "| `Classifier(view=)` | `Classifier(input_key=)` |" in renames.page()
+
+
+def test_contributing_lists_as_many_files_as_it_says_and_where_they_are():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    additions = re.findall(r"### A ([\w ]+): (three|four) files\n\n(.*?)(?=\n\n|\Z)", text, re.DOTALL)
+    assert [kind for kind, *_ in additions] == ["loss", "scheme", "callback", "data source"]
+    for _, count, steps in additions:
+        paths = re.findall(r"^\d\. `([^`]+)`", steps, re.MULTILINE)
+        assert len(paths) == {"three": 3, "four": 4}[count]
+        assert not [path for path in paths if not list(ROOT.glob(re.sub(r"<\w+>", "*", path)))]

@@ -8,16 +8,7 @@ from kd_lightning.data.mnist import MNISTDataModule as MNISTDataModule
 from kd_lightning.data.module import ResidentDataModule as ResidentDataModule
 from kd_lightning.data.noise import NoiseDataModule as NoiseDataModule, NoiseLoader as NoiseLoader
 from kd_lightning.data.pairs import PairLoader as PairLoader, SameClassPairs as SameClassPairs
-from kd_lightning.data.sources import (
-    MNIST as MNIST,
-    ColouredDigits as ColouredDigits,
-    Digits as Digits,
-    FashionMNIST as FashionMNIST,
-    LabeledImages as LabeledImages,
-    PseudoLabels as PseudoLabels,
-    Rotated as Rotated,
-    Source as Source,
-)
+from kd_lightning.data.sources import *  # noqa: F403
 from kd_lightning.data.views import (
     BatchViews as BatchViews,
     DigitScenes as DigitScenes,
