@@ -157,7 +157,7 @@ def _split_verdict(verdict: Tensor, target: Tensor | None) -> tuple[Tensor, Tens
     """Return the score of being the teacher, (N,), and the classification loss, 0 without logits of classes."""
     verdict = upcast(verdict)
     if verdict.dim() != 2 or not len(verdict):
-        raise UsageError(f"a verdict {tuple(verdict.shape)} must be (N, 1) or (N, 1 + C)")
+        raise UsageError(f"a verdict {tuple(verdict.shape)} must be (N, 1) or (N, 1 + C): change the discriminator")
     if verdict.shape[1] == 1:
         return verdict[:, 0], verdict.new_zeros(())
     if target is None:

@@ -47,7 +47,8 @@ def ca_mkd_feature_loss(student: list[Tensor], teacher: list[Tensor], logits: Te
     if [part.shape for part in student] != [part.shape for part in teacher]:
         raise UsageError(
             f"student features {[tuple(part.shape) for part in student]} and teacher features "
-            f"{[tuple(part.shape) for part in teacher]} must have the same shapes, one for each teacher"
+            f"{[tuple(part.shape) for part in teacher]} must have the same shapes, one for each teacher: "
+            "use one connector for each"
         )
     errors = [
         squared_error(upcast(s), upcast(t), reduction="none").flatten(1).mean(dim=1)

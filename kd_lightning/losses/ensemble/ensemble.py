@@ -44,7 +44,7 @@ def arithmetic_mean(logits: Tensor, temperature: float, weights: Tensor) -> Tens
     """
     check_temperature(temperature)
     softened = functional.softmax(upcast(logits) / temperature, dim=2)
-    mixture = (_one_a_teacher(weights, logits) * softened).sum(dim=1)
+    mixture = (_unsqueezed_weights(weights, logits) * softened).sum(dim=1)
     return temperature * mixture.clamp(min=torch.finfo(mixture.dtype).tiny).log()  # 0 stays finite
 
 
@@ -69,7 +69,7 @@ def geometric_mean(logits: Tensor, temperature: float, weights: Tensor) -> Tenso
         >>> geometric_mean(logits, 2.0, torch.ones(3) / 3).div(2.0).softmax(dim=1)
         tensor([[0.6608, 0.3392]])
     """
-    return (_one_a_teacher(weights, logits) * upcast(logits)).sum(dim=1)
+    return (_unsqueezed_weights(weights, logits) * upcast(logits)).sum(dim=1)
 
 
 class EnsembleLoss(DistillationLoss):
@@ -106,7 +106,7 @@ class EnsembleLoss(DistillationLoss):
         self.loss = loss
         self.combine = combine
         self.weights = check_weights(weights)
-        self._shares: Tensor | None = None
+        self._cached_weights: Tensor | None = None
         self.needs_target = loss_trait(loss, "needs_target")
         self.compares_samples = loss_trait(loss, "compares_samples")
 
@@ -126,15 +126,16 @@ class EnsembleLoss(DistillationLoss):
         if temperature is None:
             temperature = getattr(self.loss, "temperature", 1.0)
         logits = upcast(teacher)
-        return self.loss(student, self.combine(logits, temperature, self._shares_for(logits)), target)
+        return self.loss(student, self.combine(logits, temperature, self._normalised_weights(logits)), target)
 
-    def _shares_for(self, logits: Tensor) -> Tensor:
+    def _normalised_weights(self, logits: Tensor) -> Tensor:
         """Return the normalised weights of the teachers, (K,), which are computed once for a type and device."""
-        kind, teachers = (logits.dtype, logits.device), logits.shape[1]
-        if self._shares is None or (self._shares.dtype, self._shares.device) != kind or len(self._shares) != teachers:
+        cached, teachers = self._cached_weights, logits.shape[1]
+        kind = (logits.dtype, logits.device)
+        if cached is None or (cached.dtype, cached.device) != kind or len(cached) != teachers:
             weights = logits.new_tensor([1.0] * teachers if self.weights is None else self.weights)
-            self._shares = weights / weights.sum()
-        return self._shares
+            cached = self._cached_weights = weights / weights.sum()
+        return cached
 
 
 def check_stacked_logits(student: Tensor, teacher: Tensor) -> None:
@@ -155,10 +156,10 @@ def check_weights(weights: list[float] | None) -> list[float] | None:
     return weights
 
 
-def _one_a_teacher(weights: Tensor, logits: Tensor) -> Tensor:
+def _unsqueezed_weights(weights: Tensor, logits: Tensor) -> Tensor:
     if weights.shape not in (logits.shape[:2], logits.shape[1:2]):
         raise UsageError(
             f"weights {tuple(weights.shape)} are not one for each of the {logits.shape[1]} teachers, (K,) or (N, K), "
-            f"of logits {tuple(logits.shape)}"
+            f"of logits {tuple(logits.shape)}: give one weight for each"
         )
     return weights.unsqueeze(-1)

@@ -42,7 +42,7 @@ class FeatureEnsembleLoss(DistillationLoss):
         self.losses = nn.ModuleList(losses)
         self.weights = check_weights(weights) or [1.0] * len(losses)
         if len(self.weights) != len(losses):
-            raise UsageError(f"weights={weights} are not one for each of the {len(losses)} losses")
+            raise UsageError(f"weights={weights} are not one for each of the {len(losses)} losses: give {len(losses)}")
         self.needs_target = any(loss_trait(loss, "needs_target") for loss in losses)
         self.compares_samples = any(loss_trait(loss, "compares_samples") for loss in losses)
         self.takes_maps = any(loss_trait(loss, "takes_maps") for loss in losses)
@@ -52,13 +52,13 @@ class FeatureEnsembleLoss(DistillationLoss):
         students = student if isinstance(student, list) else [student] * len(self.losses)
         if not isinstance(teacher, list) or not len(students) == len(teacher) == len(self.losses):
             raise UsageError(
-                f"{len(self.losses)} losses cannot compare {_kind(student)} of the student with {_kind(teacher)} of "
-                "the teachers: in the term, list one teacher's layer for each loss"
+                f"{len(self.losses)} losses cannot compare {_describe(student)} of the student with "
+                f"{_describe(teacher)} of the teachers: in the term, list one teacher's layer for each loss"
             )
         compared = zip(self.weights, self.losses, students, teacher, strict=True)
         total = torch.stack([weight * loss(s, t, target) for weight, loss, s, t in compared]).sum()
         return total / sum(self.weights)
 
 
-def _kind(features: Any) -> str:
+def _describe(features: Any) -> str:
     return f"a list of {len(features)}" if isinstance(features, list) else "a tensor"

@@ -40,7 +40,7 @@ class CRDLoss(DistillationLoss):
 
     s and t are learned embeddings of both sides (linear, then scaled to length one). m(t) and m(s) are memory banks
     with an embedding of every training image, which moves by 1 - momentum towards each new one. An anchor's positive is
-    the bank's row of its own image; K negatives are drawn with replacement from the rows of other classes. Z is the
+    the bank's row of the same image; K negatives are drawn with replacement from the rows of other classes. Z is the
     mean of exp(x^T m / temperature) in the first batch, and then constant.
 
     Yonglong Tian, Dilip Krishnan, Phillip Isola: Contrastive Representation Distillation. ICLR 2020 (arXiv:1910.10699);

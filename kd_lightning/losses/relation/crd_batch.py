@@ -45,7 +45,9 @@ def in_batch_crd_loss(student: Tensor, teacher: Tensor, target: Tensor, temperat
     check_temperature(temperature)
     student, teacher = as_rows(student, teacher)
     if target.shape != (len(student),) or target.is_floating_point():
-        raise UsageError(f"target {tuple(target.shape)} for {len(student)} samples must be class indices (N,)")
+        raise UsageError(
+            f"target {tuple(target.shape)} for {len(student)} samples must be class indices (N,): set the term's target"
+        )
     logits = products(student, teacher) / temperature
     alike = (target.unsqueeze(0) == target.unsqueeze(1)).fill_diagonal_(fill_value=False)
     logits = logits.masked_fill(alike, -math.inf)
