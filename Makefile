@@ -25,6 +25,7 @@ zoo: .venv/ready  ## train with every loss on 1,000 digits, and show what each w
 
 families: .venv/ready  ## train with the adversarial, cross-modal, graph, attention and data-free methods and their ablations, and show what each was worth (a night)
 	$(foreach name,adversarial cross_modal modalities graph attention data_free,$(BIN)/kd-lightning compare --config configs/compare/$(name).yaml && $(BIN)/python -m benchmarks.families $(name) &&) true
+	$(BIN)/kd-lightning compare --config configs/compare/colour.yaml && $(BIN)/python -m benchmarks.families colour --page data_free
 
 bench: .venv/ready  ## measure what a step costs beside a bare loop's, other libraries' and, loss by loss, plain torch's (a quarter of an hour)
 	$(BIN)/python -m benchmarks.speed

@@ -1,6 +1,6 @@
-"""Writes the tables of docs/<name>.md from the runs of configs/compare/<name>.yaml: `make families`.
+"""Writes the tables of docs/<page>.md from the runs of configs/compare/<name>.yaml: `make families`.
 
-python -m benchmarks.families NAME [--runs runs/compare/NAME]
+python -m benchmarks.families NAME [--runs runs/compare/NAME] [--page NAME]
 
 A table without finished runs is left unchanged.
 """
@@ -35,7 +35,7 @@ def table(group: Group, runs: Path) -> str:
             against += ": cannot be told from it"
         cells = [
             variant.title,
-            f"{mean:.2f} ± {deviation:.2f}",
+            f"{mean:.2f} ± {deviation:.2f}" if len(there) > 1 else f"{mean:.2f}",
             str(len(there)),
             against,
             base.title if base is not None and against else "",
@@ -47,11 +47,12 @@ def table(group: Group, runs: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", help="of the compare file and of the page")
+    parser.add_argument("name", help="the compare file in configs/compare/, and the page")
     parser.add_argument("--runs", type=Path, help="the folder of the comparison")
+    parser.add_argument("--page", help="the page in docs/, where it has another name")
     given = parser.parse_args()
     runs = given.runs or ROOT / "runs/compare" / given.name
-    page = ROOT / "docs" / f"{given.name}.md"
+    page = ROOT / "docs" / f"{given.page or given.name}.md"
     text = page.read_text(encoding="utf-8")
     for group in read_plan(ROOT / "configs/compare" / f"{given.name}.yaml").groups:
         begin, end = f"<!-- {group.name}: begin -->", f"<!-- {group.name}: end -->"

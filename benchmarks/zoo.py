@@ -29,10 +29,15 @@ def results(variant: Variant, runs: Path) -> list[dict[str, Any]]:
 
 
 def difference(ours: list[float], theirs: list[float]) -> str:
-    """Format a difference in points with its 95 % interval, bold where that is above 0; empty if either was not run."""
+    """Format a difference in points with its 95 % interval, bold where that is above 0; empty if either was not run.
+
+    One pair has no interval.
+    """
     if len(ours) != len(theirs):
         return ""
     found = paired_difference(ours, theirs)
+    if found.pairs < 2:
+        return f"{found.mean:+.2f}"
     text = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
     return f"**{text}**" if found.low > 0 else text
 

@@ -19,8 +19,7 @@ PerChannel = float | list[float]
 class ImageFormat(nn.Module):
     """The images that networks take: pixels in a range, normalized as (pixel - mean) / std.
 
-    Whatever makes images (a generator, an inversion, a distilled data set) makes them in this form, so that networks
-    take them as they are.
+    Generators, inversions and distilled data sets make their images in this form, so that networks take them directly.
 
     Args:
         image_shape: (C, H, W).

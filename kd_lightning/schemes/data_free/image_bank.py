@@ -40,7 +40,7 @@ class ImageBank(nn.Module):
             self.register_buffer(name, value.new_zeros(memory_size, *value.shape[1:]))
 
     def size_after(self, rounds: int) -> int:
-        """Return the number of rows after so many rounds."""
+        """Return the number of rows after a number of rounds."""
         return min(rounds * self._rows_of_all(), self.memory_size)
 
     def column(self, name: str, size: int | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from kd_lightning.schemes.data_free.image_bank import ImageBank
 
 
 class SynthesisRound(NamedTuple):
-    """One round of synthesis: its number from 0, how many images to make, and what they are made with."""
+    """One round of synthesis: its number from 0, the number of images to make, and the networks and bank for them."""
 
     number: int
     num_images: int
