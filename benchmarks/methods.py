@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-from kd_lightning.cli.configs import Method, methods, read_settings
+from kd_lightning.cli.configs import Config, list_configs, read_settings
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 INTRODUCTION = """\
@@ -24,24 +24,24 @@ kd-lightning fit --config configs/response/kd.yaml
 """
 
 
-def row(method: Method) -> str:
+def row(config: Config) -> str:
     """A method's row: link, header, scheme, losses, callbacks; a classifier without terms has its default loss."""
     named: dict[str, list[str]] = {"model": [], "loss": [], "callbacks": []}
-    for keys, value, _ in read_settings(method.path):
+    for keys, value, _ in read_settings(config.path):
         parent = keys[-3] if len(keys) > 2 and keys[-2].isdecimal() else ".".join(keys[-2:-1])
         if keys[-1:] == ("class_path",) and parent in named and value:
             named[parent].append(f"`{value.rpartition('.')[2]}`")
     if named["model"] == ["`Classifier`"] and not named["loss"]:
         named["loss"] = ["`TaskLoss`"]
-    link = f"[{method.path.stem}](../configs/{method.name}.yaml)"
-    cells = [link, method.about, *(", ".join(dict.fromkeys(classes)) for classes in named.values())]
+    link = f"[{config.path.stem}](../configs/{config.name}.yaml)"
+    cells = [link, config.title, *(", ".join(dict.fromkeys(classes)) for classes in named.values())]
     return f"| {' | '.join(cells)} |".replace("  |", " |")
 
 
 def page() -> str:
     """The whole page: one table for each folder of configs/."""
     lines = [INTRODUCTION]
-    for family, members in groupby(methods(), lambda method: method.name.partition("/")[0]):
+    for family, members in groupby(list_configs(), lambda config: config.name.partition("/")[0]):
         lines += [f"## {family}", "", "| config | method | scheme | losses | callbacks |", "|---|---|---|---|---|"]
         lines += [*map(row, members), ""]
     return "\n".join(lines[:-1]) + "\n"

@@ -1,4 +1,4 @@
-"""The command line: ``kd-lightning`` and ``python -m kd_lightning``. Only the commands that need torch wait for it."""
+"""The command line: ``kd-lightning`` and ``python -m kd_lightning``. Commands that need no torch do not load it."""
 
 from __future__ import annotations
 
@@ -6,48 +6,49 @@ import sys
 from collections.abc import Sequence
 
 import kd_lightning
-from kd_lightning.cli.errors import Parser, in_one_line, nearest
+from kd_lightning.cli.errors import Parser, report_errors
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lookup import suggestion
 
 HELP = """\
 usage: kd-lightning COMMAND [ARGUMENT ...]
 
 Knowledge distillation for PyTorch Lightning: a small student learns with the help of a large teacher.
 
-  fit       --config FILE          train what the YAML file describes
-  validate  --config FILE          evaluate its best checkpoint on the validation images
-  test      --config FILE          evaluate its best checkpoint on the test images
-  predict   --config FILE          write the logits that its best checkpoint gives for the test images
-  compare   --config FILE          train several variants under several seeds, and show what each is worth
+  fit       --config FILE          train the model that the YAML file describes
+  validate  --config FILE          evaluate its best checkpoint on the validation set
+  test      --config FILE          evaluate its best checkpoint on the test set
+  predict   --config FILE          write its best checkpoint's logits of the test set
+  compare   --config FILE          train several variants with several seeds, and compare their results
   export    --checkpoint FILE --output FILE.safetensors
-                                   write the student alone
-  layers    --config FILE          show the layers of student and teacher, what each gives, and which of them agree
-  methods   [NAME]                 list the methods with their papers, or print the YAML of one
+                                   write the student's weights alone
+  layers    --config FILE          list the layers of student and teacher with their output shapes
+  list                             list all methods with their papers
+  show      NAME                   print the YAML file of a method
   --version                        print the version
 
   kd-lightning fit --config configs/mnist/teacher.yaml
   kd-lightning fit --config configs/mnist/distilled.yaml --config configs/parts/bf16.yaml --trainer.max_epochs=2
-  kd-lightning fit --config configs/mnist/distilled.yaml --ckpt_path last         (goes on where the run stopped)
+  kd-lightning fit --config configs/mnist/distilled.yaml --ckpt_path last         (resumes an interrupted run)
 
-FILE is looked for in the working folder, and then among the files that come with the package. Files are laid on top of
-each other in their order, and options on top of them: `kd-lightning fit --help` lists them all, and `--print_config`
-behind the others prints what everything amounts to.
+FILE is a path, or else the name of a file that comes with the package. Later files override earlier ones, and options
+override files: `kd-lightning fit --help` lists all options, and `--print_config` as the last option prints the result.
 
-A run's folder (trainer.default_root_dir) holds config.yaml, best.ckpt (by val/acc; none without validation), last.ckpt,
-metrics.csv and TensorBoard's events.
+A run directory (trainer.default_root_dir) contains config.yaml, best.ckpt (by the scheme's monitor, val/acc for
+classifiers; none without validation), last.ckpt, metrics.csv and TensorBoard's event files.
 
-Exit codes: 0; 2 for a mistake in what was given, with one line that says which; 130 after Ctrl-C; 143 after SIGTERM; 1
-for a bug, with a traceback (with KD_LIGHTNING_TRACEBACK=1 in the environment, mistakes have one as well).
+Exit codes: 0; 2 for a user's mistake, with one line that names it; 130 after Ctrl-C; 143 after SIGTERM; 1 for a bug,
+with a traceback (with KD_LIGHTNING_TRACEBACK=1 in the environment, mistakes have one as well).
 """
 
-COMMANDS = ("fit", "validate", "test", "predict", "compare", "export", "layers", "methods")
+COMMANDS = ("fit", "validate", "test", "predict", "compare", "export", "layers", "list", "show")
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Run a command.
 
     Args:
-        args: What stands behind ``kd-lightning``; the process's own arguments if not given.
+        args: The arguments after ``kd-lightning``; the process's own arguments if not given.
 
     Returns:
         The exit code.
@@ -58,7 +59,7 @@ def main(args: Sequence[str] | None = None) -> int:
         0
     """
     given = list(sys.argv[1:] if args is None else args)
-    return in_one_line(lambda: _run(given))
+    return report_errors(lambda: _run(given))
 
 
 def _run(args: list[str]) -> int:
@@ -69,12 +70,15 @@ def _run(args: list[str]) -> int:
     if command == "--version":
         print(f"kd-lightning {kd_lightning.__version__}")
         return 0
+    if command == "methods":  # the former name of both
+        now = f"show {rest[0]}" if rest else "list"
+        raise UsageError(f"methods is now `list` and `show NAME`: kd-lightning {now}")
     if command not in COMMANDS:
-        raise UsageError(f"{command}: there is no such command{nearest(command, COMMANDS)}")
-    if command == "methods":
-        from kd_lightning.cli.configs import main as methods
+        raise UsageError(f"{command}: there is no such command{suggestion(command, COMMANDS)}")
+    if command in ("list", "show"):
+        from kd_lightning.cli.configs import list_command, show_command
 
-        return methods(rest)
+        return (list_command if command == "list" else show_command)(rest)
     if command == "export":
         return _export(rest)
     if command == "compare":
@@ -91,13 +95,15 @@ def _run(args: list[str]) -> int:
 
 
 def _export(args: list[str]) -> int:
-    parser = Parser("kd-lightning export", description="Writes the student of a checkpoint, as safetensors.")
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="of a run, such as runs/kd/last.ckpt")
-    parser.add_argument("--output", required=True, metavar="FILE.safetensors", help="what to write")
+    parser = Parser("kd-lightning export", description="Write the student of a checkpoint as safetensors.")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="FILE", help="checkpoint of a run, e.g. runs/kd/last.ckpt"
+    )
+    parser.add_argument("--output", required=True, metavar="FILE.safetensors", help="file to write")
     options = parser.parse_args(args)
-    from kd_lightning.weights.export import export
+    from kd_lightning.weights.export import export_checkpoint
 
-    print(export(options.checkpoint, options.output))
+    print(export_checkpoint(options.checkpoint, options.output))
     return 0
 
 

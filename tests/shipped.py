@@ -15,11 +15,11 @@ from pathlib import Path
 
 import yaml
 
-from kd_lightning.cli.configs import SHIPPED, Method, methods, read_settings
+from kd_lightning.cli.configs import SHIPPED, Config, list_configs, read_settings
 from kd_lightning.cli.engine import main
 
 CONF = Path(__file__).parent / "conf"
-METHODS: dict[str, Method] = {method.name: method for method in methods()}
+METHODS: dict[str, Config] = {method.name: method for method in list_configs()}
 OPTIONS = [
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",

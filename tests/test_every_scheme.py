@@ -18,7 +18,7 @@ from kd_lightning.callbacks import Constant, Linear, TemperatureSchedule, TermWe
 from kd_lightning.callbacks.schedules.base import find_terms
 from kd_lightning.core.learner import Learner
 from kd_lightning.networks import is_excluded_from_state_dict, load_student
-from kd_lightning.weights.export import export
+from kd_lightning.weights.export import export_checkpoint
 from kd_lightning.weights.reading import read_weights
 from tests import found, toys
 
@@ -141,7 +141,7 @@ def test_a_checkpoint_is_plain_and_strict_and_the_export_is_the_deployed_network
 
     network = learner.get_submodule(content["inference_network"])
     own = {name: value.clone() for name, value in network.state_dict().items()}
-    exported = export(str(checkpoints[-1]), str(tmp_path / "student.safetensors"))
+    exported = export_checkpoint(str(checkpoints[-1]), str(tmp_path / "student.safetensors"))
     assert read_weights(exported, "student").tensors.keys() == own.keys()
     for file in (exported, checkpoints[-1]):
         assert toys.same(load_student(file, network).state_dict(), own)

@@ -127,7 +127,7 @@ def test_the_source_distribution_builds_the_same_wheel(dist, wheel, tmp_path):
 
 
 def test_the_installed_command_finds_its_configurations(site, tmp_path):
-    run = outside(site, tmp_path, "-m", "kd_lightning", "methods", "kd")
+    run = outside(site, tmp_path, "-m", "kd_lightning", "show", "kd")
     assert run.returncode == 0, run.stderr
     assert run.stdout == (ROOT / "configs/response/kd.yaml").read_text()
 

@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 def test_its_commands_run_in_their_order(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     named = [command.split()[1] for command in COMMANDS]
-    assert named == ["fit"] * 3 + ["test", "export", "methods", "methods", "layers", "fit"]
+    assert named == ["fit"] * 3 + ["test", "export", "list", "show", "layers", "fit"]
     for command in COMMANDS:
         _, *arguments = shlex.split(command)
         short = SHORT if arguments[0] == "fit" else ["--trainer.limit_test_batches=1"] if arguments[0] == "test" else []

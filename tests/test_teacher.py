@@ -11,7 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from kd_lightning import load_student
 from kd_lightning.callbacks import TeacherFreezing
 from kd_lightning.core.hashing import weights_hash
-from kd_lightning.weights.export import export
+from kd_lightning.weights.export import export_checkpoint
 from tests import toys
 
 
@@ -96,7 +96,7 @@ def test_no_kind_of_checkpoint_holds_a_teacher(tmp_path):
         assert not _shapes(content) & (sizes - own), path
         fresh = toys.offline()
         fresh.load_state_dict(content["state_dict"], strict=True)
-    export(str(tmp_path / "full" / "epoch=0-step=4.ckpt"), str(tmp_path / "student.safetensors"))
+    export_checkpoint(str(tmp_path / "full" / "epoch=0-step=4.ckpt"), str(tmp_path / "student.safetensors"))
     loaded = load_student(tmp_path / "student.safetensors", toys.network())
     assert toys.same(
         loaded.state_dict(), load_student(tmp_path / "full/epoch=0-step=4.ckpt", toys.network()).state_dict()

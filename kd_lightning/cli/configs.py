@@ -1,4 +1,4 @@
-"""The YAML files: which there are, where they lie, and what is written in one. Needs no torch."""
+"""YAML files: the shipped ones and their headers, a file by its name, and its settings. Loads no torch."""
 
 from __future__ import annotations
 
@@ -6,54 +6,54 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from kd_lightning.cli.errors import nearest
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lookup import suggestion
 
-_HERE = Path(__file__).parents[1]
-SHIPPED = next((folder for folder in (_HERE / "configs", _HERE.parent / "configs") if folder.is_dir()), _HERE)
-"""Inside the package when it was installed, beside it in a checkout."""
+_PACKAGE = Path(__file__).parents[1]
+SHIPPED = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()), _PACKAGE)
+"""The directory of the shipped files: inside an installed package, beside it in a checkout."""
 
 NO_METHODS = ("compare", "parts")
-"""Folders of files that are no methods: comparisons, and pieces to lay on top of a method."""
+"""Directories of files that train nothing alone: comparisons, and parts to add to a method."""
 
 
-class Method(NamedTuple):
-    """A shipped YAML file that trains something."""
+class Config(NamedTuple):
+    """A shipped YAML file that trains a method."""
 
     name: str
-    """Its path without the ending: ``response/kd``."""
-    about: str
-    """The first line of its header: what it is, by whom, where it was published."""
+    """Its path without the suffix: ``response/kd``."""
+    title: str
+    """The first line of its header: the method, its authors and where it was published."""
     path: Path
 
 
 class Setting(NamedTuple):
-    """One thing that a YAML file or an option sets."""
+    """A setting in a YAML file or an option."""
 
     path: tuple[str, ...]
     """Its keys from the top, ``init_args`` and the like included; an index in a list is a key as well."""
     value: str | None
-    """As it is written; None for a mapping or a list."""
+    """The value as written; None for a mapping or a list."""
     where: str
-    """``configs/response/kd.yaml:12``, or nothing for an option."""
+    """``configs/response/kd.yaml:12``, or empty for an option."""
 
 
-def methods() -> list[Method]:
-    """What is there, from the tree itself."""
-    found: list[Method] = []
+def list_configs() -> list[Config]:
+    """List the shipped files that train a method, by name."""
+    found: list[Config] = []
     for path in sorted(SHIPPED.rglob("*.yaml")):
         relative = path.relative_to(SHIPPED).with_suffix("")
         if relative.parts[0] not in NO_METHODS:
             first = path.read_text(encoding="utf-8").partition("\n")[0]
-            found.append(Method(relative.as_posix(), first.lstrip("# "), path))
+            found.append(Config(relative.as_posix(), first.lstrip("# "), path))
     return found
 
 
 def find_config(name: str) -> Path:
-    """The YAML file of that name: in the working folder, or else among the shipped ones.
+    """Find a YAML file by its name: in the working directory, or else among the shipped ones.
 
     Args:
-        name: A path; the shipped files are found with and without the leading ``configs/``.
+        name: A path; shipped files are found with and without the leading ``configs/``.
 
     Raises:
         UsageError: There is no such file.
@@ -66,26 +66,26 @@ def find_config(name: str) -> Path:
             return candidate
     if path.is_dir():
         there = ", ".join(sorted(file.name for file in path.glob("*.yaml"))) or "no YAML file"
-        raise UsageError(f"--config {name}: is a folder, not a file: it holds {there}")
+        raise UsageError(f"--config {name}: is a directory, not a file: it contains {there}")
     shipped = [f"configs/{file.relative_to(SHIPPED).as_posix()}" for file in SHIPPED.rglob("*.yaml")]
     beside = [str(file) for file in path.parent.glob("*.yaml")]
-    raise UsageError(f"--config {name}: no such file{nearest(name, [*beside, *shipped])}")
+    raise UsageError(f"--config {name}: no such file{suggestion(name, [*beside, *shipped])}")
 
 
 def read_settings(path: Path) -> list[Setting]:
-    """Everything that a YAML file sets, in its order.
+    """Read all settings of a YAML file, in its order.
 
     Raises:
         UsageError: The file cannot be read, is not YAML, is no mapping, or sets a key twice.
     """
-    import yaml  # here, so that `methods` and `--help` do not wait for it
+    import yaml  # here, so that `list` and `--help` do not wait for it
 
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{path}: is no text in UTF-8, so no YAML file") from None
+        raise UsageError(f"{path}: is not UTF-8 text, so not a YAML file") from None
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{path}{line}: is not valid YAML: {error.problem}") from None
@@ -95,7 +95,9 @@ def read_settings(path: Path) -> list[Setting]:
     def walk(node: yaml.Node, keys: tuple[str, ...], line: int) -> Iterator[Setting]:
         where = f"{path}:{line}"
         if len(keys) > 50:
-            raise UsageError(f"{where}: {'.'.join(keys[:3])}... is nested without end: an alias refers to itself")
+            raise UsageError(
+                f"{where}: {'.'.join(keys[:3])}... contains itself: remove the alias that refers to itself"
+            )
         if isinstance(node, yaml.ScalarNode):
             yield Setting(keys, node.value, where)
             return
@@ -115,15 +117,15 @@ def read_settings(path: Path) -> list[Setting]:
 
     if not isinstance(root, yaml.MappingNode):
         raise UsageError(
-            f"{path}: {'is empty' if root is None else 'holds no mapping'}: write `model: ...`, `data: ...`"
+            f"{path}: {'is empty' if root is None else 'contains no mapping'}: write `model: ...`, `data: ...`"
         )
     return list(walk(root, (), 1))
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`changes` on top of `base`, which stays as it is: mappings key by key, anything else replaced.
+    """Merge `changes` into a copy of `base`: mappings key by key, anything else is replaced.
 
-    Where `changes` names another ``class_path``, the old ``init_args`` go, for they are not the new class's.
+    Where `changes` names another ``class_path``, the old class's ``init_args`` are dropped.
 
     Example:
         >>> merge({"data": {"seed": 1, "size": 9}}, {"data": {"seed": 2}})
@@ -141,20 +143,29 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def main(args: Sequence[str]) -> int:
-    """``kd-lightning methods``: lists them; with a name, prints that method's YAML."""
-    known = methods()
-    if not args:
-        width = max(len(method.name) for method in known)
-        print("\n".join(f"{method.name:{width}}  {method.about}" for method in known))
+def list_command(args: Sequence[str]) -> int:
+    """Run ``kd-lightning list``: print the name and title of every shipped method."""
+    if args:
+        raise UsageError(
+            f"list {' '.join(args)}: list takes no argument; `kd-lightning show {args[0]}` prints one file"
+        )
+    configs = list_configs()
+    width = max(len(config.name) for config in configs)
+    print("\n".join(f"{config.name:{width}}  {config.title}" for config in configs))
+    return 0
+
+
+def show_command(args: Sequence[str]) -> int:
+    """Run ``kd-lightning show NAME``: print a shipped YAML file, whose header has the paper and the command."""
+    if len(args) != 1:
+        raise UsageError("show: give the name of one method, e.g. `kd-lightning show response/kd`; `list` has them all")
+    (name,) = args
+    configs = list_configs()
+    found = [c for c in configs if c.name == name] or [c for c in configs if c.path.stem == name]
+    if len(found) == 1:
+        print(found[0].path.read_text(encoding="utf-8"), end="")
         return 0
-    if len(args) > 1:
-        raise UsageError(f"methods {' '.join(args)}: name one method, or none to list them all")
-    named = [m for m in known if m.name == args[0]] or [m for m in known if m.path.stem == args[0]]
-    if len(named) == 1:
-        print(named[0].path.read_text(encoding="utf-8"), end="")
-        return 0
-    if named:
-        raise UsageError(f"methods {args[0]}: there are several: {', '.join(method.name for method in named)}")
-    names = {name for method in known for name in (method.name, method.path.stem)}
-    raise UsageError(f"methods {args[0]}: there is no such method{nearest(args[0], names)}")
+    if found:
+        raise UsageError(f"show {name}: several methods have this name: {', '.join(config.name for config in found)}")
+    names = {name for config in configs for name in (config.name, config.path.stem)}
+    raise UsageError(f"show {name}: there is no such method{suggestion(name, names)}")

@@ -1,4 +1,4 @@
-"""The command line's engine: Lightning's own, with this package's names, defaults and manners."""
+"""The command line's engine: LightningCLI with this package's class names, defaults and messages."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from safetensors.torch import save_file
+from safetensors.torch import save
 from typing_extensions import override
 
 import kd_lightning
 from kd_lightning.cli import run_dir
 from kd_lightning.cli.argparse_internals import destinations
-from kd_lightning.cli.config_errors import PACKAGES, at, blame, explain, nulls
+from kd_lightning.cli.components import PACKAGES, locate_component, unexpected_nulls
+from kd_lightning.cli.config_errors import describe_parse_error, with_location
 from kd_lightning.cli.configs import Setting, find_config, merge, read_settings
-from kd_lightning.cli.errors import Stopped, in_one_line, on_purpose, one_line
-from kd_lightning.cli.log_filters import quiet
+from kd_lightning.cli.errors import RunStopped, is_user_error, one_line, report_errors
+from kd_lightning.cli.log_filters import expected_messages_hidden
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.files import atomic_write
 
 HEADER = [f"kd_lightning=={kd_lightning.__version__}", f"lightning=={lightning.__version__}"]
-for package in PACKAGES:  # the classes of what is imported are known by their short names
+for package in PACKAGES:  # jsonargparse accepts short names of imported classes
     import_module(package)
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -38,15 +40,15 @@ COMMANDS = ("fit", "validate", "test", "predict")
 class CLI(LightningCLI):
     """LightningCLI in subclass mode: builds a trainer, a model and its data from YAML files and options.
 
-    A run's folder is ``trainer.default_root_dir``. Unless the configuration brings its own, a run has TensorBoard's
-    events and ``metrics.csv`` there, ``best.ckpt`` and ``last.ckpt``, and resumes exactly.
+    The run directory is ``trainer.default_root_dir``. Unless the configuration names its own loggers and callbacks, a
+    run writes TensorBoard's event files, ``metrics.csv``, ``best.ckpt`` and ``last.ckpt`` there, and resumes exactly.
 
     Args:
         args: Options such as ``["--config", "configs/response/kd.yaml", "--trainer.max_epochs=1"]``.
-        command: ``fit``, ``validate``, ``test`` or ``predict``: what it is built for.
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
 
     Raises:
-        UsageError: Something in the configuration is wrong.
+        UsageError: A setting of the configuration is wrong.
     """
 
     def __init__(self, args: list[str], command: str = "fit") -> None:
@@ -54,10 +56,10 @@ class CLI(LightningCLI):
         super().__init__(
             LightningModule,
             LightningDataModule,
-            save_config_callback=run_dir.RunFolder,
+            save_config_callback=run_dir.SaveConfig,
             trainer_defaults={"default_root_dir": "runs/run"},
             seed_everything_default=0,
-            # An abbreviated option would hide a misspelt one.
+            # A misspelt option could pass as an abbreviation of another.
             parser_kwargs={
                 "prog": f"kd-lightning {command}",
                 "exit_on_error": False,
@@ -77,7 +79,7 @@ class CLI(LightningCLI):
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="A checkpoint to go on from (fit) or to look at; `last` and `best` are those of the run's folder.",
+            help="A checkpoint to resume (fit) or to evaluate; `last` and `best` are those of the run directory.",
         )
 
     @override
@@ -86,16 +88,16 @@ class CLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise UsageError(explain(error, self.settings, destinations(parser))) from error
-        for field, expected in nulls(self.config):
-            raise self._complaint(field, f"expected {expected}, got null")
+            raise UsageError(describe_parse_error(error, self.settings, destinations(parser))) from error
+        for field, expected in unexpected_nulls(self.config):
+            raise self._error_at(field, f"expected {expected}, got null")
         seed = self.config["seed_everything"]
         if not 0 <= seed < 2**32:
-            raise self._complaint("seed_everything", f"{seed} must lie between 0 and {2**32 - 1}")
+            raise self._error_at("seed_everything", f"{seed} must lie between 0 and {2**32 - 1}")
         if not (folder := self.config["trainer.default_root_dir"]):
-            raise self._complaint("trainer.default_root_dir", f"expected the run's folder, got {folder!r}")
-        wanted = self.config["ckpt_path"] or (None if self.command == "fit" else run_dir.to_look_at(folder))
-        self.ckpt_path = run_dir.checkpoint(folder, wanted)
+            raise self._error_at("trainer.default_root_dir", f"expected the run directory, got {folder!r}")
+        wanted = self.config["ckpt_path"] or (None if self.command == "fit" else run_dir.default_checkpoint(folder))
+        self.ckpt_path = run_dir.find_checkpoint(folder, wanted)
 
     @override
     def instantiate_classes(self) -> None:
@@ -109,9 +111,9 @@ class CLI(LightningCLI):
         given = self.config_init["trainer"]
         folder = given["default_root_dir"]
         if given["logger"] in (None, True):
-            given["logger"] = run_dir.loggers(folder) if self.command == "fit" else False
+            given["logger"] = run_dir.default_loggers(folder) if self.command == "fit" else False
         callbacks: Any = given["callbacks"] or []
-        given["callbacks"] = run_dir.callbacks(
+        given["callbacks"] = run_dir.add_default_callbacks(
             callbacks if isinstance(callbacks, list) else [callbacks],
             folder,
             self.model,
@@ -121,14 +123,14 @@ class CLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def run(self) -> None:
-        """Does what it was built for.
+        """Run the command.
 
         Raises:
-            UsageError: It cannot be done, for a reason that the user can put right.
+            UsageError: A setting, a checkpoint or the data cannot be used.
         """
-        fits = self.command == "fit" and not getattr(self.trainer, "fast_dev_run", False)
+        fits = self.command == "fit" and not self.trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue]
         try:
-            if fits and self.trainer.is_global_zero:  # the first process starts the others, or they wait for it
+            if fits and self.trainer.is_global_zero:  # the first process starts the others, or they wait
                 run_dir.refuse_second_run(self.trainer.default_root_dir, self.ckpt_path)
             if self.ckpt_path:
                 run_dir.check_checkpoint(self.ckpt_path)
@@ -138,85 +140,85 @@ class CLI(LightningCLI):
                 self._write(result)
         except SystemExit as end:  # Lightning has saved and cleaned up
             saved = Path(self.trainer.default_root_dir) / "last.ckpt"
-            go_on = f": go on with --ckpt_path {saved}" if fits and saved.is_file() else ""
+            resume = f": resume with --ckpt_path {saved}" if fits and saved.is_file() else ""
             if isinstance(end, SIGTERMException):
-                raise Stopped(f"terminated{go_on}", 143) from end
+                raise RunStopped(f"terminated{resume}", 143) from end
             if isinstance(end.__context__, KeyboardInterrupt):
-                raise Stopped(f"interrupted{go_on}", 130) from end
+                raise RunStopped(f"interrupted{resume}", 130) from end
             raise
         except Exception as error:
             self._raise(error)
 
     def _write(self, batches: list[Any]) -> None:
         if self.trainer.world_size > 1 or not all(isinstance(batch, torch.Tensor) for batch in batches):
-            raise UsageError(
-                "predict: writes the logits of one process only: use one device and a model that gives logits"
-            )
+            raise UsageError("predict: needs one process and a model that returns logits: set --trainer.devices=1")
         path = Path(self.trainer.default_root_dir) / "predictions.safetensors"
         logits = torch.cat(batches)
-        save_file({"logits": logits}, path)
-        print(f"{path}: logits {tuple(logits.shape)}, in the order of the images")
+        with atomic_write(path) as stream:
+            stream.write(save({"logits": logits}))
+        print(f"{path}: logits {tuple(logits.shape)}, in the order of the test set")
 
     def _raise(self, error: BaseException) -> NoReturn:
-        """Raises the complaint that an error amounts to, or the error itself when it is a bug."""
+        """Raise a `UsageError` with the setting that caused an error, or the error itself if it is a bug."""
         cause = error
         while cause.__cause__ and str(cause).startswith("Does not validate against any of the Union"):
-            cause = cause.__cause__  # jsonargparse wraps what a constructor raised
-        field, made = blame(cause, self.config)
-        what = one_line(cause)
-        if what.startswith("Error(s) in loading state_dict"):
-            field, made = "ckpt_path", True
-        if not on_purpose(cause) and not (made and isinstance(cause, ValueError | TypeError | RuntimeError)):
+            cause = cause.__cause__  # jsonargparse wraps the errors of constructors
+        field, in_constructor = locate_component(cause, self.config)
+        message = one_line(cause)
+        if message.startswith("Error(s) in loading state_dict"):
+            field, in_constructor = "ckpt_path", True
+        of_arguments = in_constructor and isinstance(cause, ValueError | TypeError | RuntimeError)
+        if not is_user_error(cause) and not of_arguments:
             raise cause
-        if named := re.match(r"([a-z]\w*)=", what):
+        if named := re.match(r"([a-z]\w*)=", message):
             field += f".{named[1]}"
-        raise (self._complaint(field, what) if field else UsageError(what)) from cause
+        raise (self._error_at(field, message) if field else UsageError(message)) from cause
 
-    def _complaint(self, field: str, what: str) -> UsageError:
-        return UsageError(at(self.settings, field.split("."), what))
+    def _error_at(self, field: str, message: str) -> UsageError:
+        return UsageError(with_location(self.settings, field.split("."), message))
 
 
 def build(args: list[str]) -> CLI:
-    """Builds everything that ``kd-lightning fit`` trains, and trains nothing.
+    """Build the trainer, model and data of ``kd-lightning fit`` without training.
 
     Args:
-        args: What stands behind ``kd-lightning fit``.
+        args: The arguments after ``kd-lightning fit``.
 
     Returns:
-        Its ``.trainer``, ``.model``, ``.datamodule`` and ``.config``. ``.run()`` fits.
+        An object with ``.trainer``, ``.model``, ``.datamodule`` and ``.config``; ``.run()`` fits.
 
     Raises:
-        UsageError: Something in the configuration is wrong.
+        UsageError: A setting of the configuration is wrong.
     """
-    with quiet():
+    with expected_messages_hidden():
         return CLI(args)
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs ``fit``, ``validate``, ``test`` or ``predict``.
+    """Run ``fit``, ``validate``, ``test`` or ``predict``.
 
     Args:
-        args: What stands behind ``kd-lightning``; the process's own arguments if not given.
+        args: The arguments after ``kd-lightning``; the process's own arguments if not given.
 
     Returns:
-        The exit code: 0; 2 after a mistake in what was given; 130 after Ctrl-C, and 143 after SIGTERM.
+        The exit code: 0; 2 after a user's mistake; 130 after Ctrl-C, and 143 after SIGTERM.
     """
     given = sys.argv[1:] if args is None else args
 
     def command() -> int:
         if not given or given[0] not in COMMANDS:
             raise UsageError(f"name a command: {', '.join(COMMANDS)}; got {given[0] if given else 'nothing'}")
-        with quiet():
+        with expected_messages_hidden():
             CLI(given[1:], given[0]).run()
         return 0
 
-    return in_one_line(command)
+    return report_errors(command)
 
 
 def _read(args: list[str]) -> tuple[list[str], list[Setting]]:
-    """The arguments with all YAML files merged into one, and everything that files and options set.
+    """Merge all YAML files into one argument, and list everything that files and options set.
 
-    jsonargparse would lay a file on top as well, but replace mappings such as the terms as a whole.
+    jsonargparse merges files, too, but replaces mappings such as the terms as a whole.
     """
     config: dict[str, Any] = {}
     options: list[str] = []
@@ -239,7 +241,7 @@ def _read(args: list[str]) -> tuple[list[str], list[Setting]]:
 
 
 def _with_our_names(value: Any) -> Any:
-    """Short names of this package's classes made dotted: whatever else is imported may have classes of these names."""
+    """Make short names of this package's classes dotted: other imported packages may have classes of these names."""
     if isinstance(value, list):
         return [_with_our_names(item) for item in value]
     if not isinstance(value, dict):

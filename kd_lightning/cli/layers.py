@@ -1,4 +1,4 @@
-"""``kd-lightning layers``: which layers a term may address, and what each of them gives on a real batch."""
+"""``kd-lightning layers``: the layers that a term may address, and their output shapes on a real batch."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from kd_lightning.cli.engine import build
-from kd_lightning.cli.log_filters import quiet
+from kd_lightning.cli.log_filters import expected_messages_hidden
 from kd_lightning.core.activations import logits_of, run
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import Learner
 
 Shapes = dict[str, tuple[int, ...]]
-"""What a network's layers give, by their names in the order in which they run."""
+"""Output shapes of a network's layers, by name, in the order in which they run."""
 
 
 def main(args: Sequence[str]) -> int:
-    """Prints both networks' layers with the shapes that they give, and which of them agree.
+    """Print both networks' layers with their output shapes, and the layers of the other network that match.
 
     Args:
-        args: What stands behind ``kd-lightning layers``: the same as behind ``kd-lightning fit``.
+        args: The arguments after ``kd-lightning layers``, those of ``kd-lightning fit``.
 
     Returns:
         The exit code.
@@ -35,8 +35,8 @@ def main(args: Sequence[str]) -> int:
     run = build([*args, "--trainer.logger=false", "--trainer.enable_checkpointing=false"])
     learner: Any = run.model
     if not isinstance(learner, Learner):
-        raise UsageError(f"layers: {type(learner).__name__} is no scheme of kd_lightning, so that it has no terms")
-    with quiet():
+        raise UsageError(f"layers: {type(learner).__name__} is not a Learner of kd_lightning and has no terms")
+    with expected_messages_hidden():
         batch = learner.split_batch(_first_batch(run.datamodule))
     networks = {name: learner.get_submodule(name) for name in ("student", "teacher") if hasattr(learner, name)}
     student = shapes(networks["student"], batch.student)
@@ -46,18 +46,18 @@ def main(args: Sequence[str]) -> int:
     if teacher:
         console.print(_table("teacher", networks["teacher"], teacher, student))
         console.print(
-            "= same shape: any loss compares them as they are. ~ same height and width: a loss with a connector does, "
-            "such as HintLoss with student_channels and teacher_channels.",
+            "= same shape: any loss compares them. ~ same height and width: a loss with a connector compares them: "
+            "HintLoss with student_channels and teacher_channels.",
             style="dim",
         )
     return 0
 
 
 def shapes(network: nn.Module, inputs: Any) -> Shapes:
-    """What every layer gives that runs once and gives a tensor, for a term can address no others.
+    """Record the output shape of every layer that runs once and returns a tensor: terms can address these alone.
 
     Args:
-        network: The network to look into; it is in eval while it runs.
+        network: The network; it runs in eval mode.
         inputs: A mapping becomes keyword arguments, anything else the one positional argument.
 
     Example:
@@ -66,14 +66,14 @@ def shapes(network: nn.Module, inputs: Any) -> Shapes:
     """
     outputs: dict[str, list[object]] = {}
 
-    def watched(name: str) -> Any:
+    def recorder(name: str) -> Any:
         def hook(_module: nn.Module, _args: Any, output: object) -> None:
             outputs.setdefault(name, []).append(output)
 
         return hook
 
     handles = [
-        module.register_forward_hook(watched(name))
+        module.register_forward_hook(recorder(name))
         for name, module in network.named_modules(remove_duplicate=False)
         if name
     ]
@@ -102,7 +102,7 @@ def _table(side: str, network: nn.Module, own: Shapes, others: Shapes) -> Table:
     other = "teacher" if side == "student" else "student"
     table = Table(title=f"{side}: {type(network).__name__}", title_justify="left", title_style="bold")
     table.add_column("layer", no_wrap=True)
-    table.add_column("gives", no_wrap=True)
+    table.add_column("output", no_wrap=True)
     if others:
         table.add_column(f"= {other}")
         table.add_column(f"~ {other}")
@@ -117,5 +117,5 @@ def _table(side: str, network: nn.Module, own: Shapes, others: Shapes) -> Table:
 
 
 def _connects(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """Whether a connector from one width to the other leads there."""
+    """Return True if a connector from one width to the other makes the shapes equal."""
     return len(shape) == len(other) > 2 and shape[2:] == other[2:]

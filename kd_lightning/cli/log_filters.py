@@ -1,4 +1,4 @@
-"""What the command line does not say: Lightning's advertisements, and warnings about what is done on purpose."""
+"""Filters for messages that carry no news: Lightning's advertisements, and warnings about intended settings."""
 
 from __future__ import annotations
 
@@ -8,34 +8,36 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 WARNINGS = (
-    r"Checkpoint directory .* exists and is not empty",  # config.yaml lies there first, or the run is resumed
+    r"Checkpoint directory .* exists and is not empty",  # config.yaml is written first, or the run is resumed
     r"Found \d+ module\(s\) in eval mode",  # the teacher
-    r"Using ModelCheckpoint with manual optimization",  # which holds what a step made of the networks, as elsewhere
+    r"Using ModelCheckpoint with manual optimization",  # saves the networks after a step, as elsewhere
     r"The number of training batches \(\d+\) is smaller than the logging interval",  # of a small training set
     r"You defined a `validation_step` but have no `val_dataloader`",  # data.val_size: 0
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 under torch 2.15, at every start
-    r"\s*(?:By default only one Jsonargparse|\S+(?: parameter)? was deprecated in v4)",  # what Lightning calls there
+    r"\s*(?:By default only one Jsonargparse|\S+(?: parameter)? was deprecated in v4)",  # Lightning's calls of it
 )
+"""Regular expressions of warnings."""
 LINES = (
     "💡 Tip:",
-    "\nDetected KeyboardInterrupt",  # the command line has a line of its own for it
+    "\nDetected KeyboardInterrupt",  # the command line prints its own line
     "An KeyboardInterrupt was raised",
 )
+"""Beginnings of lines that Lightning logs."""
 
 
 @contextmanager
-def quiet() -> Generator[None]:
-    """Silences exactly these messages while the context is open, and nothing else."""
+def expected_messages_hidden() -> Generator[None]:
+    """Hide exactly these messages while the context is open."""
 
-    def is_said(record: logging.LogRecord) -> bool:
+    def is_shown(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(LINES)
 
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    logger.addFilter(is_said)
+    logger.addFilter(is_shown)
     try:
         with warnings.catch_warnings():
             for message in WARNINGS:
                 warnings.filterwarnings("ignore", message)
             yield
     finally:
-        logger.removeFilter(is_said)
+        logger.removeFilter(is_shown)

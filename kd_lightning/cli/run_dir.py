@@ -1,8 +1,9 @@
-"""A run's folder: what the command line puts there, and that it never puts two runs into one."""
+"""A run's directory: its configuration, logs and checkpoints, of one run only."""
 
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -14,26 +15,29 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from torch import nn
 from typing_extensions import override
 
 from kd_lightning.callbacks import ExactResume, FastLoop, TeacherFreezing
-from kd_lightning.cli.errors import nearest
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.files import atomic_write
 from kd_lightning.core.freezing import is_frozen
 from kd_lightning.core.learner import Learner
 from kd_lightning.core.lightning_internals import AppendingWriter, set_csv_writer
+from kd_lightning.core.lookup import suggestion
 from kd_lightning.core.traits import has_trait
 from kd_lightning.weights.reading import WeightsError, read_weights
 
-BAR_REFRESH = 50  # at every step the bar alone would cost a small student a fifth of its time
+BAR_REFRESH = 50
+"""Steps between two updates of the progress bar: at every step they would take a fifth of a small student's time."""
 
 
-class RunFolder(SaveConfigCallback):
-    """Writes the configuration into ``trainer.default_root_dir``; a run that is resumed there keeps the one it has."""
+class SaveConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` into ``trainer.default_root_dir``; a run that is resumed there keeps its own."""
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Does nothing: it is not known yet whether the run is resumed."""
+        """Do nothing: Lightning does not yet know if the run is resumed."""
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -43,11 +47,11 @@ class RunFolder(SaveConfigCallback):
             self.parser.save(self.config, folder / self.config_filename, skip_unset=False, overwrite=True)
 
 
-class Events(TensorBoardLogger):
-    """TensorBoard's events in a run's folder, without Lightning's ``hparams.yaml``: ``config.yaml`` says it all.
+class TensorBoardEvents(TensorBoardLogger):
+    """TensorBoard's event files in a run directory, without Lightning's ``hparams.yaml``: ``config.yaml`` has it all.
 
     Args:
-        folder: The run's folder.
+        folder: The run directory.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -59,76 +63,82 @@ class Events(TensorBoardLogger):
 
 
 class MetricsFile(CSVLogger):
-    """``metrics.csv``, which a resumed run goes on with: what it had from the step of the checkpoint on is replaced.
+    """``metrics.csv``, which a resumed run continues: rows from the checkpoint's step on are replaced.
 
     Args:
-        folder: The run's folder.
+        folder: The run directory.
     """
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder, name="", version="")
-        self._writer: _Rows | None = None
+        self._writer: _ContinuedWriter | None = None
 
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Writes the rows."""
+        """The writer of the rows."""
         if self._writer is None:
-            self._writer = _Rows(self.log_dir)
+            self._writer = _ContinuedWriter(self.log_dir)
             set_csv_writer(self, self._writer)
         return self._writer
 
 
-class _Rows(AppendingWriter):
+class _ContinuedWriter(AppendingWriter):
+    """Drops the old rows from the first new step on, then appends."""
+
     @override
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         if self.has_rows:
-            self._cut(step or 0)
+            self._drop_rows_from(step or 0)
             self.has_rows = False
         super().log_metrics(metrics_dict, step)
 
-    def _cut(self, step: int) -> None:
+    def _drop_rows_from(self, step: int) -> None:
         path = Path(self.metrics_file_path)
-        unfinished = path.with_name(f".{path.name}")
-        with path.open(encoding="utf-8", newline="") as old, unfinished.open("w", encoding="utf-8", newline="") as new:
+        kept = io.StringIO(newline="")
+        with path.open(encoding="utf-8", newline="") as old:
             rows = csv.DictReader(old)
             self.metrics_keys = list(rows.fieldnames or [])
-            writer = csv.DictWriter(new, self.metrics_keys)
+            writer = csv.DictWriter(kept, self.metrics_keys)
             writer.writeheader()
             writer.writerows(row for row in rows if (row["step"] or "").isdigit() and int(row["step"]) < step)
-        unfinished.replace(path)
+        with atomic_write(path) as new:
+            new.write(kept.getvalue().encode())
 
 
-def loggers(folder: str | Path) -> list[Logger]:
-    """What a run logs to unless it says otherwise: TensorBoard's events and ``metrics.csv``, both in its folder."""
-    return [Events(folder), MetricsFile(folder)]
+def default_loggers(folder: str | Path) -> list[Logger]:
+    """Build the loggers of a run that names none: TensorBoard's event files and ``metrics.csv`` in its directory."""
+    return [TensorBoardEvents(folder), MetricsFile(folder)]
 
 
-def callbacks(
+def add_default_callbacks(
     given: list[Callback], folder: str | Path, learner: LightningModule, checkpoints: bool, progress_bar: bool
 ) -> list[Callback]:
-    """The callbacks of a run: its own, and by default what it has not brought itself of the kind.
+    """Add the default callbacks of each kind that a run does not bring itself: resume, freezing, speed, checkpoints.
 
     Args:
-        given: The run's own.
-        folder: The run's folder.
-        learner: What is trained.
-        checkpoints: Whether to write ``best.ckpt`` and ``last.ckpt``.
-        progress_bar: Whether to show one.
+        given: The run's own callbacks.
+        folder: The run directory.
+        learner: The module to train. For a `Learner`, ``best.ckpt`` follows its `monitor` and `mode`; any other module
+            has ``last.ckpt`` alone.
+        checkpoints: Write ``best.ckpt`` and ``last.ckpt``.
+        progress_bar: Show a progress bar.
     """
     first: list[Callback] = []
     if not _any(given, ExactResume):
-        first.append(ExactResume())  # before whatever draws random numbers
+        first.append(ExactResume())  # before any callback that draws random numbers
     is_changed = any(has_trait(callback, "changes_teacher") for callback in given)
-    if is_frozen(getattr(learner, "teacher", learner)) and not is_changed and not _any(given, TeacherFreezing):
+    teacher = getattr(learner, "teacher", None)
+    has_frozen_teacher = isinstance(teacher, nn.Module) and is_frozen(teacher)
+    if has_frozen_teacher and not is_changed and not _any(given, TeacherFreezing):
         first.append(TeacherFreezing())
-    # under manual optimization it would only tell, in each run, that it cannot help
+    # under manual optimization it would only log, in each run, that it is not supported
     is_fast = learner.automatic_optimization and not _any(given, FastLoop)
     last: list[Callback] = [FastLoop()] if is_fast else []
     if progress_bar and not _any(given, ProgressBar):
         last.append(RichProgressBar(refresh_rate=BAR_REFRESH))
     if checkpoints and not _any(given, Checkpoint):
-        # Two, for an interrupted run saves what it has reached, and that must not replace the best.
+        # Two callbacks: an interrupted run saves its last state, which must not replace the best.
         where: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
         if isinstance(learner, Learner):
             best = ModelCheckpoint(
@@ -139,14 +149,14 @@ def callbacks(
     return [*first, *given, *last]
 
 
-def to_look_at(folder: str | Path) -> str:
-    """``best``, or ``last`` in the folder of a run that had no validation to say which was."""
+def default_checkpoint(folder: str | Path) -> str:
+    """Return ``best``, or ``last`` for a run that had no validation."""
     without = (Path(folder) / "last.ckpt").is_file() and not (Path(folder) / "best.ckpt").exists()
     return "last" if without else "best"
 
 
-def checkpoint(folder: str | Path, wanted: str | None) -> str | None:
-    """The path of a checkpoint: ``last`` and ``best`` are those of the run's folder.
+def find_checkpoint(folder: str | Path, wanted: str | None) -> str | None:
+    """Return the path of a checkpoint: ``last`` and ``best`` are those of the run directory.
 
     Raises:
         UsageError: There is no such file.
@@ -155,16 +165,16 @@ def checkpoint(folder: str | Path, wanted: str | None) -> str | None:
         return None
     path = Path(folder) / f"{wanted}.ckpt" if wanted in ("last", "best") else Path(wanted).expanduser()
     if not path.is_file():
-        there = nearest(str(path), map(str, path.parent.glob("*.ckpt"))) or ": fit first, or name another --ckpt_path"
-        raise UsageError(f"ckpt_path: {path} is no file{there}")
+        known = suggestion(str(path), map(str, path.parent.glob("*.ckpt")))
+        raise UsageError(f"ckpt_path: {path} does not exist{known or ': fit first, or name another --ckpt_path'}")
     return str(path)
 
 
 def check_checkpoint(path: str) -> None:
-    """Looks into a checkpoint before Lightning does, which has less to say about what is wrong with one.
+    """Check a checkpoint before Lightning loads it, whose messages are less clear.
 
     Raises:
-        UsageError: It cannot be read, or is not of a run.
+        UsageError: It cannot be read, or is not a run's checkpoint.
     """
     try:
         read_weights(path, "student")
@@ -173,24 +183,24 @@ def check_checkpoint(path: str) -> None:
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if is_zipfile(path) else {}
     if "pytorch-lightning_version" not in content:
         raise UsageError(
-            f"ckpt_path: {path} holds weights, but is no checkpoint of a run: name its last.ckpt or best.ckpt"
+            f"ckpt_path: {path} contains weights, but is not a run's checkpoint: name a last.ckpt or best.ckpt"
         )
 
 
 def refuse_second_run(folder: str | Path, ckpt_path: str | None) -> None:
-    """Two runs in one folder would mix their metrics, and the second would replace the first one's checkpoints.
+    """Refuse a new run in the directory of another: metrics would mix, and checkpoints would be replaced.
 
-    A checkpoint or metrics make a folder a run's: a start that failed before either may be repeated in place.
+    A directory with a checkpoint or metrics has a run: a start that failed before either may be repeated in place.
 
     Raises:
-        UsageError: The folder holds a run, and `ckpt_path` is none of its checkpoints.
+        UsageError: The directory has a run, and `ckpt_path` is none of its checkpoints.
     """
     folder = Path(folder)
     checkpoints = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
     if (checkpoints or (folder / "metrics.csv").exists()) and not _resumes(folder, ckpt_path):
         resume = f"resume it with --ckpt_path {checkpoints[-1]}, or " if checkpoints else ""
         raise UsageError(
-            f"trainer.default_root_dir: {folder} holds a run already: {resume}name another folder "
+            f"trainer.default_root_dir: {folder} has a run already: {resume}name another directory "
             f"with --trainer.default_root_dir {folder}-2"
         )
 

@@ -1,4 +1,4 @@
-"""The error for everything that a user can put right."""
+"""The error for every mistake that a user can correct."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class UsageError(ValueError):
 
 
 class WidthError(UsageError):
-    """Features are not as wide as a loss was built for; a term says of which layer.
+    """Features have another width than a loss was built for; a term adds the layer.
 
     Args:
-        side: Whose features they are.
-        channels: How wide they are.
-        expected: How wide the loss takes them to be.
-        layer: Which of several layers, counted from 0.
+        side: The side of the features.
+        channels: Their width.
+        expected: The width that the loss was built for.
+        layer: Number of the layer, if there are several, from 0.
     """
 
     def __init__(self, side: Literal["student", "teacher"], channels: int, expected: int, layer: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""The public names of a package that re-exports what lies below it."""
+"""The public names of a package that re-exports those of its modules."""
 
 from __future__ import annotations
 

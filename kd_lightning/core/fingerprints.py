@@ -17,7 +17,7 @@ from kd_lightning.core.stateless_random import STEP, splitmix64
 _IMMUTABLE = "_kd_immutable"  # on a tensor: its rows' indices, and how often these had been written into
 
 
-def fingerprints(inputs: Any) -> Tensor:
+def row_fingerprints(inputs: Any) -> Tensor:
     r"""Compute an integer for each row of a network's input, which differs when any bit of the row differs.
 
     With the bits of a row read as 32-bit integers :math:`b_i` and odd pseudo-random numbers :math:`w_i`, which depend
@@ -41,8 +41,8 @@ def fingerprints(inputs: Any) -> Tensor:
 
     Example:
         >>> image = torch.zeros(1, 1, 2, 2)
-        >>> first = fingerprints(image.expand(3, 3, 2, 2))
-        >>> torch.equal(first, fingerprints(torch.zeros(3, 3, 2, 2))), torch.equal(first, fingerprints(-image))
+        >>> first = row_fingerprints(image.expand(3, 3, 2, 2))
+        >>> torch.equal(first, row_fingerprints(torch.zeros(3, 3, 2, 2))), torch.equal(first, row_fingerprints(-image))
         (True, False)
     """
     if type(inputs) is Tensor:
@@ -100,7 +100,9 @@ class _Plan(NamedTuple):
 def _of(x: Any, name: str = "") -> Tensor:
     if not isinstance(x, Tensor) or not x.shape:
         what = f"{name!r} of the inputs" if name else "the input"
-        raise UsageError(f"{what} is no tensor with rows, but {type(x).__name__}: give the networks tensors (N, ...)")
+        raise UsageError(
+            f"{what} is not a tensor with rows, but {type(x).__name__}: pass tensors (N, ...) to the networks"
+        )
     stride = x.stride()
     plan = _plan(name, x.dtype, x.shape[1:], stride[1:], x.device)
     if x.requires_grad:

@@ -1,4 +1,4 @@
-"""Labels of every kind: how a kind is inferred, and how outputs and labels become what metrics take."""
+"""Labels of every kind: the inference of a kind, and the conversion of outputs and labels for metrics."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def infer_kind(logits: Tensor, target: Tensor) -> LabelKind:
         return "values"
     raise UsageError(
         f"labels are {target.dtype} {tuple(target.shape)} beside logits {tuple(logits.shape)}, and nothing declares "
-        "what they are: give the scheme metrics=classification_metrics(), multilabel_metrics() or regression_metrics() "
+        "their kind: give the scheme metrics=classification_metrics(), multilabel_metrics() or regression_metrics() "
         "of kd_lightning.core.metrics, or a task loss that declares its label_kind"
     )
 
 
 def prepare(kind: LabelKind, logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor] | None:
-    """Bring logits and labels to what metrics take; None where every label is ignored.
+    """Convert logits and labels to the arguments of metrics; None if every label is ignored.
 
     Args:
         kind: The kind of the labels.

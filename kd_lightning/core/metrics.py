@@ -117,7 +117,7 @@ class Metrics(MetricCollection):
         ignore_index: Class index that does not count; that of the task loss's term if not given.
 
     Raises:
-        UsageError: There is no metric of the name `monitor`, or it does not say which direction is better.
+        UsageError: There is no metric of the name `monitor`, or it does not declare which direction is better.
 
     Example:
         >>> from torchmetrics.classification import MulticlassF1Score

@@ -11,7 +11,7 @@ from kd_lightning.core.errors import UsageError
 
 
 class Affine(nn.Module):
-    """Rotate, scale and shift all images of a batch alike; what comes in from outside is 0.
+    """Rotate, scale and shift all images of a batch in the same way; pixels from outside the image are 0.
 
     Args:
         degrees: Angle, counter-clockwise.
@@ -44,10 +44,10 @@ class Affine(nn.Module):
         self.down = down
 
     def forward(self, images: Tensor) -> Tensor:
-        """Transform all images alike."""
+        """Transform all images in the same way."""
         height, width = images.shape[2:]
         cos, sin = (f(math.radians(self.degrees)) / self.scale for f in (math.cos, math.sin))
-        # where a place comes from, in units of half an image
+        # source coordinates of an output pixel, in units of half an image
         right, down = 2 * self.right / width, 2 * self.down / height
         matrix = images.new_tensor([[cos, -sin, -cos * right + sin * down], [sin, cos, -sin * right - cos * down]])
         grid = functional.affine_grid(matrix.expand(len(images), -1, -1), [*images.shape], align_corners=False)

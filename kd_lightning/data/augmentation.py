@@ -1,4 +1,4 @@
-"""Augmentation of single images under seeds of their own."""
+"""Augmentation of single images, each under its own seed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Augmentation = Callable[[Tensor], Any]
-"""An image to an image; typed Any because the command line gives a class for the function that its object is."""
+"""A function of an image that returns an image; the command line passes a callable object."""
 
 
 def augment(images: Tensor, seeds: list[int], augmentation: Augmentation) -> Tensor:

@@ -25,10 +25,10 @@ class SourceDataModule(LightningDataModule, ABC):
         source: The images.
         eval_batch_size: At most this many images a batch outside training, on each process.
         num_channels: Channels that a grey image is repeated to; None for the source's own.
-        hyperparameters: Plain values that a checkpoint remembers, by the arguments' names.
+        hyperparameters: Plain values to save in checkpoints, by the arguments' names.
 
     Raises:
-        UsageError: An argument is out of its range, or `source` is no `Source`.
+        UsageError: An argument is out of its range, or `source` is not a `Source`.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class SourceDataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         if not isinstance(source, Source):  # pyright: ignore[reportUnnecessaryIsInstance]  # users have no type checker
-            raise UsageError(f"source={source!r} is no Source: give an object such as kd_lightning.data.MNIST()")
+            raise UsageError(f"source={source!r} is not a Source: pass an object such as kd_lightning.data.MNIST()")
         if not hasattr(source, "num_classes"):
             raise UsageError(f"source={type(source).__name__} has no num_classes: set it to the number of its classes")
         check_whole("eval_batch_size", eval_batch_size, least=1)
@@ -57,7 +57,7 @@ class SourceDataModule(LightningDataModule, ABC):
         """The source's test set."""
         return self._checked(self.source.test(), "test")
 
-    # ---- what Lightning calls
+    # ---- Lightning hooks
 
     def prepare_data(self) -> None:
         """Prepare the source, on one process."""
@@ -71,7 +71,7 @@ class SourceDataModule(LightningDataModule, ABC):
             self._limit_val_batches = None
 
     def on_exception(self, exception: BaseException) -> None:
-        """Do what teardown does, which Lightning does not call then."""
+        """Restore after a failed fit, in which Lightning does not call `teardown`."""
         self.teardown("fit")
 
     @abstractmethod
@@ -85,32 +85,32 @@ class SourceDataModule(LightningDataModule, ABC):
     # ---- for subclasses
 
     def _training_request(self) -> TrainingRequest | None:
-        """How the training set will be divided; None for a data module that reads no training row."""
+        """Describe the division of the training set; None for a data module that reads no training row."""
         return None
 
     def _checked(self, data: LabeledImages, split: str) -> LabeledImages:
-        """Return images that the source gave, if they can be held and repeated to `num_channels`."""
+        """Return the source's images after checking their types, and that `num_channels` is possible."""
         where = f"{type(self.source).__name__}.{split}()"
         check_resident(data, self.source.num_classes, where)
         check_num_channels(self.num_channels, data.images.shape[1], where)
         return data
 
     def _image_shape(self) -> tuple[int, ...]:
-        """(C, H, W) as networks see an image."""
+        """Shape (C, H, W) of an image as networks receive it."""
         shape = self.source.image_shape or self.test_set.images.shape[1:]
         return (self.num_channels or shape[0], *shape[1:])
 
     def _device(self) -> torch.device:
-        """The device that batches are made on."""
+        """The device of the batches."""
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
     def _on_device(self, tensor: Tensor) -> Tensor:
-        """A resident tensor on the device of the batches, copied there once until `teardown`."""
+        """Copy a resident tensor to the device of the batches, once until `teardown`."""
         device = self._device()
         if device.type == "cpu":
             return tensor
         if id(tensor) not in self._copies:
-            self._copies[id(tensor)] = tensor, tensor.to(device)  # both, for an id is one object's while it lives
+            self._copies[id(tensor)] = tensor, tensor.to(device)  # both: an id is unique only while its object exists
         return self._copies[id(tensor)][1]
 
     def _resident(self, data: LabeledImages) -> LabeledImages:
@@ -130,18 +130,18 @@ class SourceDataModule(LightningDataModule, ABC):
     def _refuse_overfit_batches(self) -> None:
         if overfit_batches := getattr(self.trainer, "overfit_batches", 0):
             raise UsageError(
-                f"overfit_batches={overfit_batches} would see other images in each epoch: set train_size instead"
+                f"overfit_batches={overfit_batches} would draw other images in each epoch: set train_size instead"
             )
 
     def _prepare_validation(self, stage: str, val_size: int) -> None:
-        """Suspend or refuse the validation of a data module that holds nothing out."""
+        """Suspend or refuse the validation of a data module without validation images."""
         if stage == "validate" and not val_size:
-            raise UsageError("val_size=0 holds no images out to validate on: set val_size, or use test")
+            raise UsageError("val_size=0 leaves no validation images: set val_size, or use test")
         if stage == "fit" and not val_size:
             self._suspend_validation()
 
     def _suspend_validation(self) -> None:
-        """Fit without validation: Lightning warns of a loader that is empty or missing, and not of a limit of 0."""
+        """Disable validation by a limit of 0: Lightning warns about an empty or missing loader."""
         if self.trainer is not None:
             self._limit_val_batches = self.trainer.limit_val_batches
             self.trainer.limit_val_batches = 0

@@ -1,4 +1,4 @@
-"""Checks of arguments that several data modules take."""
+"""Checks of the arguments that several data modules share."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_classes(classes: object, num_classes: int) -> None:
 
 
 def check_num_channels(num_channels: int | None, channels: int, where: str) -> None:
-    """Raise a UsageError unless images of `channels` channels can be given in `num_channels`: only grey is repeated.
+    """Raise a UsageError unless images of `channels` channels can become `num_channels`: only grey is repeated.
 
     Example:
         >>> check_num_channels(3, 1, "MNIST")

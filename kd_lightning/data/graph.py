@@ -20,7 +20,7 @@ from kd_lightning.data.views.base import EvaluationViewLoader, TrainViewLoader
 
 
 class KNNGraphDataModule(SourceDataModule):
-    """Images on the graph of their k nearest neighbours, few of them with a label.
+    """Images on the graph of their k nearest neighbours, of which few are labeled.
 
     Each image is a node, joined to its k nearest by Euclidean distance of the pixels, in both directions.
 
@@ -30,10 +30,10 @@ class KNNGraphDataModule(SourceDataModule):
 
     Args:
         source: The images, such as `Digits` or `MNIST`.
-        nodes: Which images are nodes: those of the ``test`` set, or ``all``, training images first.
+        nodes: The images that are nodes: those of the ``test`` set, or ``all``, training images first.
         batch_size: Nodes a batch, on each process.
         num_labeled: Nodes with a label, spread evenly over the classes.
-        val_size: Nodes to validate on; with 0 there is no validation.
+        val_size: Validation nodes; with 0 there is no validation.
         num_inductive_nodes: Nodes that are not in the graph of training, to test on in the whole graph (inductive).
             With 0, the test is on all nodes that are neither labeled nor validated on (transductive).
         train_nodes: The nodes of training batches: ``labeled``, or ``all`` of the training graph, without any target,
@@ -59,7 +59,7 @@ class KNNGraphDataModule(SourceDataModule):
     training_is_random = False
     """False: a node's features never change; see `kd_lightning.core.protocols.ProvidesTrainingRows`."""
     example_input_array = None
-    """None, because the scheme says which view a network sees."""
+    """None, because the scheme chooses each network's view."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class KNNGraphDataModule(SourceDataModule):
         if num_labeled + val_size + num_inductive_nodes >= self.num_rows:
             raise UsageError(
                 f"num_labeled={num_labeled}, val_size={val_size} and num_inductive_nodes={num_inductive_nodes} must "
-                f"leave some of the {self.num_rows} nodes to test on: lower one of them"
+                f"leave some of the {self.num_rows} nodes for the test: lower one of them"
             )
 
     # ---- the graph
@@ -172,7 +172,7 @@ class KNNGraphDataModule(SourceDataModule):
     # ---- loaders
 
     def setup(self, stage: str) -> None:
-        """Divide the nodes and join them before anything starts."""
+        """Split the nodes and compute the edges before training starts."""
         self._prepare_validation(stage, self.val_size)
         _ = self.parts, self.visible_edges
 
@@ -183,7 +183,7 @@ class KNNGraphDataModule(SourceDataModule):
         return EvaluationViewLoader(loader, self._views(self.visible_edges))
 
     def train_dataloader(self) -> TrainViewLoader:
-        """Shuffled nodes of the graph of training; without targets where not all of them have a label."""
+        """Return a loader of shuffled training nodes; without targets if not all of them are labeled."""
         self._refuse_overfit_batches()
         rank, world_size = self._rank_and_world_size()
         loader = TrainLoader(
@@ -200,11 +200,11 @@ class KNNGraphDataModule(SourceDataModule):
         return TrainViewLoader(loader, self._views(self.visible_edges, with_target=self.train_nodes == "labeled"))
 
     def val_dataloader(self) -> EvaluationViewLoader | list[Any]:
-        """The nodes to validate on, in the graph of training; an empty list if there are none."""
+        """Return a loader of the validation nodes, in the training graph, or an empty list."""
         return self._evaluation_loader("val", self.visible_edges) if self.val_size else []
 
     def test_dataloader(self) -> EvaluationViewLoader:
-        """The nodes to test on, in the whole graph."""
+        """Return a loader of the test nodes, in the whole graph."""
         return self._evaluation_loader("test", self.edges)
 
     # ---- inside
@@ -244,7 +244,7 @@ def nearest_neighbor_edges(images: Tensor, k: int) -> Tensor:
         >>> nearest_neighbor_edges(torch.tensor([0, 10, 200], dtype=torch.uint8).view(3, 1, 1, 1), k=1).tolist()
         [[0, 1, 1, 2], [1, 0, 2, 1]]
     """
-    # whole numbers, whose squared distances a double holds exactly: the same graph on every machine
+    # integers, whose squared distances are exact in double precision: the same graph on every machine
     x = images.flatten(1).double()
     squares = x.square().sum(dim=1)
     near: list[Tensor] = []

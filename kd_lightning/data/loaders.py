@@ -1,4 +1,4 @@
-"""Loaders of resident images: a batch is one indexing operation, and its position is all that a resume needs."""
+"""Loaders of resident images: a batch is one indexing operation, and a resume needs only its position."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ BatchT = TypeVar("BatchT")
 
 
 class EvaluationLoader:
-    """Every row once, in order, shared among the ranks without padding or duplicates.
+    """Yields every row once, in order, divided among the ranks without padding or duplicates.
 
     Every rank gets the same number of batches, because a collective call in a forward pass (DistributedDataParallel
     sends buffers in each) must find all ranks; the batches' sizes differ by at most one.
 
     Args:
         data: The resident tensors.
-        rows: The rows to give, int64 (M,).
+        rows: The rows, int64 (M,).
         batch_size: At most this many rows a batch.
         num_channels: Channels that a grey image is expanded to, without a copy; None for the images' own.
-        rank: Which share is given.
+        rank: Number of this share.
         world_size: Number of shares.
         augmentation: Applied to each image, float32 (C, H, W), under the row's own number of `seeds`.
         seeds: A number for each row of the resident tensors, int64; see `view_seeds`.
@@ -86,14 +86,14 @@ class EvaluationLoader:
 
 
 class ResumableLoader(ABC, Generic[BatchT]):
-    """An endless stream of batches, of which each iteration gives the next ``len(loader)``: one epoch.
+    """An endless stream of batches, of which each iteration yields the next ``len(loader)``: one epoch.
 
-    A batch is a function of its position in the stream. So the number of batches that were trained on is all there is
-    to save, whatever cuts the stream into epochs: a limit on the batches, a resume, a second resume.
+    A batch is a function of its position in the stream. The number of completed batches is therefore the whole state,
+    whatever divides the stream into epochs: a limit on the batches, a resume, a second resume.
 
     Args:
         length: Batches an epoch.
-        completed_batches: Gives the number of batches that were trained on; without it the loader counts those it gave.
+        completed_batches: Returns the number of completed batches; without it the loader counts those it yielded.
     """
 
     def __init__(self, length: int, completed_batches: Callable[[], int] | None) -> None:
@@ -111,7 +111,7 @@ class ResumableLoader(ABC, Generic[BatchT]):
             yield self._batch(position)
 
     def state_dict(self) -> dict[str, int]:
-        """The position: besides the arguments, all that the order depends on."""
+        """Return the position, on which alone, besides the arguments, the order depends."""
         return {"position": self._position()}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -120,7 +120,7 @@ class ResumableLoader(ABC, Generic[BatchT]):
 
     @abstractmethod
     def _batch(self, position: int) -> BatchT:
-        """The batch at a position of the stream."""
+        """Build the batch at a position of the stream."""
 
     def _position(self) -> int:
         return self._given if self._completed_batches is None else self._completed_batches()
@@ -131,7 +131,7 @@ class TrainLoader(ResumableLoader[ImageBatch]):
 
     Batch number ``g`` of the stream is at place ``g % len(loader)`` of epoch ``g // len(loader)``. Its rows, and the
     augmentation's draws for each of them, depend on the seed, the epoch, the place and the rank alone, and all ranks
-    together see what one process with their global batch would.
+    together get the batch that one process with their global batch would get.
 
     Args:
         data: The resident tensors.
@@ -143,12 +143,12 @@ class TrainLoader(ResumableLoader[ImageBatch]):
         drop_last: Leave out the rest of a pass after its last full global batch; no effect with `steps_per_epoch`.
         augmentation: Applied to each image, float32 (C, H, W); it must draw from torch's default generator.
         num_channels: Channels that a grey image is expanded to, without a copy; None for the images' own.
-        rank: Which part of each global batch is given.
+        rank: Number of this part of each global batch.
         world_size: Number of parts.
-        completed_batches: Gives the number of batches that were trained on; without it the loader counts those it gave.
+        completed_batches: Returns the number of completed batches; without it the loader counts those it yielded.
         num_augmented_views: Number of fixed augmentations of each image: epoch ``e`` shows all images in view
             ``e % num_augmented_views``, in which an image's draws depend on the seed, the view and its row alone.
-            Without it, each time is another.
+            Without it, every augmentation is new.
 
     Raises:
         UsageError: The rows are fewer than one global batch, or the last batch would differ among the ranks.
@@ -188,8 +188,7 @@ class TrainLoader(ResumableLoader[ImageBatch]):
         if not self.epoch_rows:
             raise UsageError(
                 f"train_size={len(rows)} images are fewer than one global batch (batch_size={batch_size} x "
-                f"{world_size} processes): lower batch_size, or set steps_per_epoch to the batches that an epoch is to "
-                "have"
+                f"{world_size} processes): lower batch_size, or set steps_per_epoch"
             )
         if self.epoch_rows % world_size:
             raise UsageError(
@@ -223,13 +222,15 @@ class TrainLoader(ResumableLoader[ImageBatch]):
         return self._view[1]
 
     def _draw(self, epoch: int) -> tuple[list[Tensor], list[Tensor]]:
-        """This rank's rows, and a seed for each of them, batch by batch."""
-        # a string is hashed whole, so that neighbouring seeds and epochs share nothing
+        """Draw this rank's rows, and a seed for each of them, batch by batch."""
+        # the string is hashed, so that neighbouring seeds and epochs give independent numbers
         generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {epoch}").getrandbits(63))
         passes = math.ceil(self.epoch_rows / len(self.rows))
         order = torch.cat([torch.randperm(len(self.rows), generator=generator) for _ in range(passes)])
         seeds = torch.randint(2**62, (self.epoch_rows,), generator=generator)
-        rows = self.rows[order[: self.epoch_rows]].to(self.data.labels.device)  # once, for each copy waits
+        rows = self.rows[order[: self.epoch_rows]].to(
+            self.data.labels.device
+        )  # one copy, because each waits for the device
         return self._share(rows), self._share(seeds)
 
     def _share(self, drawn: Tensor) -> list[Tensor]:

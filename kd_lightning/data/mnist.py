@@ -1,4 +1,4 @@
-"""MNISTDataModule: MNIST without a download, the data of most configurations."""
+"""MNISTDataModule: packaged MNIST, the data of most configurations."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from kd_lightning.data.sources.mnist import MNIST
 
 
 class MNISTDataModule(ResidentDataModule):
-    """`ResidentDataModule` of `MNIST`, whose grey images networks see in three channels by default.
+    """`ResidentDataModule` of `MNIST`, with the grey channel repeated to three by default.
 
-    The arguments are those of `ResidentDataModule`; for views or another source, use that.
+    The arguments are those of `ResidentDataModule`; use that class for views or another source.
 
     Args:
         batch_size: Training images a batch, on each process.
-        train_size: Images to train on; all that are not held out if not given.
-        val_size: Images to hold out for validation; with 0 there is no validation.
+        train_size: Training images; all except the validation images if not given.
+        val_size: Validation images, taken from the training set; with 0 there is no validation.
         seed: Chooses the images, their order and the augmentation's draws.
         augmentation: Applied to each training image by itself, float32 (1, 28, 28) in [0, 1].
         drop_last: Leave out the rest of a pass after its last full global batch; no effect with `steps_per_epoch`.
         steps_per_epoch: Full batches in an epoch; without it, an epoch is one pass.
         eval_batch_size: At most this many images a batch outside training, on each process.
         num_channels: Repeats the grey channel to this number.
-        num_augmented_views: Number of fixed augmentations of each image; without it each time is another.
+        num_augmented_views: Number of fixed augmentations of each image; without it every augmentation is new.
         classes: The only classes to train on.
 
     Raises:
-        UsageError: An argument is out of its range, or a file of the package is damaged.
+        UsageError: An argument is out of its range, or a file of the package is corrupt.
 
     Example:
         >>> data = MNISTDataModule(batch_size=64, train_size=100, steps_per_epoch=1500)

@@ -20,40 +20,40 @@ from kd_lightning.data.views.base import BatchViews, EvaluationViewLoader, Part,
 
 
 class ResidentDataModule(SourceDataModule):
-    """Batches of a source's images, which stay in memory as bytes: on the GPU that learns, if there is one.
+    """Batches of a source's images, which stay in memory as bytes: on the GPU that trains, if there is one.
 
     Batches are ``(x, y, index)``: x float32 (N, C, H, W) in [0, 1]; y int64 (N,); index int64 (N,), the row in the full
-    training set, or in the test set for a test batch. With `views` they are mappings. All test images are tested on.
+    training set, or in the test set for a test batch. With `views` they are mappings. The test uses all test images.
     Validation images are held out of the training set, in its proportions of classes; `train_size` is spread as evenly
     over the classes as possible. Each seed shuffles each class once: training takes its first images and validation its
-    last, so that a seed and a `train_size` are the same images for everybody, and a small set is part of a larger one.
+    last, so that a seed and a `train_size` always choose the same images, and a small set is part of a larger one.
 
-    Give the trainer this object and not its loaders: from the trainer it knows the rank and the completed batches. A
-    checkpoint remembers the plain values; `load_from_checkpoint` needs `source`, `augmentation` and `views` again.
+    Pass this object to the trainer and not its loaders: the trainer tells it the rank and the completed batches. A
+    checkpoint saves the plain values; `load_from_checkpoint` needs `source`, `augmentation` and `views` again.
 
     Args:
         source: The images and labels.
         batch_size: Training images a batch, on each process.
-        train_size: Images to train on; all that are not held out if not given.
-        val_size: Images to hold out for validation; with 0 there is no validation.
+        train_size: Training images; all except the validation images if not given.
+        val_size: Validation images, taken from the training set; with 0 there is no validation.
         seed: Chooses the images, their order and the augmentation's draws.
         augmentation: Applied to each training image by itself, float32 (C, H, W) in [0, 1]; it may change the size, or
-            give `num_channels` channels. It must draw from torch's default generator, as torchvision's do.
+            return `num_channels` channels. It must draw from torch's default generator, as torchvision's do.
         drop_last: Leave out the rest of a pass after its last full global batch; no effect with `steps_per_epoch`.
         steps_per_epoch: Full batches in an epoch, drawn over as many reshuffled passes as that takes; without it, an
             epoch is one pass.
         eval_batch_size: At most this many images a batch outside training, on each process.
-        num_channels: Repeats a grey image to this number of channels, as 3 for networks of colour images. Images of
-            several channels are given unchanged.
+        num_channels: Repeats a grey image to this number of channels, e.g. 3 for networks of colour images. Images of
+            several channels are unchanged.
         num_augmented_views: Number of fixed augmentations of each image: epoch ``e`` shows all images in view
             ``e % num_augmented_views``, which depends on the seed, the view and the image alone, so that a
-            `TeacherCache` can hold them. Without it each time is another; no effect without an augmentation.
+            `TeacherCache` can store them. Without it every augmentation is new; no effect without an augmentation.
         classes: The only classes to train on: a transfer set. Validation and test keep all classes, and labels keep
             their numbers; `train_size` is spread over these classes.
-        views: Makes each batch a mapping of views; see `PairedViews` and `DigitScenes`.
+        views: Turns each batch into a mapping of views; see `PairedViews` and `DigitScenes`.
 
     Raises:
-        UsageError: An argument is out of its range, or the source gives what cannot be held.
+        UsageError: An argument is out of its range, or the source's images or labels have a wrong type or shape.
 
     Example:
         >>> from kd_lightning.data import ColouredDigits
@@ -79,7 +79,7 @@ class ResidentDataModule(SourceDataModule):
         classes: list[int] | None = None,
         views: BatchViews | None = None,
     ) -> None:
-        # an augmentation is no plain value, and would need pickled code to load: neither are source and views
+        # without augmentation, source and views: they are not plain values, and would need pickled code to load
         hyperparameters = {
             "batch_size": batch_size,
             "train_size": train_size,
@@ -106,7 +106,7 @@ class ResidentDataModule(SourceDataModule):
             raise UsageError(f"augmentation={augmentation!r} is not callable: give a function of one image, or null")
         if not isinstance(views, BatchViews | None):  # pyright: ignore[reportUnnecessaryIsInstance]  # as for `source`
             raise UsageError(
-                f"views={views!r} is no BatchViews: give one such as PairedViews; for a number of augmentations, set "
+                f"views={views!r} is not a BatchViews: pass e.g. PairedViews; for a number of augmentations, set "
                 "num_augmented_views"
             )
         self.batch_size = batch_size
@@ -125,29 +125,29 @@ class ResidentDataModule(SourceDataModule):
 
     @property
     def training_is_random(self) -> bool:
-        """True where a training image differs each time, so that no result may be stored by its index."""
+        """True if a training image differs each time, so that no result may be cached by its index."""
         return self.augmentation is not None and self._num_augmented_views is None
 
     @property
     def num_augmented_views(self) -> int | None:
-        """Number of fixed augmentations of an image; None without an augmentation, or where each time is another."""
+        """Number of fixed augmentations of an image; None without an augmentation, or where every one is new."""
         return None if self.augmentation is None else self._num_augmented_views
 
     def view_of_batch(self) -> int:
-        """The view that the batch which is trained on now shows its images in, right after every resume."""
-        # by the loader's epochs: Lightning's own are cut elsewhere under a limit on the batches, and after some resumes
+        """Return the view of the batch that is trained on now, right after every resume."""
+        # by the loader's epochs: Lightning's differ under a limit on the batches, and after some resumes
         return self._completed_batches() // self._epoch_length % (self.num_augmented_views or 1)
 
     def train_rows(
         self, rank: int = 0, world_size: int = 1, batch_size: int | None = None, view: int | None = None
     ) -> EvaluationLoader | EvaluationViewLoader:
-        """Every training image once, in the order of its index, or one share of them.
+        """Return a loader of every training image once, in the order of the index, or of one share of them.
 
         Args:
-            rank: Which share is given.
+            rank: Number of the share.
             world_size: Number of shares.
             batch_size: At most this many images a batch, and never more than `eval_batch_size`.
-            view: Augments them as this view does; without it, they are given unaugmented.
+            view: The view to augment them in; without it they are not augmented.
         """
         part = self._part("train")
         loader = EvaluationLoader(
@@ -164,23 +164,23 @@ class ResidentDataModule(SourceDataModule):
 
     @property
     def num_rows(self) -> int:
-        """Rows of the full training set: every training and validation index is below it."""
+        """Number of rows of the full training set: every training and validation index is below it."""
         return len(self.train_set.labels)
 
     @property
     def example_input_array(self) -> Tensor | None:
-        """One black image; None with `views`, because the scheme says which view a network sees."""
+        """One black image; None with `views`, because the scheme chooses each network's view."""
         return None if self.views is not None else torch.zeros(1, *self._image_shape())
 
-    # ---- what Lightning calls
+    # ---- Lightning hooks
 
     def setup(self, stage: str) -> None:
-        """Read the images of the stage, so that a damaged file or a wrong size is reported before anything starts."""
+        """Read the images of the stage, so that a corrupt file or a wrong size is reported before training starts."""
         self._prepare_validation(stage, self.val_size)
         _ = self.split if stage in ("fit", "validate") else self.test_set
 
     def train_dataloader(self) -> TrainLoader | TrainViewLoader:
-        """Shuffled batches; see `TrainLoader`."""
+        """Return a loader of shuffled training batches; see `TrainLoader`."""
         self._refuse_overfit_batches()
         rank, world_size = self._rank_and_world_size()
         part = self._part("train")
@@ -205,17 +205,17 @@ class ResidentDataModule(SourceDataModule):
         return TrainViewLoader(loader, lambda batch: views.in_training(views(batch, part)))
 
     def val_dataloader(self) -> EvaluationLoader | EvaluationViewLoader | list[Any]:
-        """The images that were held out; an empty list if none were."""
+        """Return a loader of the validation images, or an empty list if there are none."""
         return self._evaluation_loader("val") if self.val_size else []
 
     def test_dataloader(self) -> EvaluationLoader | EvaluationViewLoader:
-        """All test images, in the order of the test set."""
+        """Return a loader of all test images, in the order of the test set."""
         return self._evaluation_loader("test")
 
     # ---- inside
 
     train_loader_class: type[TrainLoader] = TrainLoader
-    """What makes the training batches."""
+    """The class of the training loader."""
 
     @cached_property
     def train_set(self) -> LabeledImages:
@@ -248,7 +248,7 @@ class ResidentDataModule(SourceDataModule):
         )
 
     def _device(self) -> torch.device:
-        """An augmentation takes its images on the CPU."""
+        """Return the CPU if there is an augmentation, which runs there."""
         return super()._device() if self.augmentation is None else torch.device("cpu")
 
     def _part(self, stage: Literal["train", "val", "test"]) -> Part:

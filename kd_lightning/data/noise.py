@@ -1,4 +1,4 @@
-"""NoiseDataModule: noise to train on, for methods that have no data, and the real test set."""
+"""NoiseDataModule: noise for training, for methods without data, and the real test set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kd_lightning.data.sources.base import Source
 class NoiseLoader(ResumableLoader[dict[str, Tensor]]):
     """Batches ``{"image", "index"}`` of Gaussian noise that never repeats, in an order that a run can resume.
 
-    Each batch is drawn by itself, from the seed and its position, for all processes together.
+    Each batch is drawn from the seed and its position alone, for all processes together.
 
     Args:
         image_shape: (C, H, W).
@@ -28,9 +28,9 @@ class NoiseLoader(ResumableLoader[dict[str, Tensor]]):
         mean: Mean of the noise: one number, or one for each channel.
         std: Standard deviation of the noise: one number, or one for each channel.
         num_channels: Channels that a grey image is expanded to, without a copy; None for the image's own.
-        rank: Which share is given.
+        rank: Number of this share.
         world_size: Number of shares.
-        completed_batches: Gives the number of batches that were trained on; without it the loader counts those it gave.
+        completed_batches: Returns the number of completed batches; without it the loader counts those it yielded.
 
     Raises:
         UsageError: `mean`, `std` or `num_channels` does not fit the channels.
@@ -78,10 +78,10 @@ class NoiseLoader(ResumableLoader[dict[str, Tensor]]):
 
 
 class NoiseDataModule(SourceDataModule):
-    """Gaussian noise to train on, without labels, and a source's test set; it has no training rows and no validation.
+    """Gaussian noise for training, without labels, and a source's test set; no training rows and no validation.
 
-    A training batch is ``{"image": noise, "index": numbers}``. A student of noise is the baseline of every method
-    without data; schemes that make up their own inputs take the batch's size and numbers alone. The source's
+    A training batch is ``{"image": noise, "index": numbers}``. A student trained on noise is the baseline of every
+    method without data; schemes that synthesize their inputs use only the batch's size and numbers. The source's
     training set is never read.
 
     Args:
@@ -90,7 +90,7 @@ class NoiseDataModule(SourceDataModule):
         steps_per_epoch: Batches in an epoch.
         seed: Seed of the noise.
         eval_batch_size: At most this many images a batch in a test, on each process.
-        num_channels: Repeats a grey image to this number of channels, noise and test images alike.
+        num_channels: Repeats a grey image to this number of channels, in noise and test images.
         image_shape: [C, H, W] of the noise; the source's if not given.
         mean: Mean of the noise: one number, or one for each channel.
         std: Standard deviation of the noise: one number, or one for each channel.
@@ -148,7 +148,7 @@ class NoiseDataModule(SourceDataModule):
         return torch.zeros(1, self.num_channels or channels, *size)
 
     def setup(self, stage: str) -> None:
-        """Read the test set where it is needed; training needs nothing."""
+        """Read the test set, except for training, which does not need it."""
         if stage == "validate":
             raise UsageError("NoiseDataModule has no validation images: use test")
         if stage == "fit":

@@ -10,11 +10,11 @@ from kd_lightning.data.module import ResidentDataModule
 
 
 class PairLoader(TrainLoader):
-    """A `TrainLoader` that gives every image a partner of its class: batches of 2 B rows, the partners behind.
+    """A `TrainLoader` that adds a partner of its class to every image: batches of 2 B rows, partners last.
 
     Row B + i is drawn from all rows of row i's class, row i included, by the number that seeds the augmentation of row
     i; the partner's own augmentation has the next number. So pairs, too, depend on the seed, the epoch, the place and
-    the rank alone, and all ranks together see those of one process.
+    the rank alone, and all ranks together get those of one process.
 
     The arguments are those of `TrainLoader`; `batch_size` counts the pairs.
 

@@ -1,4 +1,4 @@
-"""Networks that are compiled for the length of a fit."""
+"""Compilation of networks for the length of a fit."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from kd_lightning.core.torch_internals import undo_compile
 
 
 class TorchCompile(Callback):
-    """Compiles networks in place with ``torch.compile`` while a fit lasts; names, weights and checkpoints stay.
+    """Compile networks in place with ``torch.compile`` while a fit lasts; names, weights and checkpoints stay.
 
-    The first step waits for it, for seconds to minutes. What it is worth depends on the machine: on a CPU the origin's
+    The first step includes the compilation, seconds to minutes. The gain depends on the machine: on a CPU the origin's
     student gains nothing over `ChannelsLast` and a fused optimizer.
 
     Args:
-        networks: Attributes of the module to compile, with dots.
-        mode: What ``torch.compile`` calls its mode.
-        backend: Its backend; the default needs a C++ compiler on a CPU.
+        networks: Dotted names of the networks in the module.
+        mode: The ``mode`` of ``torch.compile``.
+        backend: The ``backend`` of ``torch.compile``; the default needs a C++ compiler on a CPU.
 
     Raises:
         UsageError: At the start of a fit: the module has no such network.
@@ -38,7 +38,7 @@ class TorchCompile(Callback):
         self._compiled: list[nn.Module] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Marks the networks: each is compiled when it runs first."""
+        """Mark the networks for compilation at their first call."""
         if stage != "fit":
             return
         for name in self.networks:
@@ -53,5 +53,5 @@ class TorchCompile(Callback):
         self._compiled.clear()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Makes them so when the fit fails, too."""
+        """Undo the compilation after a failed fit, too."""
         self.teardown(trainer, pl_module, "fit")

@@ -1,4 +1,4 @@
-"""A network that is a moving average of another."""
+"""Exponential moving averages of networks."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from kd_lightning.core.errors import UsageError
 
 @torch.no_grad()
 def update_ema(average: nn.Module, network: nn.Module, momentum: float) -> None:
-    """Moves an exponential average of a network's weights one step towards the network.
+    """Move an exponential average of a network's weights one step towards the network.
 
     average <- momentum average + (1 - momentum) network
 
-    So are parameters and floating-point buffers: what a BatchNorm has counted belongs to its weights. Other buffers are
-    copied. Where both are equal, constants and infinities included, the average keeps every bit.
+    Parameters and floating-point buffers are averaged: a BatchNorm's statistics belong to its weights. Other buffers
+    are copied. Values that are equal in both, infinities included, keep every bit.
 
-    Other implementations differ: ``torch.optim.swa_utils.AveragedModel`` copies buffers unless told otherwise, timm's
-    averages them, and the mean teacher's authors let the average count its own, in training mode.
+    Other implementations differ: ``torch.optim.swa_utils.AveragedModel`` copies buffers unless ``use_buffers`` is set,
+    timm's averages them, and the mean teacher's authors run the average in training mode, with its own statistics.
 
     Args:
-        average: The network that changes, in place.
-        network: The network that it follows, of the same architecture.
-        momentum: Share of the average that stays, in [0, 1].
+        average: The average, changed in place.
+        network: The current network, of the same architecture.
+        momentum: Share of the old average that is kept, in [0, 1].
 
     Raises:
-        UsageError: `momentum` is not in [0, 1], or the networks are not of one architecture.
+        UsageError: `momentum` is not in [0, 1], or the architectures differ.
 
     Example:
         >>> average, network = nn.Linear(1, 1), nn.Linear(1, 1)
@@ -51,10 +51,10 @@ def update_ema(average: nn.Module, network: nn.Module, momentum: float) -> None:
 
 
 def check_same_architecture(first: nn.Module, second: nn.Module) -> None:
-    """Two networks of one architecture: the same names and shapes of parameters and buffers.
+    """Check that parameters and buffers of two networks have the same names and shapes.
 
     Raises:
-        UsageError: They are not (the first difference is given).
+        UsageError: They differ (the message names the first difference).
 
     Example:
         >>> check_same_architecture(nn.Linear(4, 2), nn.Linear(4, 2))
@@ -70,7 +70,7 @@ def check_same_architecture(first: nn.Module, second: nn.Module) -> None:
         f"{type(network).__name__} has {f'{name} {shapes[name]}' if name in shapes else f'no {name}'}"
         for network, shapes in ((first, one), (second, other))
     ]
-    raise UsageError(f"{' and '.join(found)}: build both networks alike")
+    raise UsageError(f"{' and '.join(found)}: build both networks with the same arguments")
 
 
 def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -1,10 +1,9 @@
-"""The student alone, as a file to deploy: safetensors that says how to rebuild it."""
+"""Export of a student alone: safetensors with the hyper-parameters that rebuild it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 import kd_lightning
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.files import atomic_write
 from kd_lightning.core.hashing import hash_tensors
 from kd_lightning.weights.loading import strip_prefix
 from kd_lightning.weights.reading import WeightsError, plain_network, read_weights
@@ -24,15 +24,15 @@ def export_student(module: nn.Module, path: str | PathLike[str]) -> Path:
     """Write a student as safetensors, and its sha256 beside it; ``load_student`` reads it back.
 
     Args:
-        module: A ``Learner``, whose ``student`` is written with the hyper-parameters that rebuild it where they are
-            known; or a network, which ``load_student`` will ask for again as ``network``.
-        path: The file to write, ``*.safetensors``; one that exists is replaced, in one step.
+        module: A ``Learner``, whose inference network is written, with the hyper-parameters that rebuild it where they
+            are known; or a network, without them: ``load_student`` then needs it as ``network``.
+        path: The file, ``*.safetensors``; an existing one is replaced in one step.
 
     Returns:
         The path.
 
     Raises:
-        UsageError: The name is no ``*.safetensors``, or a LightningModule has no ``student``.
+        UsageError: The name does not end in ``.safetensors``, or a LightningModule has no inference network.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -40,7 +40,7 @@ def export_student(module: nn.Module, path: str | PathLike[str]) -> Path:
         ...     export_student(nn.Linear(4, 2), f"{folder}/student.safetensors").name
         'student.safetensors'
     """
-    from lightning.pytorch import LightningModule  # here, so that an export of a file does not wait for it
+    from lightning.pytorch import LightningModule  # here: an export of a file needs no Lightning
 
     if not isinstance(module, LightningModule):
         return _write(module.state_dict(), None, path)
@@ -52,22 +52,22 @@ def export_student(module: nn.Module, path: str | PathLike[str]) -> Path:
     return _write(network.state_dict(), plain_network(dict(module.hparams), name), path)
 
 
-def export(checkpoint: str, output: str) -> Path:
+def export_checkpoint(checkpoint: str, output: str) -> Path:
     """Write the student of a Lightning checkpoint as safetensors; neither its teacher nor its class is needed.
 
     Args:
-        checkpoint: A checkpoint of ours: the student's keys start with ``student.``.
-        output: The file to write, ``*.safetensors``; one that exists is replaced, in one step.
+        checkpoint: A checkpoint of a `Learner`, which names its inference network: ``student`` in most.
+        output: The file, ``*.safetensors``; an existing one is replaced in one step.
 
     Returns:
         The path written.
 
     Raises:
-        WeightsError: The checkpoint cannot be read or holds no student.
-        UsageError: The name of the output is no ``*.safetensors``.
+        WeightsError: The checkpoint cannot be read or has no student.
+        UsageError: The name of the output does not end in ``.safetensors``.
 
     Example:
-        >>> export("runs/mnist/distilled/bets.ckpt", "student.safetensors")
+        >>> export_checkpoint("runs/mnist/distilled/bets.ckpt", "student.safetensors")
         Traceback (most recent call last):
         kd_lightning.weights.reading.WeightsError: runs/mnist/distilled/bets.ckpt: no such file...
     """
@@ -76,34 +76,24 @@ def export(checkpoint: str, output: str) -> Path:
     tensors = strip_prefix(f"{name}.", file.tensors)
     if not tensors:
         first = next(iter(file.tensors))
-        raise WeightsError(f"{file.path}: holds no student: no key starts with '{name}.', the first is {first!r}")
+        raise WeightsError(f"{file.path}: has no student: no key starts with '{name}.', the first is {first!r}")
     return _write(tensors, file.student, output)
 
 
 def _write(state: Mapping[str, Tensor], student: dict[str, Any] | None, path: str | PathLike[str]) -> Path:
     path = Path(path).expanduser()
     if path.suffix != ".safetensors":
-        raise UsageError(f"output {str(path)!r}: name it *.safetensors, the format that is written")
-    # A copy of each, for safetensors takes neither tied tensors nor other layouts than the contiguous one.
+        raise UsageError(f"output {str(path)!r}: name it *.safetensors, the format of the file")
+    # Copies: safetensors accepts neither tied tensors nor non-contiguous ones.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     about = {"version": kd_lightning.__version__, "sha256": hash_tensors(tensors), "student": student}
-    content = save(tensors, {"kd_lightning": json.dumps(about)})  # one entry: safetensors writes several in any order
+    content = save(
+        tensors, {"kd_lightning": json.dumps(about)}
+    )  # one entry: safetensors does not fix the order of several
     beside = path.with_name(path.name + ".sha256")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside.unlink(missing_ok=True)  # first, so that an interruption leaves no hash beside a file that it is not of
-    _replace(path, content)
-    _replace(beside, f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode())
+    beside.unlink(missing_ok=True)  # first: an interruption must not leave a hash of another file
+    with atomic_write(path) as stream:
+        stream.write(content)
+    with atomic_write(beside) as stream:
+        stream.write(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode())
     return path
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that whoever looks sees the old one or the whole new one, even after a crash."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -1,11 +1,10 @@
-"""Weights from a file into a network: a teacher to learn from, or a student to use."""
+"""Load weights from a file into a network: a frozen teacher, or a trained student."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from kd_lightning.core.channels import repeat_channels
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.freezing import exclude_from_state_dict, freeze
+from kd_lightning.core.lookup import nearest
 from kd_lightning.core.renamed import renamed_class
 from kd_lightning.weights.copying import copy_layers
 from kd_lightning.weights.pruning import prune
@@ -23,19 +23,19 @@ from kd_lightning.weights.reading import WeightsError, WeightsFile, read_weights
 
 
 def load_teacher(network: nn.Module, checkpoint: str | PathLike[str], prefix: str | None = None) -> nn.Module:
-    """Load a trained network to learn from: every key must match, and it comes back frozen and left out.
+    """Load a trained teacher: every key must match; the network is frozen and excluded from state dicts.
 
     Args:
-        network: The network as it was built when it was trained; its weights are replaced.
+        network: The network, built as for its training; its weights are replaced.
         checkpoint: A local Lightning checkpoint, state dict (``torch.save``) or safetensors file.
-        prefix: Where the network's keys start in the file, such as ``student``. By default the one prefix under which
-            the file has exactly the network's keys is found, be it ``student.``, ``module.model.`` or none.
+        prefix: Prefix of the network's keys in the file, e.g. ``student``. By default the one prefix is found under
+            which the file has exactly the network's keys: ``student.``, ``module.model.``, none or another.
 
     Returns:
         The same network, under ``freeze`` and ``exclude_from_state_dict``.
 
     Raises:
-        WeightsError: The file cannot be read, or does not fit the network, or holds weights that are not finite.
+        WeightsError: The file cannot be read, does not fit the network, or has weights that are not finite.
 
     Example:
         >>> load_teacher(nn.Linear(4, 2), "runs/mnist/teacher/bets.ckpt")
@@ -50,18 +50,17 @@ def load_student(path: str | PathLike[str], network: nn.Module | None = None, na
     """Load the student of a checkpoint or of an export; no teacher's file is needed.
 
     Args:
-        path: A local Lightning checkpoint of ours, which names the inference network in it (``student`` in most), or
-            a file of ``export_student``.
-        network: The network to fill. By default it is built as the file's own hyper-parameters say, from classes of
-            modules that are already imported: a file never makes anything be imported.
-        name: Which of a checkpoint's networks, such as ``peers.0``, instead of the inference network; then `network`
-            is needed.
+        path: A local checkpoint of a `Learner`, which names its inference network (``student`` in most), or a file of
+            ``export_student``.
+        network: The network to fill. By default it is built from the hyper-parameters in the file, of classes whose
+            modules are already imported: loading a file imports nothing.
+        name: Another network of the checkpoint than the inference network, e.g. ``peers.0``; needs `network`.
 
     Returns:
-        The student, in eval and not frozen: call ``train()`` to go on training it.
+        The student, in eval mode and not frozen: call ``train()`` to train it further.
 
     Raises:
-        WeightsError: The file cannot be read, does not say how to build the student, or does not fit it.
+        WeightsError: The file cannot be read, has no hyper-parameters of the student, or does not fit it.
 
     Example:
         >>> load_student("https://example.org/student.ckpt")
@@ -75,14 +74,14 @@ def load_student(path: str | PathLike[str], network: nn.Module | None = None, na
         networks = sorted({start.rstrip(".") for key in file.tensors for start, _ in _splits(key)} - {""}, key=len)
         raise WeightsError(f"{file.path}: has no network {name!r}; {_nearest(name, networks)}")
     elif network is None:
-        raise WeightsError(f"{file.path}: give {name!r} as `network`: a file can build the inference network alone")
+        raise WeightsError(f"{file.path}: pass {name!r} as `network`: a file can build the inference network alone")
     student = _rebuild(file) if network is None else network
     _load(student, WeightsFile(file.path, tensors, None), prefix=None)
     return student.eval()
 
 
 def strip_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names start with a prefix, without it.
+    """Return the tensors whose names start with a prefix, under their names without it.
 
     Example:
         >>> list(strip_prefix("student.", {"student.weight": torch.zeros(1), "teacher.weight": torch.zeros(1)}))
@@ -106,7 +105,7 @@ def _load(network: nn.Module, file: WeightsFile, prefix: str | None) -> None:
 
 
 def _splits(key: str) -> Iterator[tuple[str, str]]:
-    """Every way to read a key as a prefix and a name: ``a.b`` is ("", "a.b") or ("a.", "b")."""
+    """Yield every split of a key into a prefix and a name: ``a.b`` is ("", "a.b") or ("a.", "b")."""
     parts = key.split(".")
     return ((".".join([*parts[:i], ""]), ".".join(parts[i:])) for i in range(len(parts)))
 
@@ -116,10 +115,10 @@ def _find_prefix(own: Mapping[str, Tensor], file: WeightsFile) -> str:
     whole = [prefix for prefix in matches if strip_prefix(prefix, file.tensors).keys() == own.keys()]
     if len(whole) > 1:
         raise WeightsError(
-            f"{file.path}: holds {len(whole)} networks with these keys, under {', '.join(sorted(whole))}: "
-            "say which one with `prefix`"
+            f"{file.path}: has {len(whole)} networks with these keys, under {', '.join(sorted(whole))}: "
+            "choose one with `prefix`"
         )
-    # Where none is whole, the one that has most of the names says best what is missing.
+    # Without a complete one, the prefix with most of the names gives the best message about the missing ones.
     return whole[0] if whole else max(matches, key=matches.__getitem__, default="")
 
 
@@ -145,7 +144,7 @@ def _check_names(
     hint = f" ({_nearest(missing[0], unexpected or list(tensors))})" if missing else ""
     raise WeightsError(
         f"{file.path}: its keys{f' under {prefix!r}' if prefix else ''} are not those of {type(network).__name__}: "
-        f"{' and '.join(wrong)}{hint}: build the network as it was saved, or say with `prefix` where its keys start"
+        f"{' and '.join(wrong)}{hint}: build the saved network, or give the prefix of its keys as `prefix`"
     )
 
 
@@ -161,7 +160,7 @@ def _check_tensor(network: nn.Module, name: str, tensor: Tensor, own: Tensor, pa
             f"{path}: {name} is {tensor.dtype} in the file and {own.dtype} in {here}: save it as {own.dtype}"
         )
     value = tensor.to(own)
-    # A mask of -inf that the network is built with is no accident.
+    # A mask of -inf that the network is built with is intended.
     if bad := int((~torch.isfinite(value) & (value != own)).sum()):
         raise WeightsError(
             f"{path}: {bad} of the {value.numel()} values of {name} are not finite: "
@@ -170,21 +169,21 @@ def _check_tensor(network: nn.Module, name: str, tensor: Tensor, own: Tensor, pa
 
 
 def _nearest(name: str, names: list[str]) -> str:
-    return f"the nearest in the file: {', '.join(get_close_matches(name, names, n=2, cutoff=0.0) or ['none'])}"
+    return f"the nearest in the file: {nearest(name, names, most=2) or 'none'}"
 
 
 def _rebuild(file: WeightsFile) -> nn.Module:
     if file.student is None:
-        raise WeightsError(f"{file.path}: does not say how its student is built: give it as `network`")
+        raise WeightsError(f"{file.path}: has no hyper-parameters to build its student: pass it as `network`")
     try:
         return _build(file.student)
-    except Exception as error:  # a constructor may raise anything at all
+    except Exception as error:  # a constructor may raise any error
         reason = " ".join(str(error).split())
-        raise WeightsError(f"{file.path}: its student cannot be built ({reason}): give it as `network`") from None
+        raise WeightsError(f"{file.path}: its student cannot be built ({reason}): pass it as `network`") from None
 
 
 def _build(value: Any) -> Any:
-    """A plain value, with every dict that has a ``class_path`` made the network that it describes."""
+    """Build the network of every dict with a ``class_path``; other values are returned unchanged."""
     if isinstance(value, list):
         return [_build(item) for item in value]
     if not isinstance(value, dict):
@@ -192,23 +191,25 @@ def _build(value: Any) -> Any:
     if "class_path" not in value:
         return {key: _build(item) for key, item in value.items()}
     if unknown := value.keys() - {"class_path", "init_args"}:
-        raise UsageError(f"beside class_path and init_args it has {', '.join(map(repr, unknown))}")
+        raise UsageError(f"besides class_path and init_args it has {', '.join(map(repr, unknown))}")
     found, arguments = _find(value["class_path"]), value.get("init_args") or {}
     for function, filled in ((copy_layers, "student"), (prune, "student"), (load_student, "network")):
-        if found is function and filled in arguments:  # what it was filled with is in this file
+        if found is function and filled in arguments:  # the file has its weights
             return _build(arguments[filled])
     if found is repeat_channels:
         return repeat_channels(**_build(arguments))
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         new = renamed_class(value["class_path"])
-        raise UsageError(f"{value['class_path']} is " + (f"now {new}" if new else "no class of networks"))
+        raise UsageError(f"{value['class_path']} is " + (f"now {new}" if new else "not a class of networks"))
     return found(**_build(arguments))
 
 
 def _find(class_path: str) -> Any:
     module_name, _, name = class_path.rpartition(".")
-    # Looked up and never imported; in `vars`, for `getattr` may import lazily.
+    # Looked up and never imported; in `vars`, because `getattr` may import lazily.
     module = sys.modules.get(module_name or "kd_lightning.networks")
+    if module is None and module_name.startswith("kd_lightning.networks."):  # the class may have moved since
+        module = sys.modules.get("kd_lightning.networks")
     if module is None:
         new = renamed_class(class_path)
         raise UsageError(

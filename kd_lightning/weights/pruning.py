@@ -1,4 +1,4 @@
-"""A narrower network that begins as a part of a wide one: structured pruning."""
+"""Structured pruning: a narrow network that starts with some channels of a wide one."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from kd_lightning.core.errors import UsageError
 from kd_lightning.core.torch_internals import BatchNorm
 
 Channels = dict[str, Tensor]
-"""Which of the wide network's outputs a layer of the narrow one has, by the layer's name, in increasing order."""
+"""Indices of the wide network's outputs that a narrow layer keeps, in increasing order, by the layer's name."""
 
 
 @torch.no_grad()
 def prune(student: nn.Module, teacher: nn.Module, layers: list[str]) -> nn.Module:
-    """Fills a network with those filters of a wider one that are the largest by the sum of their absolute weights.
+    """Fill a network with the filters of a wider one whose sums of absolute weights are the largest.
 
     Hao Li, Asim Kadav, Igor Durdanovic, Hanan Samet, Hans Peter Graf: Pruning Filters for Efficient ConvNets. ICLR 2017
-    (arXiv:1608.08710). A layer keeps as many filters as the student has there, and of each of them the inputs that the
-    layer before kept; a layer behind a flattened map keeps all positions of a channel.
+    (arXiv:1608.08710). A layer keeps as many filters as the student has there, and in each filter the inputs that the
+    layer before kept; a layer after a flattened map keeps all positions of a channel.
 
     Args:
         student: The narrow network, of the same layers, changed in place.
-        teacher: The wide one; it stays as it is.
+        teacher: The wide one; it is not changed.
         layers: The dotted names of all layers with weights, in the order in which they run: convolutions, linear
-            layers, and BatchNorm layers, which keep the channels of the layer before them.
+            layers, and BatchNorm layers, which keep the channels of the layer before.
 
     Returns:
         The student.
 
     Raises:
-        UsageError: A layer is none of these, is in one network only, is wider in the student, or does not fit the
-            layer before; or the student holds weights in none of `layers`.
+        UsageError: A layer is of another type, is in one network only, is wider in the student, or does not fit the
+            layer before; or the student has weights outside of `layers`.
 
     Example:
         >>> wide, narrow = (nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 2)) for width in (8, 4))
@@ -51,7 +51,9 @@ def prune(student: nn.Module, teacher: nn.Module, layers: list[str]) -> nn.Modul
             if part.dim() > 1:
                 part = part[:, _inputs(name, part, value, before).to(value.device)]
             if part.shape != value.shape:
-                raise UsageError(f"layers: {name}.{key} is {tuple(value.shape)}, and what is left {tuple(part.shape)}")
+                raise UsageError(
+                    f"layers: {name}.{key} is {tuple(value.shape)}, but the kept part is {tuple(part.shape)}"
+                )
             value.copy_(part)
         before = chosen
     left = [key for key, _ in student.named_parameters() if not key.startswith(tuple(f"{name}." for name in layers))]
@@ -61,7 +63,7 @@ def prune(student: nn.Module, teacher: nn.Module, layers: list[str]) -> nn.Modul
 
 
 def kept_channels(student: nn.Module, teacher: nn.Module, layers: list[str]) -> Channels:
-    """Which of the teacher's outputs `prune` keeps in each layer: int64, in increasing order.
+    """Choose the teacher's outputs that `prune` keeps in each layer: int64, in increasing order.
 
     Args:
         student: The narrow network.
@@ -69,7 +71,7 @@ def kept_channels(student: nn.Module, teacher: nn.Module, layers: list[str]) -> 
         layers: As for `prune`.
 
     Raises:
-        UsageError: As `prune`.
+        UsageError: A layer cannot be pruned, for a reason listed in `prune`.
 
     Example:
         >>> wide, narrow = nn.Sequential(nn.Linear(1, 3)), nn.Sequential(nn.Linear(1, 2))
@@ -84,12 +86,16 @@ def kept_channels(student: nn.Module, teacher: nn.Module, layers: list[str]) -> 
     for name in layers:
         ours, theirs = (_layer(network, name) for network in (student, teacher))
         if type(ours) is not type(theirs):
-            raise UsageError(f"layers: {name!r} is {type(ours).__name__} here and {type(theirs).__name__} there")
+            raise UsageError(
+                f"layers: {name!r} is {type(ours).__name__} in the student and {type(theirs).__name__} in the teacher"
+            )
         weight = cast("Tensor", theirs.weight).detach()
         width = len(cast("Tensor", ours.weight))
         if isinstance(ours, BatchNorm):
             if before is None:
-                raise UsageError(f"layers: {name!r} keeps the channels of the layer before it, and is the first")
+                raise UsageError(
+                    f"layers: {name!r} keeps the channels of the layer before, but is the first: name that layer"
+                )
         else:
             if width > len(weight):
                 raise UsageError(f"layers: {name!r} has {width} outputs and only {len(weight)} to choose from")
@@ -105,17 +111,17 @@ def _layer(network: nn.Module, name: str) -> nn.Module:
     if not isinstance(found, nn.Linear | nn.Conv2d | BatchNorm):
         there = [key for key, module in known.items() if isinstance(module, nn.Linear | nn.Conv2d)]
         raise UsageError(
-            f"layers: {name!r} of {type(network).__name__} is no convolution, linear or BatchNorm layer; there are "
+            f"layers: {name!r} of {type(network).__name__} is not a convolution, linear or BatchNorm layer; there are "
             f"{', '.join(there)}"
         )
     return found
 
 
 def _inputs(name: str, part: Tensor, value: Tensor, before: Tensor | None) -> Tensor:
-    """Which inputs of a layer stay: all, or those of the channels that the layer before kept."""
+    """Choose the inputs that a layer keeps: all, or those of the channels that the layer before kept."""
     if part.shape[1] == value.shape[1]:
         return torch.arange(part.shape[1])
     positions, left = divmod(value.shape[1], 1 if before is None else len(before))
     if before is None or left or part.shape[1] % positions:
-        raise UsageError(f"layers: {name!r} takes {value.shape[1]} inputs, which the layer before does not give")
+        raise UsageError(f"layers: {name!r} takes {value.shape[1]} inputs, which the layer before does not provide")
     return (before.unsqueeze(1) * positions + torch.arange(positions)).flatten()

@@ -1,4 +1,4 @@
-"""Read a file of weights as data, never as code, and refuse in one line what is no such file."""
+"""Read files of weights as data, never as code; any other file is refused in one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -19,23 +18,24 @@ from torch import Tensor
 
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.hashing import hash_tensors
+from kd_lightning.core.lookup import nearest
 
 _SUFFIXES = {".ckpt", ".pt", ".pth", ".safetensors"}
 
 
 class WeightsError(UsageError):
-    """A file of weights that cannot be used: one line with the file, what is wrong with it, and the remedy."""
+    """A file of weights cannot be used; the message is one line with the file, its fault and the remedy."""
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """What a file of weights holds.
+    """The content of a file of weights.
 
     Attributes:
-        path: Where it was read.
+        path: The file's path.
         tensors: The tensors by name, on the CPU.
-        student: How the student in it is built, ``{"class_path": ..., "init_args": ...}``, if the file says so.
-        inference_network_name: Dotted name of the inference network in it, if it is a checkpoint.
+        student: The hyper-parameters that build its student, ``{"class_path": ..., "init_args": ...}``, if it has them.
+        inference_network_name: Dotted name of a checkpoint's inference network.
     """
 
     path: Path
@@ -45,18 +45,18 @@ class WeightsFile:
 
 
 def read_weights(path: str | PathLike[str], whose: Literal["teacher", "student"]) -> WeightsFile:
-    """Read a Lightning checkpoint, a state dict saved by ``torch.save`` or a safetensors file; the content decides.
+    """Read a Lightning checkpoint, a state dict saved by ``torch.save`` or a safetensors file, recognized by content.
 
-    A file ``<path>.sha256`` beside it (``sha256sum``'s format) must agree with it, as must the hash of the tensors
-    that our own exports carry. Nothing in the file is executed or imported.
+    The hash in a file ``<path>.sha256`` beside it (``sha256sum``'s format) must match, and so must the hash of the
+    tensors in an export of `export_student`. Nothing in the file is executed or imported.
 
     Args:
         path: A local file.
-        whose: Which network's weights are wanted, for the message when they have not been trained yet.
+        whose: The network, for the message about a run that has not been trained yet.
 
     Raises:
-        WeightsError: The file is missing, a folder, empty, truncated, changed since it was written, a web page, a
-            git-LFS pointer, a pickle of more than tensors and plain values, or no state dict.
+        WeightsError: The file is missing, a directory, empty, truncated, changed since it was written, a web page, a
+            git-LFS pointer, a pickle of more than tensors and plain values, or has no state dict.
     """
     if "://" in str(path):
         raise WeightsError(f"{path}: weights are read from local files only: download it, and name the file")
@@ -69,41 +69,42 @@ def read_weights(path: str | PathLike[str], whose: Literal["teacher", "student"]
 
 
 def _first_bytes(path: Path, whose: str) -> bytes:
-    """The first bytes of a regular file that is not empty and is none of the usual impostors."""
+    """Read the first bytes of a file; refuse directories, empty files, web pages and git-LFS pointers."""
     if not path.exists():
-        raise WeightsError(f"{path}: no such file{_what_is_there(path, whose)}")
+        raise WeightsError(f"{path}: no such file{_nearest_files(path, whose)}")
     if path.is_dir():
         inside = sorted(file.name for file in path.iterdir() if file.suffix in _SUFFIXES)
-        there = f"name a file in it: {_some(inside)}" if inside else "it holds no checkpoint"
-        raise WeightsError(f"{path}: is a folder, not a file: {there}")
+        there = f"name a file in it: {_some(inside)}" if inside else "it contains no checkpoint"
+        raise WeightsError(f"{path}: is a directory, not a file: {there}")
     if not path.is_file():
-        raise WeightsError(f"{path}: is no regular file: name a checkpoint, a state dict or a safetensors file")
+        raise WeightsError(f"{path}: is not a regular file: name a checkpoint, a state dict or a safetensors file")
     try:
         with path.open("rb") as stream:
             head = stream.read(256)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be opened: {error.strerror}") from None
     if not head:
-        raise WeightsError(f"{path}: is empty: whatever wrote it was cut off; write or download it again")
+        raise WeightsError(f"{path}: is empty, as after an interrupted write: write or download it again")
     if head.startswith(b"version https://git-lfs"):
         raise WeightsError(f"{path}: is a git-LFS pointer, not the weights themselves: fetch them with `git lfs pull`")
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        raise WeightsError(f"{path}: is a web page (HTML), perhaps one that reports an error: download the file again")
+        raise WeightsError(f"{path}: is a web page (HTML), perhaps an error page: download the file again")
     return head
 
 
-def _what_is_there(path: Path, whose: str) -> str:
-    """What to say of a missing file: the nearest names beside it, or that its run has not been trained."""
+def _nearest_files(path: Path, whose: str) -> str:
+    """End the message about a missing file: the nearest names beside it, or the run to train first."""
     beside = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
     weights = [name for name in beside if Path(name).suffix in _SUFFIXES]
     if path.suffix == ".ckpt" and not weights:
-        return f", and no checkpoint in {path.parent}: train the {whose} first, or name the file of one that is trained"
+        return f", and no checkpoint in {path.parent}: train the {whose} first, or name the checkpoint of a trained one"
     if not beside:
-        return f", and no folder {path.parent}" if not path.parent.is_dir() else f", and {path.parent} is empty"
-    return f"; the nearest in {path.parent}: {_some(get_close_matches(path.name, beside) or weights)}"
+        return f", and no directory {path.parent}" if not path.parent.is_dir() else f", and {path.parent} is empty"
+    return f"; the nearest in {path.parent}: {nearest(path.name, weights or beside, most=3)}"
 
 
 def _some(names: list[str], most: int = 3) -> str:
+    """Join the first names, and count the others."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
@@ -116,23 +117,25 @@ def _verify(path: Path) -> None:
     if beside.read_text(encoding="utf-8", errors="replace").split()[:1] != [found]:
         raise WeightsError(
             f"{path}: is not the file that {beside.name} was written for (its sha256 is {found[:12]}...): "
-            f"it is damaged or was replaced; write it again, or delete {beside.name} if that was on purpose"
+            f"it is corrupt or was replaced; write it again, or delete {beside.name} if it was replaced intentionally"
         )
 
 
 def _read_safetensors(path: Path) -> WeightsFile:
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             about: Any = json.loads((file.metadata() or {}).get("kd_lightning", "{}"))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:100]
-        raise WeightsError(f"{path}: is no whole safetensors file ({reason}): write or download it again") from None
+        raise WeightsError(
+            f"{path}: is corrupt or truncated safetensors ({reason}): write or download it again"
+        ) from None
     if not tensors:
-        raise WeightsError(f"{path}: holds no weights: save the network's `state_dict()`")
+        raise WeightsError(f"{path}: has no weights: save the network's `state_dict()`")
     about = about if isinstance(about, dict) else {}
     if about and about.get("sha256") != hash_tensors(tensors):
-        raise WeightsError(f"{path}: its tensors are not those that were exported: it is damaged; export it again")
+        raise WeightsError(f"{path}: its tensors differ from the exported ones: it is corrupt; export it again")
     return WeightsFile(path, tensors, plain_network(about))
 
 
@@ -143,25 +146,23 @@ def _read_torch(path: Path, head: bytes) -> WeightsFile:
         if not head.startswith((b"PK", b"\x80")):
             raise UsageError("neither an archive nor a pickle")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged file raises depends on where the damage is
+    except Exception as error:  # a corrupt file may raise any error
         if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise WeightsError(
-                f"{path}: holds the Python object {named[1]}, which could run code, so it is not opened: "
-                "save the network's `state_dict()` instead, best as safetensors"
+                f"{path}: contains the Python object {named[1]}, which could run code, so it is not opened: "
+                "save the network's `state_dict()` instead, preferably as safetensors"
             ) from None
         raise WeightsError(
-            f"{path}: is damaged, or is no checkpoint, state dict or safetensors file: "
+            f"{path}: is corrupt, or not a checkpoint, state dict or safetensors file: "
             "write it again with `torch.save(network.state_dict(), path)`"
         ) from None
     state: Any = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping) or not state:
-        raise WeightsError(
-            f"{path}: holds a {type(content).__name__} with no weights: save the network's `state_dict()`"
-        )
+        raise WeightsError(f"{path}: has a {type(content).__name__} without weights: save the network's `state_dict()`")
     for name, value in state.items():
         if not (isinstance(name, str) and isinstance(value, Tensor)):
             raise WeightsError(
-                f"{path}: is no state dict (its {name!r} is a {type(value).__name__}, not a tensor): "
+                f"{path}: is not a state dict (its {name!r} is a {type(value).__name__}, not a tensor): "
                 "save the network's `state_dict()`"
             )
     name = content.get("inference_network")
@@ -170,7 +171,7 @@ def _read_torch(path: Path, head: bytes) -> WeightsFile:
 
 
 def plain_network(hyper_parameters: object, name: str = "student") -> dict[str, Any] | None:
-    """How a network is built, if a run's hyper-parameters say so: a dict with a ``class_path`` at a dotted name.
+    """Find the description of a network in a run's hyper-parameters: a dict with a ``class_path`` at a dotted name.
 
     Example:
         >>> plain_network({"student": {"class_path": "kd_lightning.networks.StudentConvNet"}})

@@ -1,4 +1,4 @@
-"""The command line: what it makes of mistakes, what it leaves in a run's folder, and what it does not wait for."""
+"""The command line: mistakes cost one line, a run directory is complete, and help does not load torch."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 from torch import nn
 
-from kd_lightning import OfflineDistiller, UsageError, __version__, load_student
+from kd_lightning import Classifier, OfflineDistiller, UsageError, __version__, freeze, load_student
 from kd_lightning.__main__ import main
 from kd_lightning.callbacks import ExactResume
-from kd_lightning.cli.configs import SHIPPED, find_config, methods
+from kd_lightning.cli.configs import SHIPPED, find_config, list_configs
 from kd_lightning.cli.engine import build
-from kd_lightning.cli.run_dir import MetricsFile
+from kd_lightning.cli.run_dir import MetricsFile, add_default_callbacks
+from kd_lightning.core.metrics import Accuracy, Metrics, NegativeLogLikelihood
 from kd_lightning.data import MNISTDataModule
 from kd_lightning.losses import KDLoss
 
@@ -197,7 +199,7 @@ EDITS = {  # what is written, what is written instead, and all that the line mus
         "seed_everything: any\ntrainer:",
         ["mine.yaml:15: seed_everything:", "int", "any"],
     ),
-    "no folder": ("runs/mine", "null", ["mine.yaml:22: trainer.default_root_dir:", "folder"]),
+    "no folder": ("runs/mine", "null", ["mine.yaml:22: trainer.default_root_dir:", "directory"]),
     "a key that is set twice": (
         "  max_epochs",
         "  max_epochs: 2\n  max_epochs",
@@ -241,7 +243,7 @@ ARGUMENTS = {
     "a command that is not there": (["fitt"], ["fitt", "'fit'"]),
     "a file that is not there": (["fit", "--config", "mime.yaml"], ["--config mime.yaml", "'mine.yaml'"]),
     "a shipped file that is not there": (["fit", "--config=configs/response/kdd.yaml"], ["configs/response/kd.yaml"]),
-    "a folder": (["fit", "--config", "."], ["--config .", "folder", "mine.yaml"]),
+    "a folder": (["fit", "--config", "."], ["--config .", "directory", "mine.yaml"]),
     "no file": (["fit", "--config"], ["--config"]),
     "no model": (["fit"], ["model", "--config"]),
     "an option that is not there": (["fit", "--config=mine.yaml", "--trainer.max_epoch=1"], ["'trainer.max_epochs'"]),
@@ -265,8 +267,12 @@ ARGUMENTS = {
         ["export", "--checkpoint=a", "--output=b", "--outptu=c"],
         ["--outptu", "'--output'"],
     ),
-    "a method that is not there": (["methods", "kdd"], ["kdd", "'kd'"]),
-    "two methods": (["methods", "kd", "kl_mae"], ["one method"]),
+    "a method that is not there": (["show", "kdd"], ["kdd", "'kd'"]),
+    "no method": (["show"], ["show: give the name of one method"]),
+    "a list of one": (["list", "kd"], ["list takes no argument", "`kd-lightning show kd`"]),
+    "the former list": (["methods"], ["methods is now `list` and `show NAME`: kd-lightning list"]),
+    "the former name of show": (["methods", "kd"], ["methods is now `list` and `show NAME`: kd-lightning show kd"]),
+    "two methods": (["show", "kd", "kl_mae"], ["one method"]),
 }
 
 
@@ -321,7 +327,7 @@ def test_a_folder_takes_one_run_which_can_be_resumed_there(config, capsys):
     before = Path("runs/mine/config.yaml").read_text(), set(Path("runs/mine").iterdir())
 
     line = complaint(capsys, "fit", config, "--trainer.max_epochs=2")
-    assert line.startswith("trainer.default_root_dir: runs/mine holds a run")
+    assert line.startswith("trainer.default_root_dir: runs/mine has a run")
     assert "--ckpt_path runs/mine/last.ckpt" in line
     assert "--trainer.default_root_dir runs/mine-2" in line
     assert (Path("runs/mine/config.yaml").read_text(), set(Path("runs/mine").iterdir())) == before
@@ -334,7 +340,20 @@ def test_a_folder_takes_one_run_which_can_be_resumed_there(config, capsys):
     assert equal(weights("runs/mine/last.ckpt"), weights("runs/whole/last.ckpt"))
 
 
-def test_metrics_go_on_from_the_step_of_a_resume(tmp_path):
+def test_a_write_that_fails_keeps_the_old_metrics(tmp_path, monkeypatch):
+    file = MetricsFile(tmp_path)
+    for step in range(3):
+        file.log_metrics({"loss": 1.0}, step)
+    file.save()
+    before = (tmp_path / "metrics.csv").read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        MetricsFile(tmp_path).log_metrics({"loss": 2.0}, 1)
+    assert (tmp_path / "metrics.csv").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_metrics_continue_at_the_step_of_a_resume(tmp_path):
     for steps in ([0, 1, 2], [1, 2, 3]):
         file = MetricsFile(tmp_path)
         for step in steps:
@@ -389,7 +408,7 @@ def test_an_interrupted_run_keeps_its_files_and_resumes(number, word, code, conf
                 signal.signal(number, handler)
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if not line.startswith(("INFO:", "["))] == [
-        f"kd-lightning: {word}: go on with --ckpt_path runs/mine/last.ckpt"
+        f"kd-lightning: {word}: resume with --ckpt_path runs/mine/last.ckpt"
     ]
     assert torch.load("runs/mine/last.ckpt", weights_only=True)["global_step"] == 3
     assert torch.load("runs/mine/best.ckpt", weights_only=True)["global_step"] == 2  # the best stays the best
@@ -408,7 +427,7 @@ def test_evaluation_uses_the_best_checkpoint_and_does_not_change_the_run_directo
     reported = re.search(r"test/acc\s*│\s*(\S+)", capsys.readouterr().out)
     assert main(["predict", config]) == 0
     predictions = Path("runs/mine/predictions.safetensors")
-    assert capsys.readouterr().out == f"{predictions}: logits (10000, 10), in the order of the images\n"
+    assert capsys.readouterr().out == f"{predictions}: logits (10000, 10), in the order of the test set\n"
     data = MNISTDataModule()
     images, labels, _ = zip(*data.test_dataloader(), strict=True)
     logits = load_file(predictions)["logits"]
@@ -444,7 +463,7 @@ def test_missing_default_callbacks_are_added(config):
         "ExactResume",
         "TeacherFreezing",
         "FastLoop",
-        "RunFolder",
+        "SaveConfig",
         "ModelCheckpoint",
         "ModelCheckpoint",
     ]
@@ -455,18 +474,48 @@ def test_missing_default_callbacks_are_added(config):
     Path("own.yaml").write_text(yaml.safe_dump({"trainer": own | {"logger": False}}))
     run = build([config, "--config=own.yaml", *bar])
     assert sorted(type(callback).__name__ for callback in run.trainer.callbacks) == [
-        *("ExactResume", "FastLoop", "ModelCheckpoint", "RunFolder", "TQDMProgressBar", "TeacherFreezing")
+        *("ExactResume", "FastLoop", "ModelCheckpoint", "SaveConfig", "TQDMProgressBar", "TeacherFreezing")
     ]
     assert [callback.seed for callback in run.trainer.callbacks if isinstance(callback, ExactResume)] == [7]
     assert not run.trainer.loggers
     assert "ModelCheckpoint" not in kinds([config, "--trainer.enable_checkpointing=false"])
 
 
+class Follows(Classifier):
+    """Its metrics are injected: the best epoch has the lowest loss."""
+
+    def configure_metrics(self) -> Metrics:
+        return Metrics({"acc": Accuracy(), "nll": NegativeLogLikelihood()}, "classes", monitor="nll")
+
+
+def test_the_best_checkpoint_follows_the_monitor_of_the_scheme(config):
+    model = "model: {class_path: tests.cli.test_cli.Follows, init_args: {student: {class_path: StudentConvNet}}}\n"
+    Path("mine.yaml").write_text(model + CONFIG[CONFIG.index("data:") :])
+    best, _ = (each for each in build([config]).trainer.callbacks if isinstance(each, ModelCheckpoint))
+    assert (best.monitor, best.mode) == ("val/nll", "min")
+    assert main(["fit", config, "--trainer.max_epochs=3"]) == 0
+    with Path("runs/mine/metrics.csv").open(newline="") as file:
+        losses = {int(row["step"]) + 1: float(row["val/nll"]) for row in csv.DictReader(file) if row["val/nll"]}
+    assert len(losses) == 3
+    assert torch.load("runs/mine/best.ckpt", weights_only=True)["global_step"] == min(losses, key=losses.__getitem__)
+
+
+@pytest.mark.parametrize("teacher", [None, "a name", nn.Linear(2, 2)], ids=["none", "no module", "not frozen"])
+def test_a_users_module_needs_no_frozen_teacher(teacher, tmp_path):
+    module = LightningModule()
+    module.teacher = teacher
+    found = add_default_callbacks([], tmp_path, module, checkpoints=True, progress_bar=False)
+    assert [type(callback).__name__ for callback in found] == ["ExactResume", "FastLoop", "ModelCheckpoint"]
+    module.teacher = freeze(nn.Linear(2, 2))
+    found = add_default_callbacks([], tmp_path, module, checkpoints=False, progress_bar=False)
+    assert [type(callback).__name__ for callback in found] == ["ExactResume", "TeacherFreezing", "FastLoop"]
+
+
 def test_only_a_teacher_that_is_frozen_is_held(config):
     assert "TeacherFreezing" not in kinds(["--config=configs/mnist/student.yaml"])
     learning = "{class_path: tests.cli.test_cli.WithLearningTeacher}"
     Path("mine.yaml").write_text(f"model: {learning}\n" + CONFIG[CONFIG.index("data:") :])
-    assert kinds([config]) == ["ExactResume", "FastLoop", "RunFolder", "ModelCheckpoint"]
+    assert kinds([config]) == ["ExactResume", "FastLoop", "SaveConfig", "ModelCheckpoint"]
 
 
 def test_a_scheme_that_optimizes_by_hand_gets_no_fast_loop_unless_it_is_asked_for(config):
@@ -542,7 +591,7 @@ def test_other_warnings_are_printed(config, monkeypatch):
         assert main(["fit", config]) == 0
 
 
-ASKS = {"--help": "usage: kd-lightning", "--version": f"kd-lightning {__version__}", "methods": "1503.02531"}
+ASKS = {"--help": "usage: kd-lightning", "--version": f"kd-lightning {__version__}", "list": "1503.02531"}
 
 
 @pytest.mark.parametrize(("asked", "answer"), ASKS.items())
@@ -555,15 +604,15 @@ def test_questions_do_not_wait_for_torch(asked, answer):
     assert not {"torch", "lightning", "yaml", "jsonargparse", "numpy"} & set(run.stderr.split())
 
 
-def test_methods_are_those_of_the_tree(capsys):
+def test_list_and_show_have_the_files_of_the_tree(capsys):
     files = {path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.glob("*/*.yaml")}
-    names = {method.name for method in methods()}
+    names = {method.name for method in list_configs()}
     assert names == {name for name in files if name.partition("/")[0] not in ("parts", "compare")}
-    assert main(["methods"]) == 0
+    assert main(["list"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert {line.split()[0] for line in listed} == names
     for name in ("kd", "response/kd"):
-        assert main(["methods", name]) == 0
+        assert main(["show", name]) == 0
         assert capsys.readouterr().out == (SHIPPED / "response" / "kd.yaml").read_text()
 
 

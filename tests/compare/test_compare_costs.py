@@ -14,7 +14,7 @@ from torch import nn
 
 from kd_lightning.cli.configs import merge
 from kd_lightning.cli.engine import build
-from kd_lightning.cli.log_filters import quiet
+from kd_lightning.cli.log_filters import expected_messages_hidden
 from kd_lightning.compare.measure.network_stats import network_stats
 from kd_lightning.compare.plan import costs
 from kd_lightning.compare.plan.artifacts import ProfileResult
@@ -70,7 +70,7 @@ def test_a_cached_teacher_runs_once_on_each_row(
     if is_cached:
         config["trainer"]["callbacks"] = [{"class_path": "TeacherCache"}]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    with quiet():
+    with expected_messages_hidden():
         seconds = costs.estimate_seconds(build(["--config", str(tmp_path / "config.yaml")]))
     # 6 steps of 10 s with their validation; of each, 4 s are the teacher's, which needs 50 rows / 16 batches in a cache
     steps = 6 * 10 * costs.VALIDATION

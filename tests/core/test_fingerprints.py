@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import kd_lightning.core.fingerprints as module
-from kd_lightning.core.fingerprints import fingerprints, is_marked_immutable, mark_immutable
+from kd_lightning.core.fingerprints import is_marked_immutable, mark_immutable, row_fingerprints
 
 FORMATS = {
     1: "b",
@@ -55,34 +55,34 @@ DTYPES = [
 @pytest.mark.parametrize("shape", [(5,), (5, 3), (5, 3, 4, 2)])
 def test_it_is_the_sum_of_the_docstring(dtype, shape):
     rows = values(dtype, *shape)
-    assert fingerprints(rows).tolist() == [expected(row) for row in rows]
+    assert row_fingerprints(rows).tolist() == [expected(row) for row in rows]
     named = {"image": rows, "mask": values(torch.bool, 5, 2)}
     parts = [[expected(row, name) for row in part] for name, part in named.items()]
     wrapped = [(a + b + 2**63) % 2**64 - 2**63 for a, b in zip(*parts, strict=True)]
-    assert fingerprints(named).tolist() == wrapped
+    assert row_fingerprints(named).tolist() == wrapped
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.uint8], ids=str)
 def test_memory_layout_and_other_rows_of_the_batch_do_not_matter(dtype):
     for channels in (1, 2, 3):
         wide = values(dtype, 6, 1, 4, 5).expand(-1, channels, -1, -1)
-        truth = fingerprints(wide.contiguous())
-        assert torch.equal(fingerprints(wide), truth)
-        assert torch.equal(fingerprints(wide.contiguous(memory_format=torch.channels_last)), truth)
-        assert torch.equal(fingerprints(wide.contiguous().transpose(2, 3).contiguous().transpose(2, 3)), truth)
-        assert torch.equal(fingerprints(wide.flip(0)), truth.flip(0))
-        assert torch.equal(fingerprints(wide[2:3]), truth[2:3])
+        truth = row_fingerprints(wide.contiguous())
+        assert torch.equal(row_fingerprints(wide), truth)
+        assert torch.equal(row_fingerprints(wide.contiguous(memory_format=torch.channels_last)), truth)
+        assert torch.equal(row_fingerprints(wide.contiguous().transpose(2, 3).contiguous().transpose(2, 3)), truth)
+        assert torch.equal(row_fingerprints(wide.flip(0)), truth.flip(0))
+        assert torch.equal(row_fingerprints(wide[2:3]), truth[2:3])
         spread = values(dtype, 6, channels, 4, 10)[..., ::2]
-        assert torch.equal(fingerprints(spread), fingerprints(spread.contiguous()))
+        assert torch.equal(row_fingerprints(spread), row_fingerprints(spread.contiguous()))
     both = values(dtype, 6, 1, 1, 5).expand(-1, 3, 4, -1)
-    assert torch.equal(fingerprints(both), fingerprints(both.contiguous()))
+    assert torch.equal(row_fingerprints(both), row_fingerprints(both.contiguous()))
 
 
 def test_other_devices_compute_the_same_by_other_means(monkeypatch):
     rows = values(torch.float32, 6, 1, 4, 5).expand(-1, 3, -1, -1)
-    truth, plan = fingerprints(rows), module._plan
+    truth, plan = row_fingerprints(rows), module._plan
     monkeypatch.setattr(module, "_plan", lambda *arguments: plan(*arguments)._replace(on_cpu=False))
-    assert torch.equal(fingerprints(rows), truth)
+    assert torch.equal(row_fingerprints(rows), truth)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -92,8 +92,8 @@ def test_no_bit_of_a_row_can_change_without_notice(dtype):
     changed = row.expand(row.numel() * dtype.itemsize * bits, -1, -1).contiguous()
     for i, one in enumerate(changed.view(len(changed), -1).view(torch.uint8)):
         one[i // bits] ^= 1 << i % bits
-    found = fingerprints(changed).tolist()
-    assert len({*found, fingerprints(row).item()}) == len(found) + 1
+    found = row_fingerprints(changed).tolist()
+    assert len({*found, row_fingerprints(row).item()}) == len(found) + 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -111,7 +111,7 @@ def test_augmentations_change_the_fingerprint(dtype):
         images + 1,
     ]
     for other in changes:
-        assert (fingerprints(images) != fingerprints(other)).all()
+        assert (row_fingerprints(images) != row_fingerprints(other)).all()
 
 
 def test_only_read_only_tensors_are_marked_immutable():
@@ -132,13 +132,13 @@ def test_only_read_only_tensors_are_marked_immutable():
 
 def test_inputs_without_rows_are_refused_in_one_line():
     refused = [
-        (torch.tensor(1.0), "the input is no tensor with rows, but Tensor"),
-        ([torch.zeros(2)], "the input is no tensor with rows, but list"),
-        ({"text": ["a", "b"]}, "'text' of the inputs is no tensor with rows, but list"),
+        (torch.tensor(1.0), "the input is not a tensor with rows, but Tensor"),
+        ([torch.zeros(2)], "the input is not a tensor with rows, but list"),
+        ({"text": ["a", "b"]}, "'text' of the inputs is not a tensor with rows, but list"),
         ({"image": torch.zeros(2, 3), "mask": torch.zeros(3, 3)}, r"inputs have \[2, 3\] rows"),
         ({}, r"inputs have \[\] rows"),
     ]
     for inputs, message in refused:
         with pytest.raises(ValueError, match=message) as caught:
-            fingerprints(inputs)
+            row_fingerprints(inputs)
         assert "\n" not in str(caught.value)

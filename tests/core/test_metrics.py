@@ -146,10 +146,10 @@ def test_a_network_of_one_output_has_a_regression_metric_by_default(tmp_path):
     ],
 )
 def test_labels_that_nothing_declares_cost_one_line(logits, target, tmp_path):
-    with pytest.raises(UsageError, match="nothing declares what they are: give the scheme metrics="):
+    with pytest.raises(UsageError, match="nothing declares their kind: give the scheme metrics="):
         infer_kind(logits, target)
     learner = OfflineDistiller(Scaled(), Scaled(), {"kd": Term(KDLoss())})
-    with pytest.raises(UsageError, match="nothing declares what they are") as refusal:
+    with pytest.raises(UsageError, match="nothing declares their kind") as refusal:
         toys.trainer(tmp_path).validate(learner, toys.Loader([(logits, target)]), verbose=False)
     assert "\n" not in str(refusal.value)
 

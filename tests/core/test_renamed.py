@@ -12,7 +12,7 @@ import yaml
 
 from kd_lightning import callbacks, load_student, networks, schemes
 from kd_lightning.__main__ import main
-from kd_lightning.cli.config_errors import PACKAGES
+from kd_lightning.cli.components import PACKAGES
 from kd_lightning.core.renamed import ARGUMENTS, CLASSES, renamed_argument, renamed_class
 
 OURS = [import_module(package) for package in PACKAGES if package.startswith("kd_lightning.")]

@@ -18,7 +18,7 @@ from kd_lightning.callbacks import (
     TermWeightSchedule,
 )
 from kd_lightning.callbacks.schedules.functions import Constant
-from kd_lightning.cli.run_dir import callbacks as callbacks_of_a_run
+from kd_lightning.cli.run_dir import add_default_callbacks
 from kd_lightning.core.traits import SchemeTraits, has_trait, is_idle_hook, steps_are_alike
 from tests import found, toys
 
@@ -114,7 +114,7 @@ def test_the_drop_in_lets_a_foreign_callback_change_its_teacher_between_runs(dec
 
 def test_the_command_line_holds_no_teacher_that_a_foreign_callback_changes(tmp_path):
     def kinds(*given):
-        found = callbacks_of_a_run([*given], tmp_path, twins(), checkpoints=False, progress_bar=False)
+        found = add_default_callbacks([*given], tmp_path, twins(), checkpoints=False, progress_bar=False)
         return [type(callback) for callback in found]
 
     assert TeacherFreezing in kinds()

@@ -133,7 +133,7 @@ def test_training_resumes_at_any_batch():
 def test_without_validation_nodes_a_fit_has_no_validation():
     given = data(val_size=0)
     assert given.val_dataloader() == []
-    with pytest.raises(UsageError, match="val_size=0 holds no images out"):
+    with pytest.raises(UsageError, match="val_size=0 leaves no validation images"):
         given.setup("validate")
 
 

@@ -208,7 +208,7 @@ def test_the_module_offers_the_rows_that_a_cache_needs():
 
 
 def test_an_object_that_is_no_source_is_refused():
-    with pytest.raises(UsageError, match="source='mnist' is no Source: give an object such as"):
+    with pytest.raises(UsageError, match="source='mnist' is not a Source: pass an object such as"):
         ResidentDataModule("mnist")
 
     class Unsaid(Source):
@@ -222,7 +222,7 @@ def test_an_object_that_is_no_source_is_refused():
 
 
 def test_a_number_for_views_is_refused():
-    with pytest.raises(UsageError, match=r"views=4 is no BatchViews: .* set num_augmented_views"):
+    with pytest.raises(UsageError, match=r"views=4 is not a BatchViews: .* set num_augmented_views"):
         ResidentDataModule(Shapes(), views=4)
 
 
@@ -480,7 +480,7 @@ def test_any_trainer_fits_tests_and_predicts(val_size):
     assert torch.equal(torch.cat(predicted), torch.arange(10_000))
     assert run.limit_val_batches == 1.0
     if not val_size:
-        with pytest.raises(ValueError, match="val_size=0 holds no images out to validate on"):
+        with pytest.raises(ValueError, match="val_size=0 leaves no validation images"):
             run.validate(module, datamodule=data)
 
 
@@ -587,8 +587,8 @@ def test_the_command_line_builds_it_and_its_checkpoint_is_plain(tmp_path, monkey
         ({"num_augmented_views": 2.0}, r"num_augmented_views=2\.0"),
         ({"train_size": 9}, "train_size=9 is not a whole number of at least 10 or null"),
         ({"train_size": 0.1}, r"train_size=0\.1"),
-        ({"train_size": 55_001}, "train_size=55001 and val_size=5000 are more than the 60000 images"),
-        ({"val_size": 60_000}, "train_size=None and val_size=60000 are more than the 60000 images"),
+        ({"train_size": 55_001}, "train_size=55001 and val_size=5000 exceed the 60000 images"),
+        ({"val_size": 60_000}, "train_size=None and val_size=60000 exceed the 60000 images"),
         ({"augmentation": "rotate"}, "augmentation='rotate' is not callable"),
     ],
 )
@@ -599,7 +599,7 @@ def test_a_bad_argument_is_refused_in_one_line(arguments, message):
 
 
 def test_sizes_are_checked_against_the_source():
-    with pytest.raises(ValueError, match="train_size=190 and val_size=20 are more than the 200 images that there are"):
+    with pytest.raises(ValueError, match="train_size=190 and val_size=20 exceed the 200 images of the training set"):
         ResidentDataModule(Shapes(), train_size=190, val_size=20).setup("fit")
 
 

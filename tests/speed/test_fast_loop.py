@@ -36,7 +36,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from kd_lightning import OfflineDistiller
 from kd_lightning.callbacks import FastLoop, Linear, TeacherCache, TemperatureSchedule
-from kd_lightning.cli.run_dir import Events
+from kd_lightning.cli.run_dir import TensorBoardEvents
 from kd_lightning.speed.fast_loop.epoch import FastEpoch
 from kd_lightning.speed.fast_loop.step import FastStep
 from tests import toys
@@ -233,7 +233,7 @@ def fit(folder: Path, case: str, fast: bool, ckpt_path: Any = None, **changes: A
     for callback in used:
         if isinstance(callback, ModelCheckpoint):
             callback.dirpath = str(folder / "saved")
-    loggers = [CSVLogger(folder, name="", version=""), Events(folder)]
+    loggers = [CSVLogger(folder, name="", version=""), TensorBoardEvents(folder)]
     trainer = toys.trainer(folder, *used, **({"logger": loggers, "enable_checkpointing": True} | arguments))
     torch.manual_seed(0)
     trainer.fit(module, toys.data(train_size=256, val_size=40, **of_data), ckpt_path=ckpt_path)

@@ -65,7 +65,10 @@ def test_a_momentum_outside_0_to_1_is_refused(momentum: float) -> None:
 @pytest.mark.parametrize(
     ("other", "complaint"),
     [
-        (nn.Linear(4, 3), r"Linear has weight \(2, 4\) and Linear has weight \(3, 4\): build both networks alike"),
+        (
+            nn.Linear(4, 3),
+            r"Linear has weight \(2, 4\) and Linear has weight \(3, 4\): build both networks with the same arguments",
+        ),
         (nn.Linear(4, 2, bias=False), r"Linear has bias \(2,\) and Linear has no bias"),
         (nn.Sequential(nn.Linear(4, 2)), r"Linear has weight \(2, 4\) and Sequential has no weight"),
     ],

@@ -51,11 +51,11 @@ def test_every_second_layer_as_in_distilbert():
 @pytest.mark.parametrize(
     ("layers", "says"),
     [
-        ({}, r"layers is empty: name the teacher's layer"),
-        ({"conv.9": "conv.0"}, r"the student has nothing to inherit under 'conv\.9'; there are conv\.0\.0"),
-        ({"conv.0": "conv"}, r"the student's 'conv\.0' holds .* and the teacher's 'conv' .*only layers of the same"),
-        ({"conv.0": "con"}, r"the teacher has nothing to inherit under 'con'"),
-        ({"pool": "pool"}, r"the student has nothing to inherit under 'pool'"),
+        ({}, r"layers is empty: map each of the student's layers"),
+        ({"conv.9": "conv.0"}, r"the student has nothing to copy under 'conv\.9'; there are conv\.0\.0"),
+        ({"conv.0": "conv"}, r"the student's 'conv\.0' has .* and the teacher's 'conv' .*only layers of the same"),
+        ({"conv.0": "con"}, r"the teacher has nothing to copy under 'con'"),
+        ({"pool": "pool"}, r"the student has nothing to copy under 'pool'"),
         ({"conv.2": "conv.2"}, r"\(8, 8, 3, 3\).*\(16, 16, 3, 3\)"),
     ],
 )

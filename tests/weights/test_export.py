@@ -15,7 +15,7 @@ from torch import nn
 import kd_lightning
 from kd_lightning.core.hashing import weights_hash
 from kd_lightning.networks import StudentConvNet, WeightsError, exclude_from_state_dict, freeze, load_student
-from kd_lightning.weights.export import export, export_student
+from kd_lightning.weights.export import export_checkpoint, export_student
 
 BUILT_FROM = {"class_path": "kd_lightning.networks.StudentConvNet", "init_args": {"num_classes": 3}}
 
@@ -36,7 +36,9 @@ def checkpoint(learner: LightningModule, path: Path) -> str:
 def test_an_export_holds_the_student_and_its_construction(tmp_path: Path) -> None:
     learner = Learner(StudentConvNet(num_classes=3), BUILT_FROM)
     direct = export_student(learner, tmp_path / "direct.safetensors")
-    from_file = export(checkpoint(learner, tmp_path / "best.ckpt"), str(tmp_path / "new" / "folder" / "a.safetensors"))
+    from_file = export_checkpoint(
+        checkpoint(learner, tmp_path / "best.ckpt"), str(tmp_path / "new" / "folder" / "a.safetensors")
+    )
     for path in (direct, from_file):
         with safe_open(path, framework="pt") as file:
             assert set(file.keys()) == set(learner.student.state_dict())  # no teacher, no connector
@@ -54,7 +56,7 @@ def test_an_export_holds_the_student_and_its_construction(tmp_path: Path) -> Non
 def test_a_plain_network_is_exported_and_needed_to_load(tmp_path: Path) -> None:
     network = freeze(exclude_from_state_dict(nn.Linear(4, 2)))  # left out of what holds it, not of its own export
     path = export_student(network, tmp_path / "student.safetensors")
-    with pytest.raises(WeightsError, match="does not say how its student is built: give it as `network`"):
+    with pytest.raises(WeightsError, match="has no hyper-parameters to build its student: pass it as `network`"):
         load_student(path)
     assert weights_hash(load_student(path, nn.Linear(4, 2))) == weights_hash(network)
     learner = Learner(nn.Linear(4, 2), built_from=None)  # built in Python: nothing is guessed
@@ -91,7 +93,7 @@ def test_damage_is_noticed_with_and_without_the_hash_beside_it(tmp_path: Path) -
     with pytest.raises(WeightsError, match=r"is not the file that student\.safetensors\.sha256 was written for"):
         load_student(path, nn.Linear(4, 2))
     (tmp_path / "student.safetensors.sha256").unlink()
-    with pytest.raises(WeightsError, match="its tensors are not those that were exported"):
+    with pytest.raises(WeightsError, match="its tensors differ from the exported ones"):
         load_student(path, nn.Linear(4, 2))
 
 
@@ -125,8 +127,8 @@ def test_checkpoints_that_cannot_be_exported_are_refused(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="LightningModule has no network named `student`"):
         export_student(LightningModule(), tmp_path / "student.safetensors")
     torch.save({"state_dict": {"model.weight": torch.ones(1)}}, tmp_path / "theirs.ckpt")
-    with pytest.raises(WeightsError, match=r"theirs\.ckpt: holds no student: no key starts with 'student\.'"):
-        export(str(tmp_path / "theirs.ckpt"), str(tmp_path / "student.safetensors"))
+    with pytest.raises(WeightsError, match=r"theirs\.ckpt: has no student: no key starts with 'student\.'"):
+        export_checkpoint(str(tmp_path / "theirs.ckpt"), str(tmp_path / "student.safetensors"))
     with pytest.raises(WeightsError, match="train the student first"):
-        export(str(tmp_path / "runs" / "best.ckpt"), str(tmp_path / "student.safetensors"))
+        export_checkpoint(str(tmp_path / "runs" / "best.ckpt"), str(tmp_path / "student.safetensors"))
     assert [file.name for file in tmp_path.iterdir()] == ["theirs.ckpt"]

@@ -69,9 +69,7 @@ def test_two_networks_in_one_file_must_be_told_apart(tmp_path: Path) -> None:
     first, second = network(), network()
     state = prefixed("peers.0.", first.state_dict()) | prefixed("peers.1.", second.state_dict())
     path = write(state, tmp_path / "peers.ckpt")
-    with pytest.raises(
-        WeightsError, match=r"holds 2 networks with these keys, under peers\.0\., peers\.1\.: .*`prefix`"
-    ):
+    with pytest.raises(WeightsError, match=r"has 2 networks with these keys, under peers\.0\., peers\.1\.: .*`prefix`"):
         load_teacher(network(), path)
     assert weights_hash(load_teacher(network(), path, prefix="peers.1")) == weights_hash(second)
     with pytest.raises(WeightsError, match=r"no key under the prefix 'peer\.0\.'; the nearest in the file: peers\.0\."):
@@ -217,6 +215,7 @@ LINEAR = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 2, "out_
         ),
         (StudentConvNet(), {"class_path": "kd_lightning.networks.images.convnet.StudentConvNet", "init_args": {}}),
         (StudentConvNet(), {"class_path": "StudentConvNet"}),
+        (StudentConvNet(), {"class_path": "kd_lightning.networks.convnet.StudentConvNet"}),  # its module has moved
         (MLP(6, [5, 4]), {"class_path": "MLP", "init_args": {"in_features": 6, "hidden": [5, 4]}}),
         (
             Wrapper([nn.Linear(2, 1)], {"a": nn.Linear(2, 1)}, 0.5),
@@ -265,10 +264,11 @@ def test_a_given_network_is_filled_whatever_the_file_says(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("built_from", "message"),
     [
-        (None, "does not say how its student is built: give it as `network`"),
-        ("StudentConvNet", "does not say how its student is built"),
+        (None, "has no hyper-parameters to build its student: pass it as `network`"),
+        ("StudentConvNet", "has no hyper-parameters to build its student"),
+        ({"class_path": "kd_lightning.networks.convnet.Gone"}, r"Gone is not a class of networks\): pass it as"),
         ({"class_path": "nowhere.Student"}, r"\(the module of nowhere\.Student is not imported: import it first\)"),
-        ({"class_path": "StudentNet"}, r"\(StudentNet is no class of networks\): give it as `network`"),
+        ({"class_path": "StudentNet"}, r"\(StudentNet is not a class of networks\): pass it as `network`"),
         ({"class_path": "StudentConvNet", "init_args": {"batchnorm": True}}, r"unexpected keyword .*'batchnorm'"),
         ({"class_path": "torch.nn.Identity"}, "Identity has no weights to load"),
         ({"class_path": "TeacherConvNet"}, r"conv\.0\.weight has shape"),
@@ -303,5 +303,5 @@ def test_a_checkpoint_of_several_networks_gives_each_of_them(tmp_path):
     assert torch.equal(peer.weight, networks["peers.0"].weight)
     with pytest.raises(WeightsError, match=r"has no network 'peers\.1'; the nearest in the file: peers\.0"):
         load_student(tmp_path / "last.ckpt", nn.Linear(4, 2), name="peers.1")
-    with pytest.raises(WeightsError, match=r"give 'peers\.0' as `network`"):
+    with pytest.raises(WeightsError, match=r"pass 'peers\.0' as `network`"):
         load_student(tmp_path / "last.ckpt", name="peers.0")

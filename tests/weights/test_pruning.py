@@ -51,16 +51,16 @@ def test_arguments_that_do_not_fit_are_refused():
     teacher, student = ConvNet(6), ConvNet(3)
     with pytest.raises(ValueError, match="layers is empty"):
         prune(student, teacher, [])
-    with pytest.raises(ValueError, match=r"'conv.1' of ConvNet is no convolution.* there are conv.0, conv.2"):
+    with pytest.raises(ValueError, match=r"'conv.1' of ConvNet is not a convolution.* there are conv.0, conv.2"):
         prune(student, teacher, ["conv.1"])
     with pytest.raises(ValueError, match=r"'conv.0' has 6 outputs and only 3 to choose from"):
         prune(teacher, student, LAYERS)
     with pytest.raises(ValueError, match=r"leave out classifier.weight, classifier.bias: name every layer"):
         prune(student, teacher, LAYERS[:3])
-    with pytest.raises(ValueError, match=r"'conv.2' takes 3 inputs, which the layer before does not give"):
+    with pytest.raises(ValueError, match=r"'conv.2' takes 3 inputs, which the layer before does not provide"):
         prune(student, teacher, ["conv.2", "conv.0", "conv.4", "classifier"])
     twin = ConvNet(6, batch_norm=True)
-    with pytest.raises(ValueError, match=r"'conv.0.1' keeps the channels of the layer before it, and is the first"):
+    with pytest.raises(ValueError, match=r"'conv.0.1' keeps the channels of the layer before, but is the first"):
         kept_channels(twin, twin, ["conv.0.1"])
-    with pytest.raises(ValueError, match="'0' is Linear here and Conv2d there"):
+    with pytest.raises(ValueError, match="'0' is Linear in the student and Conv2d in the teacher"):
         kept_channels(nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Conv2d(2, 2, 1)), ["0"])

@@ -7,14 +7,15 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from kd_lightning.core.activations import tap
 from kd_lightning.core.batch import target_of
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.files import atomic_write
 from kd_lightning.core.learner import Learner
-from kd_lightning.core.protocols import ProvidesTrainingRows
+from kd_lightning.core.protocols import ProvidesTrainingRows, data_module_of
 
 
 class ActivationStatistics(Callback):
@@ -70,7 +71,7 @@ class ActivationStatistics(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the data module and the scheme before training."""
-        data: object = getattr(trainer, "datamodule", None)
+        data = data_module_of(trainer)
         if not isinstance(data, ProvidesTrainingRows) or not isinstance(pl_module, Learner):
             raise UsageError(
                 f"ActivationStatistics needs a Learner and the training rows of a data module, and there are "
@@ -85,12 +86,12 @@ class ActivationStatistics(Callback):
         network = pl_module.get_submodule(pl_module.inference_network_name)
         training = network.training
         network.eval()
-        data = cast("ProvidesTrainingRows", getattr(trainer, "datamodule", None))  # checked by `on_fit_start`
+        data = cast("ProvidesTrainingRows", data_module_of(trainer))  # checked by `on_fit_start`
         found = statistics(network, (self._inputs_and_classes(pl_module, batch) for batch in data.train_rows()), self)
         network.train(training)
         path = Path(trainer.default_root_dir, "statistics.safetensors") if self.file is None else Path(self.file)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(found, path)
+        with atomic_write(path) as stream:
+            stream.write(save(found))
 
     def _inputs_and_classes(self, learner: Learner, batch: Any) -> tuple[Any, Tensor]:
         batch = learner.trainer.strategy.batch_to_device(batch, learner.device)

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
 from kd_lightning.cli.engine import CLI, build
-from kd_lightning.cli.log_filters import quiet
+from kd_lightning.cli.log_filters import expected_messages_hidden
 from kd_lightning.compare.measure.network_stats import milliseconds, network_stats
 from kd_lightning.compare.plan.artifacts import ProfileResult
 from kd_lightning.core.learner import Learner
@@ -105,7 +105,7 @@ def profile_run(path: Path, measure_network: bool) -> ProfileResult:
     Raises:
         Exception: The run cannot be built or started, for whichever reason.
     """
-    with quiet():
+    with expected_messages_hidden():
         run = build(["--config", str(path)])
         learner = cast("Learner", run.model)
         stats = network_stats(learner.student, _first_inputs(run)) if measure_network else None

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from kd_lightning.cli.configs import find_config, merge
-from kd_lightning.cli.errors import nearest
 from kd_lightning.compare.plan.config import Config, read_yaml
 from kd_lightning.compare.plan.variants import CHECKPOINT, Group, Plan, Variant
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lookup import suggestion
 from kd_lightning.core.renamed import COMPARE_KEYS
 
 _KINDS: dict[str, tuple[type, ...]] = {"text": (str,), "a list": (list,), "a mapping": (dict,), "files": (str, list)}
@@ -154,7 +154,7 @@ class _Builder:
             there = list(self.groups[group_name]["variants"])
             if key != "baseline":
                 there += [f"{other}/{variant}" for other, group in self.groups.items() for variant in group["variants"]]
-            raise UsageError(f"{where}: there is no {key} {reference!r}{nearest(reference, there)}")
+            raise UsageError(f"{where}: there is no {key} {reference!r}{suggestion(reference, there)}")
         if key == "baseline" and other_group != group_name:
             raise UsageError(f"{where}: baseline {reference!r} has other data or seeds: name one of the same group")
         return self.variant(other_group, name)
@@ -179,7 +179,7 @@ def _checked(where: str, value: Any, kinds: dict[str, str], required: list[str])
         if key not in kinds:
             if (new := COMPARE_KEYS.get(str(key))) in kinds:
                 raise UsageError(f"{where}: the key {key!r} is now called {new!r}")
-            raise UsageError(f"{where}: there is no such key as {key!r}{nearest(str(key), kinds)}")
+            raise UsageError(f"{where}: there is no such key as {key!r}{suggestion(str(key), kinds)}")
         if not isinstance(item, _KINDS[kinds[key]]):
             raise UsageError(f"{where}: {key} is {item!r} and not {kinds[key]}")
     for key in required:

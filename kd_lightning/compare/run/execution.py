@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from kd_lightning.cli.engine import build
-from kd_lightning.cli.log_filters import quiet
+from kd_lightning.cli.log_filters import expected_messages_hidden
 from kd_lightning.compare.measure.classification import accuracy, agreement, divergence
 from kd_lightning.compare.measure.figures import Measured, measure_learner
 from kd_lightning.compare.measure.measures import measure_key
@@ -70,7 +70,7 @@ def execute(spec: RunSpec, report_progress: ReportProgress) -> Result:
         ``train_accuracy``, and beside a teacher ``agreement`` and ``divergence``.
     """
     gc.collect()  # frees the run before
-    with quiet():
+    with expected_messages_hidden():
         run = build(["--config", str(spec.run_dir / CONFIG)])
         trainer, model, data = cast("Any", run.trainer), cast("Learner", run.model), run.datamodule
         recorder = Recorder(report_progress)

@@ -1,4 +1,4 @@
-"""Source: where the images and labels of a data module come from."""
+"""Source: the images and labels of a data module."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class LabeledImages(NamedTuple):
 
 
 class Source(ABC):
-    """A data set of labeled images; a data module asks it once for the training set and once for the test set.
+    """A data set of labeled images; a data module reads its training set once and its test set once.
 
-    A source of your own sets `num_classes` and has `train` and `test`. It may set `image_shape` and `num_train`, where
-    they are known without reading a file, and override `prepare` and `split`.
+    A subclass sets `num_classes` and has `train` and `test`. It may set `image_shape` and `num_train`, if they are
+    known without reading a file, and override `prepare` and `split`.
 
     Example:
         >>> class Stripes(Source):
@@ -46,27 +46,27 @@ class Source(ABC):
     num_classes: int
     """Number of classes: labels lie below it."""
     image_shape: tuple[int, int, int] | None = None
-    """(C, H, W); None means that the test set must be read to know."""
+    """(C, H, W); None if only reading the test set tells it."""
     num_train: int | None = None
-    """Rows of the training set, validation included; None means that it must be read to know."""
+    """Rows of the training set, validation included; None if only reading it tells them."""
 
     @abstractmethod
     def train(self) -> LabeledImages:
-        """The training set, validation included."""
+        """Return the training set, validation included."""
 
     @abstractmethod
     def test(self) -> LabeledImages:
-        """The test set, which is never trained on."""
+        """Return the test set."""
 
     def prepare(self, request: TrainingRequest | None) -> None:  # noqa: B027 (most sources need nothing)
-        """Do what must be done once, on one process, before anything is read: a download, a labeling.
+        """Prepare files before they are read, once and on one process: a download, a labeling.
 
         Args:
-            request: How the training set will be divided; None where no training row will be read.
+            request: The settings of the split; None if no training row will be read.
         """
 
     def split(self, request: TrainingRequest) -> TrainingSplit:
-        """Divide the training set into rows to train and to validate on; see `kd_lightning.data.split.split_rows`."""
+        """Split the training set into training and validation rows; see `kd_lightning.data.split.split_rows`."""
         labels = self.train().labels
         rows = split_rows(labels, request.train_size, request.val_size, request.seed, request.classes)
         return TrainingSplit(labels, *rows)
@@ -75,17 +75,17 @@ class Source(ABC):
 def check_facts(
     data: LabeledImages, where: object, count: int, image_shape: tuple[int, int, int], num_classes: int
 ) -> LabeledImages:
-    """Return the images if their number, size and classes are those that a data set is known to have.
+    """Return the images if their number, size and classes are the published ones of a data set.
 
     Args:
-        data: The images that were read.
-        where: Where they were read, to begin the message with.
+        data: The images.
+        where: Their file or function, which begins the message.
         count: Number of images.
         image_shape: (C, H, W).
         num_classes: Number of classes, each of which must occur.
 
     Raises:
-        UsageError: Something differs.
+        UsageError: The number, size or classes differ.
 
     Example:
         >>> few = LabeledImages(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 1]))
@@ -96,17 +96,17 @@ def check_facts(
     found = _facts(len(data.labels), tuple(data.images.shape[1:]), len(data.labels.unique()))
     expected = _facts(count, image_shape, num_classes)
     if found != expected:
-        raise UsageError(f"{where}: {found}; expected {expected}: get the published files again")
+        raise UsageError(f"{where}: {found}; expected {expected}: download the published files again")
     return data
 
 
 def check_resident(data: LabeledImages, num_classes: int, where: str) -> LabeledImages:
-    """Return the images if they are such as a data module can hold.
+    """Return a source's images if their types, shapes, number and labels are valid.
 
     Args:
-        data: The images that a source gave.
+        data: The source's images.
         num_classes: Labels must lie below it.
-        where: The source's method, to begin the message with.
+        where: The source's method, which begins the message.
 
     Raises:
         UsageError: A type, a shape, a count or a label is wrong.
@@ -114,14 +114,18 @@ def check_resident(data: LabeledImages, num_classes: int, where: str) -> Labeled
     images, labels = data
     if images.dtype != torch.uint8 or images.dim() != 4 or labels.dtype != torch.int64 or labels.dim() != 1:
         raise UsageError(
-            f"{where} gives images {images.dtype} {tuple(images.shape)} and labels {labels.dtype} "
-            f"{tuple(labels.shape)}: give uint8 images (N, C, H, W) and int64 labels (N,)"
+            f"{where} returns images {images.dtype} {tuple(images.shape)} and labels {labels.dtype} "
+            f"{tuple(labels.shape)}: return uint8 images (N, C, H, W) and int64 labels (N,)"
         )
     if len(images) != len(labels) or not len(labels):
-        raise UsageError(f"{where} gives {len(images)} images and {len(labels)} labels: give each image one label")
+        raise UsageError(
+            f"{where} returns {len(images)} images and {len(labels)} labels: return one label for each image"
+        )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
-        raise UsageError(f"{where} gives labels from {low} to {high}, but num_classes={num_classes}: correct either")
+        raise UsageError(
+            f"{where} returns labels from {low} to {high}, but num_classes={num_classes}: correct one of them"
+        )
     return data
 
 

@@ -20,10 +20,11 @@ SIZE = 32
 class ColouredDigits(Source):
     """MNIST's digits drawn in one colour on a ground of another, 3 x 32 x 32. The colours are **synthetic**.
 
-    Both colours are functions of the sample's number alone (see `kd_lightning.core.stateless_random`), so that they say
-    nothing about the digit and are equal on every machine; training and test draw different ones. In each channel digit
-    and ground differ by at least 90 of 255, each with its own sign: a digit may be brighter than its ground in red and
-    darker in blue. An image's pixels are (255 - m) ground + m digit, divided by 255 and rounded, for MNIST's pixel m.
+    Both colours are functions of the sample's number alone (see `kd_lightning.core.stateless_random`): they carry no
+    information on the digit and are equal on every machine; training and test draw different ones. In each channel
+    digit and ground differ by at least 90 of 255, each with its own sign: a digit may be brighter than its ground in
+    red and darker in blue. An image's pixels are (255 - m) ground + m digit, divided by 255 and rounded, for MNIST's
+    pixel m.
 
     Example:
         >>> images, labels = ColouredDigits().test()
@@ -51,7 +52,9 @@ def draw_colours(index: Tensor, salt: int) -> tuple[Tensor, Tensor]:
         index: The samples' numbers, int64 (N,).
         salt: A constant of the use; see `kd_lightning.core.stateless_random`.
     """
-    drawn = stateless_uniform(index, 6, salt)  # three channels of the ground, and how far the digit's are from them
+    drawn = stateless_uniform(
+        index, 6, salt
+    )  # three channels of the ground, and the distances of the digit's from them
     ground = (drawn[:, :3] * 256).int()
     distance = CONTRAST + (drawn[:, 3:] * (257 - 2 * CONTRAST)).int()  # CONTRAST to 256 - CONTRAST
     return ground, (ground + distance) % 256

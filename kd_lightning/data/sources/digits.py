@@ -16,11 +16,11 @@ NUM_IMAGES, NUM_TRAIN, IMAGE_SHAPE, NUM_CLASSES = 1797, 1297, (1, 8, 8), 10
 class Digits(Source):
     """1,797 digits, grey, 8 x 8: the first 1,297 to train on, the last 500 to test on.
 
-    Ethem Alpaydin, Cenk Kaynak: Optical Recognition of Handwritten Digits. UCI, 1998. It is the test set of the
-    original, whose 17 grey levels are spread over a byte here; the division into two is ours.
+    Ethem Alpaydin, Cenk Kaynak: Optical Recognition of Handwritten Digits. UCI, 1998. These are the test set of
+    the original, with its 17 grey levels scaled to a byte; the split into two sets is ours.
 
     Raises:
-        UsageError: scikit-learn is not installed, or ships other images; found when they are read.
+        UsageError: scikit-learn is not installed, or has other images; raised when they are read.
 
     Example:
         >>> images, labels = Digits().test()

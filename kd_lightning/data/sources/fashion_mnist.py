@@ -13,16 +13,16 @@ class FashionMNIST(Source):
     """60,000 training and 10,000 test images of clothing, grey, 28 x 28, in 10 classes.
 
     Han Xiao, Kashif Rasul, Roland Vollgraf: Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
-    Algorithms. 2017 (arXiv:1708.07747). The digests that were published are those of compressed files, which others may
-    compress again: so headers, counts, sizes, labels and the number of classes are checked, and no digest.
+    Algorithms. 2017 (arXiv:1708.07747). The published hashes are those of compressed files, which distributors may
+    compress again: headers, counts, sizes, labels and the number of classes are checked, but no hash.
 
     Args:
-        data_dir: The folder of ``{train,t10k}-{images-idx3,labels-idx1}-ubyte``, each gzipped (``.gz``) or not;
+        data_dir: The directory of ``{train,t10k}-{images-idx3,labels-idx1}-ubyte``, each gzipped (``.gz``) or not;
             Debian's package ``dataset-fashion-mnist`` has them in ``/usr/share/datasets/fashion-mnist``.
 
     Raises:
-        FileNotFoundError: A file is missing, found when it is read.
-        UsageError: A file is damaged, or is not of Fashion-MNIST, found when it is read.
+        FileNotFoundError: A file is missing; raised when it is read.
+        UsageError: A file is corrupt or not of Fashion-MNIST; raised when it is read.
 
     Example:
         >>> FashionMNIST("/usr/share/datasets/fashion-mnist").image_shape

@@ -10,7 +10,7 @@ from kd_lightning.data.sources.idx import read_labeled_images
 
 PACKAGED = Path(__file__).parents[1] / "files" / "mnist"
 NUM_TRAIN, NUM_TEST, IMAGE_SHAPE, NUM_CLASSES = 60_000, 10_000, (1, 28, 28), 10
-"""The facts of MNIST and of Fashion-MNIST, which was made to be read in its place."""
+"""Sizes of MNIST, and of Fashion-MNIST, which has the same."""
 PUBLISHED_MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -20,14 +20,14 @@ PUBLISHED_MD5 = {
 
 
 class MNIST(Source):
-    """60,000 training and 10,000 test digits, grey, 28 x 28, without a download.
+    """60,000 training and 10,000 test digits, grey, 28 x 28, from packaged files.
 
     Yann LeCun, Leon Bottou, Yoshua Bengio, Patrick Haffner: Gradient-Based Learning Applied to Document Recognition.
     Proceedings of the IEEE, 1998. The extracted bytes of each file are compared with the published MD5; a process
     reads each set once.
 
     Raises:
-        UsageError: A packaged file is damaged, found when it is read.
+        UsageError: A packaged file is corrupt; raised when it is read.
 
     Example:
         >>> images, labels = MNIST().test()

@@ -1,18 +1,18 @@
-"""Labels that a trained network gave: data distillation."""
+"""Labels predicted by a trained network: data distillation."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from kd_lightning.core.activations import logits_of, run
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.files import atomic_write
 from kd_lightning.core.hashing import weights_hash
 from kd_lightning.data.affine import Affine
 from kd_lightning.data.sources.base import LabeledImages, Source
@@ -39,21 +39,21 @@ class PseudoLabels(Source):
     labeler's softmax. Ilija Radosavovic, Piotr Dollar, Ross Girshick, Georgia Gkioxari, Kaiming He: Data Distillation:
     Towards Omni-Supervised Learning. CVPR 2018 (arXiv:1712.04440).
 
-    Before the first fit the predictions are written to a file, and read from it afterwards. Validation and test images
-    keep their own labels, and so do the `num_labeled` images that a data module with this `train_size` trains on.
+    The first fit writes the predictions to a file, and later ones read it. Validation and test images keep their own
+    labels, and so do the `num_labeled` images that a data module with this `train_size` trains on.
 
     Args:
         source: The images, and the labels that are known.
-        labeler: Network that gives logits of images in [0, 1]; not needed where the file exists.
+        labeler: Network that returns logits of images in [0, 1]; not needed if the file exists.
         file: The predictions: ``index`` int64 (R,) and ``probabilities`` float32 (R, num_classes); without it,
             ``pseudo_labels.safetensors`` in the run directory.
-        num_labeled: Training images that keep their own label.
+        num_labeled: Number of training images that keep their own label.
         transformations: Functions of images (N, C, H, W) in [0, 1]; `TRANSFORMATIONS` if not given.
-        threshold: Images whose largest probability is lower are not trained on.
+        threshold: Images whose largest probability is lower are excluded from training.
 
     Raises:
-        UsageError: An argument is out of its range, or the file is of other images or of another labeler.
-        FileNotFoundError: There is neither file nor labeler.
+        UsageError: An argument is out of its range, or the file has other images or another labeler.
+        UsageError: There is neither file nor labeler.
 
     Example:
         >>> from kd_lightning.data import MNIST
@@ -98,19 +98,18 @@ class PseudoLabels(Source):
         if request is None or (path := self._path(request)).exists():
             return
         if self.labeler is None:
-            raise FileNotFoundError(f"file={str(path)!r} does not exist, and there is no labeler to write it: give one")
+            raise UsageError(f"file={str(path)!r} does not exist, and there is no labeler to write it: give one")
         index = self._rows(request)[1]
         images = self.source.train().images[index]
         probabilities = ensembled_probabilities(
             self.labeler.to(request.device), images, self.transformations, request.num_channels
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file({"index": index, "probabilities": probabilities}, unfinished, {"labeler": weights_hash(self.labeler)})
-        unfinished.replace(path)
+        tensors = {"index": index, "probabilities": probabilities}
+        with atomic_write(path) as stream:
+            stream.write(save(tensors, {"labeler": weights_hash(self.labeler)}))
 
     def split(self, request: TrainingRequest) -> TrainingSplit:
-        """The rows to train on, labeled and pseudo-labeled, and those to validate on; the split is of own labels."""
+        """Return the labeled and pseudo-labeled training rows, and the validation rows, split by true labels."""
         labeled, unlabeled, val = self._rows(request)
         probabilities = self._read(request, unlabeled)
         labels = self.source.train().labels.clone()
@@ -121,7 +120,7 @@ class PseudoLabels(Source):
         return TrainingSplit(labels, rows.sort().values, val)
 
     def _rows(self, request: TrainingRequest) -> tuple[Tensor, Tensor, Tensor]:
-        """The rows that keep their label, those that get one, and those that are held out."""
+        """Return the rows that keep their label, those that get a pseudo-label, and the validation rows."""
         if self.num_labeled > (request.train_size or self.num_labeled):
             raise UsageError(f"num_labeled={self.num_labeled} must be no more than train_size={request.train_size}")
         labels = self.source.train().labels
@@ -136,11 +135,13 @@ class PseudoLabels(Source):
             labeler = (file.metadata() or {}).get("labeler")
         if set(found) != {"index", "probabilities"} or not torch.equal(found["index"], unlabeled):
             raise UsageError(
-                f"file={str(path)!r} has the labels of other images than those that num_labeled, train_size, val_size "
-                "and seed leave without one: name another file, and it will be written"
+                f"file={str(path)!r} has labels of other images than those that num_labeled, train_size, val_size and "
+                "seed leave unlabeled: name another file, and it will be written"
             )
         if self.labeler is not None and labeler != weights_hash(self.labeler):
-            raise UsageError(f"file={str(path)!r} is another labeler's: name another file, and it will be written")
+            raise UsageError(
+                f"file={str(path)!r} was written by another labeler: name another file, and it will be written"
+            )
         return found["probabilities"]
 
     def _path(self, request: TrainingRequest) -> Path:
@@ -154,7 +155,7 @@ def ensembled_probabilities(
     """Average a network's softmax over transformations of each image.
 
     Args:
-        network: Gives logits; it is run in eval mode, and left in the mode that it was in.
+        network: Returns logits; it runs in eval mode, and its mode is restored.
         images: uint8 (N, C, H, W).
         transformations: Functions of images (N, C, H, W) in [0, 1].
         num_channels: Channels that a grey image is repeated to; None for its own.

@@ -10,12 +10,12 @@ from kd_lightning.data.split import TrainingRequest, TrainingSplit
 
 
 class Rotated(Source):
-    """Another source with every image, of training, validation and test alike, rotated by the same angle.
+    """Another source with every image rotated by the same angle, in training, validation and test.
 
-    Which rows a seed chooses, and their labels, are the other source's.
+    Labels and splits are the other source's.
 
     Args:
-        source: Whose images are rotated.
+        source: The source of the images.
         degrees: The angle, counter-clockwise; pixels from outside the image are black.
 
     Raises:
@@ -54,7 +54,7 @@ class Rotated(Source):
         return self.source.split(request)
 
     def _rotated(self, data: LabeledImages) -> LabeledImages:
-        from torchvision.transforms.v2 import InterpolationMode  # here, for it takes seconds to import
+        from torchvision.transforms.v2 import InterpolationMode  # here: the import takes seconds
         from torchvision.transforms.v2.functional import rotate
 
         return LabeledImages(rotate(data.images, self.degrees, InterpolationMode.BILINEAR), data.labels)

@@ -1,4 +1,4 @@
-"""Views: a batch of images made a mapping of what different networks see of the same samples."""
+"""Views: a batch of images turned into a mapping of different networks' inputs for the same samples."""
 
 from kd_lightning.data.views.base import BatchViews, EvaluationViewLoader, Part, TrainViewLoader, ViewLoader
 from kd_lightning.data.views.images import EdgeMap, RowSequence

@@ -1,4 +1,4 @@
-"""BatchViews: a batch of images made a mapping of what different networks see of the same samples."""
+"""BatchViews: a batch of images turned into a mapping of different networks' inputs for the same samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Part(NamedTuple):
     """The set that a batch is from; its tensors are on the device of the batches."""
 
     stage: Literal["train", "val", "test"]
-    """Which of the three it is."""
+    """The stage of the set."""
     data: LabeledImages
     """The resident images and labels that the rows index."""
     rows: Tensor
@@ -24,19 +24,19 @@ class Part(NamedTuple):
 
 
 class BatchViews(ABC):
-    """Makes a batch ``(x, y, index)`` a mapping of views, with ``target`` and ``index`` beside them.
+    """Turns a batch ``(x, y, index)`` into a mapping of views, with ``target`` and ``index``.
 
-    A subclass gives each sample what depends on the sample alone, whatever batch it is in. `in_training` may change
-    what only training is to see: shuffled pairs, labels left out.
+    In a subclass, a sample's views are functions of the sample alone, in any batch. `in_training` may change training
+    batches: shuffle pairs, drop labels.
     """
 
     @abstractmethod
     def __call__(self, batch: ImageBatch, part: Part) -> dict[str, Any]:
-        """The views of a batch.
+        """Return the views of a batch.
 
         Args:
             batch: Images (N, C, H, W) in [0, 1], labels (N,) and row numbers (N,).
-            part: The set that the batch is from.
+            part: The set of the batch.
         """
 
     def in_training(self, views: dict[str, Any]) -> dict[str, Any]:
@@ -45,11 +45,11 @@ class BatchViews(ABC):
 
 
 class ViewLoader:
-    """A loader of images whose batches are given in views.
+    """A loader of images with batches in views.
 
     Args:
-        loader: Gives ``(x, y, index)``.
-        transform: Makes a batch a mapping of views.
+        loader: Yields ``(x, y, index)``.
+        transform: Turns a batch into a mapping of views.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 class EdgeMap(nn.Module):
-    """Gradient magnitude of each pixel, as a depth sensor sees edges and no surfaces.
+    """Gradient magnitude of each pixel, as a depth sensor that registers edges and no surfaces.
 
     |grad x| by Sobel's two filters, divided by 4, its largest value for an image in [0, 1] along an axis.
 

@@ -45,14 +45,14 @@ class MovingDigit(nn.Module):
         height, width = images.shape[2:]
         half = velocity.new_tensor([width / 2, height / 2])
         unmoved = torch.eye(2, 3, device=images.device).expand(len(images), -1, -1)
-        shown: list[Tensor] = []
+        moved: list[Tensor] = []
         for frame in range(self.frames):
             # where a place of the frame comes from, in units of half an image
             offset = -velocity * (frame - (self.frames - 1) / 2) / half
             theta = torch.cat((unmoved[:, :, :2], offset.unsqueeze(2)), dim=2)
             grid = functional.affine_grid(theta, [len(images), 1, height, width], align_corners=False)
-            shown.append(functional.grid_sample(images[:, :1], grid, align_corners=False))
-        return torch.cat(shown, dim=1)
+            moved.append(functional.grid_sample(images[:, :1], grid, align_corners=False))
+        return torch.cat(moved, dim=1)
 
 
 class OpticalFlow(nn.Module):

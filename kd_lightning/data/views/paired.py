@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.lookup import nearest
 from kd_lightning.data.loaders import ImageBatch
 from kd_lightning.data.views.base import BatchViews, Part
 
 
 @runtime_checkable
 class SampleView(Protocol):
-    """A view that is a function of the sample's number and label, such as speech, and not of its image alone."""
+    """A view computed from a sample's number and label, such as speech, and not from its image alone."""
 
     def of_samples(self, images: Tensor, labels: Tensor, index: Tensor, test: bool = False) -> Tensor:
-        """The view (N, ...) of samples.
+        """Return the view (N, ...) of samples.
 
         Args:
             images: (N, C, H, W) in [0, 1].
             labels: int64 (N,).
             index: The samples' numbers, int64 (N,).
-            test: True for samples of the test set, whose numbers are those of training samples as well.
+            test: True for samples of the test set, whose numbers also belong to training samples.
         """
         ...
 
 
 View = Callable[[Tensor], Any] | nn.Module
-"""Images (N, C, H, W) in [0, 1] to the input of a network of another modality, (N, ...); or a `SampleView`."""
+"""Maps images (N, C, H, W) in [0, 1] to another modality's input (N, ...); or a `SampleView`."""
 
 
 class PairedViews(BatchViews):
@@ -40,9 +40,9 @@ class PairedViews(BatchViews):
     images, such as `EdgeMap` and `RowSequence`, or of the samples, such as `SpokenDigits` and `NumberWords`.
 
     Args:
-        modalities: The modalities beside ``image``, by name.
-        shuffled: The modality that is given to the wrong samples in training: each gets that of the one before in the
-            batch. An ablation: without pairs a student can learn no more than what holds of all samples.
+        modalities: The modalities besides ``image``, by name.
+        shuffled: The modality that is mismatched in training: each sample gets that of the sample before in the batch.
+            An ablation: without pairs a student can learn nothing about single samples.
 
     Raises:
         UsageError: A modality has a name that the batch has already, or `shuffled` is none of them.
@@ -57,16 +57,17 @@ class PairedViews(BatchViews):
 
     def __init__(self, modalities: dict[str, View], shuffled: str | None = None) -> None:
         if taken := {"image", "target", "index"} & set(modalities):
-            raise UsageError(f"a modality cannot be called {', '.join(sorted(taken))}, which the batch has: rename it")
+            raise UsageError(
+                f"a modality cannot have the name {', '.join(sorted(taken))}, a key of the batch: rename it"
+            )
         known = ["image", *modalities]
         if shuffled is not None and shuffled not in known:
-            nearest = get_close_matches(shuffled, known, n=3, cutoff=0.3) or known
-            raise UsageError(f"shuffled={shuffled!r} is no modality; the nearest are {', '.join(nearest)}")
+            raise UsageError(f"shuffled={shuffled!r} is not a modality; the nearest are {nearest(shuffled, known)}")
         self.modalities = modalities
         self.shuffled = shuffled
 
     def __call__(self, batch: ImageBatch, part: Part) -> dict[str, Any]:
-        """The image, the other modalities, the target and the index."""
+        """Return the image, the other modalities, the target and the index."""
         x, y, index = batch
         views = {name: _view_of(view, batch, part.stage == "test") for name, view in self.modalities.items()}
         return {"image": x} | views | {"target": y, "index": index}

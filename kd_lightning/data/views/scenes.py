@@ -36,15 +36,15 @@ class DigitScenes(BatchViews):
     ``told``, the teacher's, has the digits' labels in place of the picture; beside them are ``target`` and ``index``.
     The scene of a sample has its own digit at the top left and three that its number draws from the set that it is in:
     training, validation or test. So there are as many scenes as digits, equal in every epoch and on any number of
-    processes. Its number draws the question, too. Images are without augmentation, but for the sample's own.
+    processes. Its number draws the question, too. Only the sample's own image is augmented.
 
     Args:
         task: ``vqa``, visual question answering: the target is the answer, a digit or a number, int64 (N,).
             ``captioning``: the target is the digits in reading order, int64 (N, 4), as indices of ten number words.
-        shuffled: Gives the teacher another scene in training, that of the sample before in the batch: an ablation.
+        shuffled: Replace the teacher's scene in training by that of the sample before in the batch: an ablation.
 
     Raises:
-        UsageError: `task` is neither.
+        UsageError: `task` is not one of these.
 
     Example:
         >>> from kd_lightning.data import MNIST, ResidentDataModule
@@ -83,7 +83,7 @@ class DigitScenes(BatchViews):
         }
 
     def in_training(self, views: dict[str, Any]) -> dict[str, Any]:
-        """Give the teacher the scene of the sample before, if it is to be shuffled."""
+        """Replace the teacher's scene by that of the sample before, if `shuffled`."""
         if not self.shuffled:
             return views
         return views | {"told": {name: value.roll(1, dims=0) for name, value in views["told"].items()}}

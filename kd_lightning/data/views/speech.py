@@ -17,8 +17,8 @@ FILE = Path(__file__).parents[1] / "files" / "speech" / "digits.npz"
 class SpokenDigits(nn.Module):
     """Log-mel spectrogram of the digit's name, spoken by one of many voices. The speech is **synthetic**, by espeak-ng.
 
-    The sample's number chooses one of 192 manners of speaking. Test samples are spoken by eight voices that training
-    does not have. Sound and image have the digit in common, and nothing else.
+    The sample's number chooses one of 192 voice settings. Test samples are spoken by eight voices that training
+    does not have. Sound and image share the digit and nothing else.
 
     Shapes:
         Output float32 (N, 1, 32, 32) in [0, 1]: 32 mel bands, from the lowest, and 32 frames of one second; 1 is the

@@ -4,7 +4,7 @@
 `callback`         `FastLoop`: installs the loop for a fit, and tells the user where it cannot
 `support`          trainers it supports, and the reasons for the others
 `epoch`            an epoch: which steps run here and which in Lightning's own loop
-`next_step`        what Lightning would do at the end of the next step: validate, save, log, draw a bar
+`next_step`        prediction of the next step's end: validation, a checkpoint, logging, a bar
 `step`             one step: fetch a batch, call the hooks, optimize, count, log
 `optimization`     forward, backward, clipping, the optimizer, the schedulers
 `hooks`            hooks that are overridden, and those that do nothing in most steps

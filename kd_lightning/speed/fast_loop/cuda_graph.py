@@ -14,7 +14,7 @@ from kd_lightning.core.torch_internals import has_step_hooks
 from kd_lightning.core.traits import has_trait, is_idle_hook, steps_are_alike
 
 WARM_UP_STEPS = 3
-"""Eager steps before one is recorded: what libraries set up at first use must not be recorded."""
+"""Eager steps before the recording, which must not include the set-up of libraries at their first use."""
 HOOKS_INSIDE = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
 

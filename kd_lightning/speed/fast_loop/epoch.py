@@ -30,7 +30,7 @@ class FastEpoch(TrainingEpochLoop):
     Lightning's own ``advance`` and ``on_advance_end`` run where much happens around a step, and where this loop would
     have to repeat rules of Lightning's that change from release to release: the first step of an epoch or after a
     resume, the last one, and every step that validation, a checkpoint or the end of the fit follows. Between two of
-    these nothing but the batch changes. So whatever a step looks up, which hooks are overridden for instance, is
+    these nothing but the batch changes. So everything that a step looks up, e.g. which hooks are overridden, is
     looked up once for all of these steps, and `FastStep` does the rest with the same counters, the same hooks with
     the same arguments, the same logs, schedulers and gradients, in the same order.
     """

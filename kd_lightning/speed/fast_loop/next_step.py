@@ -1,4 +1,4 @@
-"""What Lightning would do at the end of the next step: end the epoch, validate, save, log or draw a bar."""
+"""Prediction of the next step's end: Lightning ends the epoch, validates, saves, logs or draws a bar."""
 
 from __future__ import annotations
 

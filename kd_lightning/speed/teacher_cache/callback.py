@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kd_lightning.core.activations import Activations
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.fingerprints import fingerprints, is_marked_immutable
+from kd_lightning.core.fingerprints import is_marked_immutable, row_fingerprints
 from kd_lightning.core.learner import Batch
 from kd_lightning.core.progress import epoch, should_log
 from kd_lightning.core.traits import check_teacher_use
@@ -163,7 +163,7 @@ class TeacherCache(Callback):
         is_unchanged = self._trusts_marks and is_marked_immutable(batch.teacher, index)
         view = 0 if rows.views is None else rows.data.view_of_batch()
         try:
-            return table.look_up(index, None if is_unchanged else fingerprints(batch.teacher), view)
+            return table.look_up(index, None if is_unchanged else row_fingerprints(batch.teacher), view)
         except CacheMismatchError as mismatch:
             raise self._usage_error(mismatch, rows.trainer) from None
 

@@ -35,7 +35,7 @@ _NAMES = {
 
 
 class CorruptFileError(ValueError):
-    """A file whose content differs from what was written."""
+    """The content of a file differs from the written one."""
 
 
 class TensorSpec(NamedTuple):
@@ -154,7 +154,7 @@ def read(path: Path, key: str) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError) as error:
         raise CorruptFileError(f"{path} is missing or truncated ({' '.join(str(error).split())[:80]})") from None
     if metadata.get("key") != key or found != metadata.get("sha256"):
-        raise CorruptFileError(f"{path} differs from what was written")
+        raise CorruptFileError(f"{path} differs from the written file")
     return tensors
 
 

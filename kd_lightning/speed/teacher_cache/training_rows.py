@@ -13,10 +13,10 @@ from torch import Tensor
 from kd_lightning.core.batch import Batch
 from kd_lightning.core.distributed import all_gather_with_grad, is_distributed
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.fingerprints import fingerprints
+from kd_lightning.core.fingerprints import row_fingerprints
 from kd_lightning.core.learner import Learner
 from kd_lightning.core.lightning_internals import before_batch_transfer
-from kd_lightning.core.protocols import ProvidesAugmentedRows, ProvidesTrainingRows
+from kd_lightning.core.protocols import ProvidesAugmentedRows, ProvidesTrainingRows, data_module_of
 
 TEACHER_BATCH_ON_CPU = 64
 """Rows a batch for a network on a CPU: with 1,000 its activations leave the processor's cache, at half the speed."""
@@ -51,7 +51,7 @@ class TrainingRows:
     def __init__(self, trainer: Trainer, learner: Learner) -> None:
         self.trainer = trainer
         self.learner = learner
-        data: object = getattr(trainer, "datamodule", None)
+        data = data_module_of(trainer)
         if not isinstance(data, ProvidesTrainingRows):
             raise UsageError(
                 f"{type(data).__name__} has no train_rows(), which TeacherCache needs: give the trainer a data module "
@@ -103,7 +103,7 @@ class TrainingRows:
                 if (end := start + len(indices)) > total:
                     raise UsageError(NOT_REPRODUCIBLE)
                 self._collected[0, start:end] = indices
-                self._collected[1, start:end] = all_gather_rows(fingerprints(split.teacher))
+                self._collected[1, start:end] = all_gather_rows(row_fingerprints(split.teacher))
                 yield start, split
                 start = end
         first, *others = self._collected[0].tensor_split(self.views or 1)

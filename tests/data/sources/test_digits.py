@@ -31,7 +31,7 @@ def test_the_digits_are_scikit_learns_in_two_parts():
 def test_they_are_trained_on_like_any_other():
     data = ResidentDataModule(Digits(), batch_size=10, train_size=100, val_size=200)
     assert next(iter(data.train_dataloader()))[0].shape == (10, 1, 8, 8)
-    with pytest.raises(UsageError, match="train_size=None and val_size=5000 are more than the 1297 images"):
+    with pytest.raises(UsageError, match="train_size=None and val_size=5000 exceed the 1297 images"):
         ResidentDataModule(Digits())
 
 

@@ -51,7 +51,7 @@ def test_files_of_other_images_are_refused_in_one_line(name, changes, found, tmp
     source = FashionMNIST(tmp_path)
     with pytest.raises(UsageError) as caught:
         source.train() if name == "train" else source.test()
-    expected = f"expected {count:,} images of 28 x 28 in 10 classes: get the published files again"
+    expected = f"expected {count:,} images of 28 x 28 in 10 classes: download the published files again"
     assert str(caught.value) == f"{tmp_path / name}: {found.format(count=count)}; {expected}"
 
 

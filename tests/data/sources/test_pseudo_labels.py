@@ -109,15 +109,15 @@ def test_a_fit_writes_into_its_folder_and_learns_from_it(tmp_path):
 
 
 def test_arguments_that_do_not_fit_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="does not exist, and there is no labeler to write it: give one"):
+    with pytest.raises(UsageError, match="does not exist, and there is no labeler to write it: give one"):
         data(tmp_path, labeler=None).prepare_data()
     prepared(tmp_path)
-    with pytest.raises(UsageError, match="is another labeler's: name another file"):
+    with pytest.raises(UsageError, match="was written by another labeler: name another file"):
         data(tmp_path, labeler=Brightness(5.0)).setup("fit")
-    with pytest.raises(UsageError, match="has the labels of other images than those that num_labeled, train_size"):
+    with pytest.raises(UsageError, match="has labels of other images than those that num_labeled, train_size"):
         data(tmp_path, seed=1).setup("fit")
     save_file({"x": torch.zeros(1)}, tmp_path / "found.safetensors")
-    with pytest.raises(UsageError, match="has the labels of other images"):
+    with pytest.raises(UsageError, match="has labels of other images"):
         data(tmp_path).setup("fit")
     with pytest.raises(UsageError, match="num_labeled=300 must be no more than train_size=200"):
         data(tmp_path, num_labeled=300).setup("fit")

@@ -26,18 +26,18 @@ class Spoiled(Shapes):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda x, y: (x / 255, y), r"images torch.float32 \(\d+, 2, 5, 6\) and labels .*: give uint8 images"),
-        (lambda x, y: (x[:, 0], y), r"images torch.uint8 \(\d+, 5, 6\) and labels torch.int64 \(\d+,\): give uint8"),
+        (lambda x, y: (x / 255, y), r"images torch.float32 \(\d+, 2, 5, 6\) and labels .*: return uint8 images"),
+        (lambda x, y: (x[:, 0], y), r"images torch.uint8 \(\d+, 5, 6\) and labels torch.int64 \(\d+,\): return uint8"),
         (lambda x, y: (x, y.int()), "labels torch.int32"),
         (lambda x, y: (x, y.unsqueeze(1)), r"labels torch.int64 \(\d+, 1\)"),
-        (lambda x, y: (x[:-1], y), r"gives \d+ images and \d+ labels: give each image one label"),
-        (lambda x, y: (x[:0], y[:0]), "gives 0 images and 0 labels"),
-        (lambda x, y: (x, y + 1), "gives labels from 1 to 4, but num_classes=4: correct either"),
-        (lambda x, y: (x, y - 1), "gives labels from -1 to 2, but num_classes=4: correct either"),
+        (lambda x, y: (x[:-1], y), r"returns \d+ images and \d+ labels: return one label for each image"),
+        (lambda x, y: (x[:0], y[:0]), "returns 0 images and 0 labels"),
+        (lambda x, y: (x, y + 1), "returns labels from 1 to 4, but num_classes=4: correct one of them"),
+        (lambda x, y: (x, y - 1), "returns labels from -1 to 2, but num_classes=4: correct one of them"),
     ],
 )
 def test_sources_of_wrong_shape_or_type_are_refused_in_one_line(spoil, message, stage):
-    with pytest.raises(UsageError, match=rf"^Spoiled.{'train' if stage == 'fit' else 'test'}\(\) gives .*") as caught:
+    with pytest.raises(UsageError, match=rf"^Spoiled.{'train' if stage == 'fit' else 'test'}\(\) returns .*") as caught:
         ResidentDataModule(Spoiled(spoil), val_size=20).setup(stage)
     assert caught.match(message)
     assert "\n" not in str(caught.value)

@@ -154,7 +154,7 @@ def test_two_ranks_split_the_batches_of_one_process():
 
 
 def test_arguments_that_do_not_fit_are_refused():
-    with pytest.raises(UsageError, match="a modality cannot be called image, target, which the batch has"):
+    with pytest.raises(UsageError, match="a modality cannot have the name image, target, a key of the batch"):
         PairedViews({"image": RowSequence(), "target": RowSequence()})
-    with pytest.raises(UsageError, match="shuffled='edge' is no modality; the nearest are edges"):
+    with pytest.raises(UsageError, match="shuffled='edge' is not a modality; the nearest are edges"):
         data(shuffled="edge")

@@ -90,5 +90,5 @@ def test_what_does_not_fit_is_refused():
     network = ConvNet(4)
     with pytest.raises(ValueError, match="share parameters"):
         FewShotDistiller(network, network, LAYERS)
-    with pytest.raises(ValueError, match="is no convolution, linear or BatchNorm layer"):
+    with pytest.raises(ValueError, match="is not a convolution, linear or BatchNorm layer"):
         FewShotDistiller(ConvNet(4), ConvNet(6), ["conv.1"])

@@ -16,7 +16,7 @@ from kd_lightning.core.progress import completed_batches
 from kd_lightning.losses import KDLoss, TaskLoss
 from kd_lightning.networks import StudentConvNet, TeacherConvNet
 from kd_lightning.schemes import MutualLearning
-from kd_lightning.weights.export import export
+from kd_lightning.weights.export import export_checkpoint
 from tests import toys
 
 
@@ -227,7 +227,7 @@ def test_a_peer_as_the_inference_network_is_loaded_and_exported(workplace, provi
     assert learner.inference_network_name == content["inference_network"]
     for name, kind in {"student": StudentConvNet, "peers.0": StudentConvNet, "peers.1": TeacherConvNet}.items():
         torch.save(content | {"inference_network": name}, saved)
-        export(str(saved), "student.safetensors")
+        export_checkpoint(str(saved), "student.safetensors")
         trained = learner.get_submodule(name).state_dict()
         for loaded in (load_student(saved), load_student("student.safetensors")):
             assert type(loaded) is kind

@@ -81,7 +81,7 @@ def test_every_byte_counts(tmp_path):
 
 def test_a_file_of_another_key_or_none_is_refused(tmp_path):
     path = written(tmp_path)
-    with pytest.raises(CorruptFileError, match="differs from what was written"):
+    with pytest.raises(CorruptFileError, match="differs from the written file"):
         read(path, "cd" * 32)
     with pytest.raises(CorruptFileError, match="is missing or truncated"):
         read(tmp_path / "missing.safetensors", KEY)

@@ -15,7 +15,7 @@ from torch import nn
 from kd_lightning import OfflineDistiller, Term, UsageError
 from kd_lightning.callbacks import TeacherCache, TeacherFreezing
 from kd_lightning.core.activations import tap
-from kd_lightning.core.fingerprints import fingerprints
+from kd_lightning.core.fingerprints import row_fingerprints
 from kd_lightning.data import MNISTDataModule
 from kd_lightning.losses import CAMKDLoss, EnsembleLoss, FeatureMSELoss, KDLoss
 from kd_lightning.networks import Ensemble
@@ -274,9 +274,9 @@ def test_what_no_loader_marks_as_immutable_is_compared_at_each_batch(datamodule,
 
     def count(inputs):
         steps.append(module.trainer.fit_loop.epoch_loop.batch_progress.total.processed)
-        return fingerprints(inputs)
+        return row_fingerprints(inputs)
 
-    monkeypatch.setattr("kd_lightning.speed.teacher_cache.callback.fingerprints", count)
+    monkeypatch.setattr("kd_lightning.speed.teacher_cache.callback.row_fingerprints", count)
     with contextlib.suppress(UsageError):
         fit(tmp_path, module, TeacherCache(), datamodule=datamodule())
     assert sorted(set(steps)) == list(compared)
@@ -742,7 +742,7 @@ def longer(i: int) -> torch.Tensor:
             {"words": longer, "mask": longer},
             r"the teacher's \w+ is \(7, 10\) for some rows and \(6, 10\) for others: bring all inputs to one size",
         ),
-        (reader, {"words": lambda _: ["a"] * 8}, "'words' of the inputs is no tensor with rows, but list"),
+        (reader, {"words": lambda _: ["a"] * 8}, "'words' of the inputs is not a tensor with rows, but list"),
         (reader, {"mask": lambda _: torch.ones(1, 5)}, r"inputs have \[8, 1\] rows"),
     ],
 )
