@@ -58,7 +58,7 @@ def test_calibration_error(case: tuple[Tensor, Tensor, Tensor]) -> None:
     assert classification.calibration_error(student, target) == pytest.approx(total, abs=1e-9)
 
 
-def test_calibration_of_what_is_always_sure() -> None:
+def test_calibration_of_certain_predictions() -> None:
     logits = torch.tensor([[100.0, 0.0]]).repeat(10, 1)
     assert classification.calibration_error(logits, torch.zeros(10, dtype=torch.long)) == 0
     assert classification.calibration_error(logits, torch.tensor([0] * 6 + [1] * 4)) == pytest.approx(0.4)

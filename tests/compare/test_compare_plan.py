@@ -179,7 +179,7 @@ def test_an_old_key_of_the_whole_plan_gets_one_line(
     assert "plan.yaml: the key 'set' is now called 'overrides'" in complaint(write(tmp_path, plan), capfd)
 
 
-def test_a_name_that_is_no_folder_gets_one_line(
+def test_a_name_that_cannot_be_a_directory_gets_one_line(
     tmp_path: Path, plan: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     plan["groups"]["../digits"] = plan["groups"].pop("digits")

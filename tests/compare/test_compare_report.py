@@ -95,7 +95,7 @@ def test_a_difference_is_over_the_seeds_that_both_have(plan: Plan, results: dict
     assert math.isnan(row.difference.low)
 
 
-def test_the_numbers_decide_what_is_said(plan: Plan, results: dict[Run, Any], tmp_path: Path) -> None:
+def test_conclusions_follow_the_intervals(plan: Plan, results: dict[Run, Any], tmp_path: Path) -> None:
     report(plan, results, {}, tmp_path)
     text = (tmp_path / "table.md").read_text()
     assert "both terms against alone: better, +8.17 points over 3 seeds" in text
@@ -170,7 +170,7 @@ def test_curves_are_drawn(plan: Plan, results: dict[Run, Any], tmp_path: Path) -
     assert (tmp_path / "curves.png").read_bytes() != png
 
 
-def test_nothing_finished_is_no_error(plan: Plan, tmp_path: Path) -> None:
+def test_a_report_without_finished_runs_is_no_error(plan: Plan, tmp_path: Path) -> None:
     printed = report(plan, {}, dict.fromkeys(plan.runs, "not finished"), tmp_path)
     assert "not finished" in printed
     assert not (tmp_path / "curves.png").exists()

@@ -130,7 +130,7 @@ def test_tensorboard_has_the_same_tags_in_every_run(comparison: Comparison) -> N
     assert "custom_scalars__config__" in layout.Tags()["tensors"]
 
 
-def test_only_what_is_missing_or_changed_is_run(comparison: Comparison) -> None:
+def test_only_missing_or_changed_runs_are_run(comparison: Comparison) -> None:
     folder, root = comparison.folder, comparison.root
     plan = broken_plan()
     del plan["groups"]["digits"]["variants"]["wrong"], plan["groups"]["digits"]["variants"]["orphan"]

@@ -76,7 +76,7 @@ def test_a_failure_stops_its_students_alone(runs: list[Run]) -> None:
     assert outcomes["digits/alone/seed-3"].result
 
 
-def test_what_turns_out_finished_is_not_run(runs: list[Run]) -> None:
+def test_finished_runs_are_not_repeated(runs: list[Run]) -> None:
     started, outcomes, _ = schedule(runs, finished={"digits/both/seed-3"})
     assert "digits/both/seed-3" not in started
     assert outcomes["digits/both/seed-3"] == Outcome({"of": "before"})

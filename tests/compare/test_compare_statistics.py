@@ -49,7 +49,7 @@ def test_only_an_interval_without_0_decides(differences: list[float], verdict: s
     assert paired_difference(differences, [0.0] * len(differences)).verdict() == verdict
 
 
-def test_what_cannot_be_known_is_nan() -> None:
+def test_undefined_statistics_are_nan() -> None:
     assert math.isnan(spread([]).mean)
     assert spread([4.0]).mean == 4.0
     assert math.isnan(spread([4.0]).deviation)
