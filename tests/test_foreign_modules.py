@@ -162,7 +162,7 @@ def scenes() -> Any:
     return data
 
 
-def test_a_torchgeo_task_learns_from_a_timm_teacher_what_is_written_out(tmp_path):
+def test_a_torchgeo_task_learns_from_a_timm_teacher_as_written_out(tmp_path):
     module, shown = task(), timm_network("test_convnext", seed=2)
     student = copy.deepcopy(module.model)
     drop_in = Distillation("model", shown, terms(task=Term(TaskLoss(), weight=0.1, teacher=None, target="label")))

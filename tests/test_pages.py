@@ -13,14 +13,13 @@ import pytest
 from benchmarks import methods, renames
 
 ROOT = Path(__file__).parents[1]
-UNFORMATTED = {"docs/data_free.md"}  # its tables and text are being rewritten
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "kd_lightning").rglob("README.md")], key=str
 )
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 every_page = pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if str(page.relative_to(ROOT)) not in UNFORMATTED],
+    PAGES,
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 SENTENCE_END = re.compile(r"(?<![A-Z])(?<!et al)(?<!e\.g)(?<!i\.e)[.!?][)*\"]*\s+(?=[A-Z`*\[\"])")

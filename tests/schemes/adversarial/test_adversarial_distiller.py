@@ -119,7 +119,7 @@ def test_schedulers_move_for_both_players(interval, moves, tmp_path):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.9**moves)
 
 
-def test_what_does_not_fit_is_refused(tmp_path):
+def test_arguments_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no term has a discriminator: .* or use OfflineDistiller"):
         AdversarialDistiller(*pair(), toys.terms())
     network = toys.network()

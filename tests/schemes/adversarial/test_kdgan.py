@@ -84,7 +84,7 @@ def test_drawn_labels_are_gumbels():
     assert torch.autograd.grad(drawn[:, 0].sum(), logits)[0].any()
 
 
-def test_student_and_teacher_are_evaluated_and_what_does_not_fit_is_refused(tmp_path):
+def test_student_and_teacher_are_evaluated_and_wrong_arguments_are_refused(tmp_path):
     (measured,) = toys.trainer(tmp_path).validate(learner(), toys.data(val_size=50), verbose=False)
     assert {"val/acc", "val/acc/student", "val/acc/teacher"} <= set(measured)
     with pytest.raises(ValueError, match=r"balance=1.5 must lie in \[0, 1\]"):

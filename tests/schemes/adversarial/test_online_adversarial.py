@@ -103,7 +103,7 @@ def test_the_next_network_is_held_fixed():
     assert following is None
 
 
-def test_what_does_not_fit_is_refused():
+def test_arguments_that_do_not_fit_are_refused():
     student, *peers = networks()
     with pytest.raises(ValueError, match="peers is empty"):
         OnlineAdversarialDistiller(student, [], common(), ring(WIDTHS)[:1])

@@ -90,7 +90,7 @@ def test_the_student_does_not_move_the_generator():
     assert torch.autograd.grad(losses["generator"], weight)[0].any()
 
 
-def test_a_generator_draws_each_class_and_what_does_not_fit_is_refused():
+def test_a_generator_draws_each_class_and_wrong_arguments_are_refused():
     generator = Generator((1, 8, 12), latent=5, width=4, classes=3)
     noise, target = generator.draw(500, torch.device("cpu"))
     assert target.unique().tolist() == [0, 1, 2]

@@ -131,7 +131,7 @@ def test_three_batches_are_those_of_a_plain_loop(method: str, tmp_path):
             torch.testing.assert_close(value, truth[key], rtol=1e-9, atol=1e-12, msg=f"{name}.{key}: ".__add__)
 
 
-def test_the_student_is_not_asked_where_no_term_of_the_generator_is_about_it():
+def test_the_student_does_not_run_where_no_generator_term_needs_it():
     ours = learner(of_the_teacher())
     ours.student.register_forward_hook(lambda *_: pytest.fail("it was"))
     ours.generator_losses(ours.synthetic_images(4), {})
@@ -148,7 +148,7 @@ def test_a_generator_that_does_not_move_draws_as_it_was_built(tmp_path):
     assert trainer.callback_metrics["train/generator"] == 0
 
 
-def test_what_the_two_lose_is_logged(tmp_path):
+def test_losses_of_generator_and_student_are_logged(tmp_path):
     trainer = toys.trainer(tmp_path)
     trainer.fit(learner(of_both(), classes=10), numbers())
     logged = trainer.callback_metrics
@@ -157,7 +157,7 @@ def test_what_the_two_lose_is_logged(tmp_path):
     assert logged["train/generator"].item() == pytest.approx(total.item(), rel=1e-5)
 
 
-def test_what_does_not_fit_is_refused():
+def test_arguments_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="generator_steps=-1 must be at least 0 and student_steps=0 at least 1"):
         learner(of_the_teacher(), generator_steps=-1, student_steps=0)
     with pytest.raises(ValueError, match="terms is empty"):

@@ -61,7 +61,7 @@ def test_three_batches_are_those_of_a_plain_loop(tmp_path):
     assert not torch.equal(ours.images.detach(), learner(images_per_class=2).images.detach())
 
 
-def test_the_student_is_what_plain_descent_on_the_images_makes_of_it(tmp_path):
+def test_the_student_is_the_result_of_plain_descent_on_the_images(tmp_path):
     ours = learner()
     toys.trainer(tmp_path, max_epochs=2).fit(ours, toys.data(val_size=50))
     plain = network()
@@ -85,7 +85,7 @@ def test_a_random_start_is_another_each_time_and_a_fixed_one_is_kept():
         assert not start["2.bias"].any()
 
 
-def test_what_does_not_fit_is_refused():
+def test_arguments_that_do_not_fit_are_refused():
     for name in ("images_per_class", "steps"):
         with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
             learner(**{name: 0})

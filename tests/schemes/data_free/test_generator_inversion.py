@@ -86,7 +86,7 @@ def test_a_round_follows_the_papers_loss_step_by_step(remembered: int):
         torch.testing.assert_close(ours_, theirs.detach(), rtol=1e-3, atol=1e-4)
 
 
-def test_what_was_drawn_is_remembered_with_its_image(tmp_path):
+def test_generated_images_are_remembered_with_their_features(tmp_path):
     ours = learner()
     toys.trainer(tmp_path, max_epochs=2).fit(ours, numbers())
     assert ours.bank.features.flatten(1).any(dim=1).all()
@@ -112,7 +112,7 @@ def test_crops_are_of_a_quarter_to_all_and_moves_of_whole_pixels():
     assert len(corners) > 75
 
 
-def test_what_does_not_fit_is_refused():
+def test_arguments_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="features is empty: name layers of the teacher"):
         learner(features=[])
     with pytest.raises(ValueError, match="the generator has 10 classes, but targets choose the class"):

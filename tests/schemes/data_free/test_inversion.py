@@ -189,7 +189,7 @@ def test_the_losses_of_a_step_do_not_change_the_bank():
     assert torch.equal(torch.get_rng_state(), drawn)
 
 
-def test_images_become_what_they_are_to_be():
+def test_images_reach_their_targets():
     torch.manual_seed(0)
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 10))
     image_terms = {"class": Term(TaskLoss(), student=None)}
@@ -264,7 +264,7 @@ def test_recorded_activations_have_the_mean_and_spread_that_were_recorded(tmp_pa
         RecordedActivations(tmp_path / "missing.safetensors", ["a"])
 
 
-def test_what_does_not_fit_is_refused():
+def test_arguments_that_do_not_fit_are_refused():
     for name in SMALL:
         with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
             learner(**{name: 0})

@@ -86,7 +86,7 @@ def test_nothing_pruned_is_nothing_to_do():
     torch.testing.assert_close(whole(images), teacher(images), rtol=1e-4, atol=1e-5)
 
 
-def test_what_does_not_fit_is_refused():
+def test_arguments_that_do_not_fit_are_refused():
     network = ConvNet(4)
     with pytest.raises(ValueError, match="share parameters"):
         FewShotDistiller(network, network, LAYERS)

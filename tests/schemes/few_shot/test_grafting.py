@@ -108,7 +108,7 @@ def test_the_student_alone_takes_the_1x1_convolutions_in(batch_norm, last):
     assert merged.state_dict().keys() == network.state_dict().keys()
 
 
-def test_what_takes_no_1x1_convolution_in_is_named():
+def test_layers_that_cannot_absorb_a_1x1_convolution_are_named():
     blocks = [["conv.0"], ["conv.1", "conv.2", "conv.3", "conv.4", "conv.5", "pool", "flatten", "classifier"]]
     with pytest.raises(ValueError, match="ReLU comes first in"):
         GraftedStudent(ConvNet(4), blocks, 4, 6).merged()
@@ -119,7 +119,7 @@ def test_what_takes_no_1x1_convolution_in_is_named():
         GraftedStudent(nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(2)), [["0"], ["1"]], 4, 6).merged()
 
 
-def test_what_does_not_fit_is_refused():
+def test_arguments_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="block_steps=0 and net_steps=2 must be at least 1"):
         learner(block_steps=0)
     with pytest.raises(ValueError, match="only the logits of a network"):

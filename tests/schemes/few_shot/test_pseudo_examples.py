@@ -102,7 +102,7 @@ def test_the_student_finds_the_new_ones_harder(tmp_path):
     assert apart[1] > apart[0]
 
 
-def test_what_does_not_fit_is_refused():
+def test_arguments_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="terms must have one of the labels"):
         PseudoExamplesDistiller(ConvNet(4), ConvNet(6), {"kd": Term(KDLoss())}, PseudoExampleSynthesis((3, 28, 28)))
     with pytest.raises(ValueError, match="terms must have one of the labels"):
