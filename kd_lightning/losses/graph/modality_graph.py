@@ -39,7 +39,7 @@ class ModalityGraphLoss(DistillationLoss):
         num_classes: Width of the logits.
         student_channels: Width of the student's representation, flattened; null for logits alone.
         teacher_channels: Width of each teacher's representation, flattened.
-        alpha: Scale of the scores, which bounds the differences between edges; at least 0.
+        alpha: Scale of the scores: the larger, the more the edges differ; at least 0.
         prior: Each teacher's prior weight; only ratios matter. All are equal if not given.
         logits_weight: Weight of the distance between logits.
         representation_weight: Weight of the distance between representations.
