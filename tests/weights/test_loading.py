@@ -91,7 +91,7 @@ BAD_STATES = {
     ),
     "unexpected": (
         lambda state: state | {"aux.weight": torch.ones(1)},
-        r"1 unexpected, the first 'aux\.weight': build the network as it was saved",
+        r"1 unexpected, the first 'aux\.weight': build the saved network",
     ),
     "another network": (
         lambda state: MLP(4, [3]).state_dict(),
