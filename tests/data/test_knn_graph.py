@@ -142,7 +142,7 @@ def test_arguments_that_do_not_fit_are_refused():
         ({"nodes": "train"}, "nodes='train' is neither 'test' nor 'all'"),
         ({"train_nodes": "some"}, "train_nodes='some' is neither 'labeled' nor 'all'"),
         ({"num_labeled": 5}, "num_labeled=5 is not a whole number of at least 10"),
-        ({"num_inductive_nodes": 1600}, "must leave some of the 1797 nodes to test on"),
+        ({"num_inductive_nodes": 1600}, "must leave some of the 1797 nodes for the test"),
         ({"num_inductive_nodes": -1}, "num_inductive_nodes=-1 is not a whole number of at least 0"),
         ({"k": 0}, "k=0 is not a whole number of at least 1"),
     ):
