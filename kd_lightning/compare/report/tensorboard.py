@@ -60,7 +60,7 @@ class Layout:
         return cls(str(root), tuple(metrics), tuple(dict.fromkeys(monitor for _, monitor in learners)))
 
     def __call__(self, report_progress: ReportProgress) -> None:
-        """Write the layout."""
+        """Write the layout of the dashboard."""
         from torch.utils.tensorboard.writer import SummaryWriter  # it loads torch, which only the workers need
 
         if not (Path(self.root) / FOLDER).exists():

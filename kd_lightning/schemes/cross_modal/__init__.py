@@ -1,1 +1,1 @@
-"""Distillation between modalities."""
+"""Distillation between two modalities of the same sample."""
