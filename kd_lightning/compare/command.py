@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from kd_lightning.cli.configs import find_config
 from kd_lightning.cli.errors import Parser
 from kd_lightning.compare.measure.measures import NetworkStats
 from kd_lightning.compare.messages import Failed, Message
-from kd_lightning.compare.plan.artifacts import NETWORKS, ProfileResult, finished, keep_traceback, run_spec
+from kd_lightning.compare.plan.artifacts import CONFIG, NETWORKS, ProfileResult, finished, keep_traceback, run_spec
 from kd_lightning.compare.plan.config import network_key
 from kd_lightning.compare.plan.plan_file import read_plan
 from kd_lightning.compare.plan.schedule import Outcome, Schedule, critical_path
@@ -112,7 +113,7 @@ def _profile(variants: list[Variant], worker: Worker, root: Path, console: Conso
         worker.start(Profile(variant.config, measure_network=key not in stats))
         message = worker.result()
         if isinstance(message, Failed):
-            reason = message.reason
+            reason = re.sub(rf"^\S+{CONFIG}:\d+: ", "", message.reason)  # that file was a temporary one
         else:
             profiles[variant] = profile = message.value
             reason = profile.reason

@@ -20,6 +20,7 @@ from kd_lightning.compare.plan import costs
 from kd_lightning.compare.plan.artifacts import ProfileResult
 from kd_lightning.compare.plan.config import without_checkpoints
 from kd_lightning.compare.run.profile import Profile
+from kd_lightning.core.errors import UsageError
 
 # Lightning's command line uses what jsonargparse has renamed
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
@@ -52,6 +53,13 @@ def test_steps_that_differ_give_no_estimate_and_say_so() -> None:
     assert found.seconds is None
     assert found.reason == "steps of KDCL differ (steps_are_alike)"
     assert found.stats is not None
+
+
+def test_data_from_other_runs_give_no_estimate_and_say_so() -> None:
+    labels = {"class_path": "PseudoLabels", "init_args": {"labeler": {"checkpoint": "@few/teacher+1"}}}
+    data = {"class_path": "ResidentDataModule", "init_args": {"source": labels}}
+    with pytest.raises(UsageError, match=r"^its data need checkpoints of other runs \(@few/teacher\+1\)$"):
+        profile("alone.yaml", {"data": data})
 
 
 def test_a_fit_without_an_end_has_no_estimate() -> None:
@@ -91,10 +99,12 @@ def test_networks_inside_others_are_built_without_their_checkpoints() -> None:
         "class_path": "kd_lightning.networks.load_teacher",
         "init_args": {"network": network(8), "checkpoint": "x"},
     }
+    frozen = {"class_path": "kd_lightning.networks.freeze", "init_args": {"network": network(8)}}
     assert without_checkpoints({"members": [loads, {"rows": loads}], "width": 3}) == {
-        "members": [network(8), {"rows": network(8)}],
+        "members": [frozen, {"rows": frozen}],
         "width": 3,
     }
+    assert without_checkpoints(loads | {"class_path": "load_student"}) == network(8)
     alone = {"class_path": "load_student", "init_args": {"path": "x"}}
     assert without_checkpoints(alone) == alone, "it cannot be built without the file"
 

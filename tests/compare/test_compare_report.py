@@ -148,6 +148,12 @@ def test_runs_with_different_monitors_are_pointed_out(plan: Plan, results: dict[
     assert "| f1 | seconds |" in text
 
 
+def test_one_teacher_is_one(plan: Plan, results: dict[Run, Any], tmp_path: Path) -> None:
+    kept = {run: result for run, result in results.items() if run.seed == 0}
+    report(plan, kept, {}, tmp_path)
+    assert "- The teacher (digits/teacher) learned from 55,000" in (tmp_path / "table.md").read_text()
+
+
 def test_charts_of_class_labels() -> None:
     assert layout(["acc", "nll"], ["acc"]) == {
         "Comparison": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,8 +13,6 @@ from kd_lightning.cli.configs import read_settings
 
 Config = dict[str, Any]
 """The plain values of a YAML file."""
-LOADERS = ("load_teacher", "load_student")
-"""Functions that load a checkpoint into the network that they are given."""
 
 
 def read_yaml(path: Path) -> Config:
@@ -26,6 +25,19 @@ def read_yaml(path: Path) -> Config:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+def texts(value: Any) -> Iterator[str]:
+    """Yield every text in a configuration.
+
+    Example:
+        >>> list(texts({"model": {"path": "@a/b"}, "layers": ["conv.0", 3]}))
+        ['@a/b', 'conv.0']
+    """
+    if isinstance(value, str):
+        yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from texts(item)
+
+
 def network_key(config: Config) -> str:
     """Return the student's configuration as text: equal for runs that build equal networks."""
     return json.dumps(config.get("model", {}).get("init_args", {}).get("student"), sort_keys=True)
@@ -34,8 +46,10 @@ def network_key(config: Config) -> str:
 def without_checkpoints(value: Any) -> Any:
     """Return a configuration in which networks are built, not loaded from files that may not exist yet.
 
+    A teacher is frozen, as `load_teacher` freezes it.
+
     Example:
-        >>> without_checkpoints({"class_path": "load_teacher", "init_args": {"network": {"class_path": "MLP"}}})
+        >>> without_checkpoints({"class_path": "load_student", "init_args": {"network": {"class_path": "MLP"}}})
         {'class_path': 'MLP'}
     """
     if isinstance(value, list):
@@ -43,8 +57,10 @@ def without_checkpoints(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     content = cast("Config", value)
-    loads = str(content.get("class_path")).rpartition(".")[2] in LOADERS
-    network = content.get("init_args", {}).get("network") if loads else None
-    if network is not None:
-        return without_checkpoints(network)
-    return {key: without_checkpoints(item) for key, item in content.items()}
+    loader = str(content.get("class_path")).rpartition(".")[2]
+    network = content.get("init_args", {}).get("network") if loader in ("load_teacher", "load_student") else None
+    if network is None:
+        return {key: without_checkpoints(item) for key, item in content.items()}
+    built = without_checkpoints(network)
+    freezes = {"class_path": "kd_lightning.networks.freeze", "init_args": {"network": built}}
+    return freezes if loader == "load_teacher" else built

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from kd_lightning.cli.configs import find_config, merge
-from kd_lightning.compare.plan.config import Config, read_yaml
+from kd_lightning.compare.plan.config import Config, read_yaml, texts
 from kd_lightning.compare.plan.variants import CHECKPOINT, Group, Plan, Variant
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.lookup import suggestion
@@ -137,7 +136,7 @@ class _Builder:
     def _checkpoints(self, where: str, group_name: str, config: Config) -> dict[str, tuple[Variant, int]]:
         """Find the variants that values such as ``@group/variant+1`` name."""
         found: dict[str, tuple[Variant, int]] = {}
-        for value in _texts(config):
+        for value in texts(config):
             if named := CHECKPOINT.fullmatch(value):
                 other = self._other(where, "run to take a checkpoint from", group_name, named["variant"])
                 assert other is not None
@@ -162,13 +161,6 @@ class _Builder:
 
 def _listed(value: Any) -> list[Any]:
     return cast("list[Any]", value) if isinstance(value, list) else [value]
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _texts(item)
 
 
 def _checked(where: str, value: Any, kinds: dict[str, str], required: list[str]) -> Config:

@@ -62,7 +62,7 @@ def _training_data_of(teacher: Variant, group: Group, results: Results) -> str |
     if not of_teachers or None in of_teachers | of_students:
         return None
     students = "as did their students" if of_teachers == of_students else f"their students from {_counts(of_students)}"
-    named = f"The {len(teachers)} teachers ({teacher.path})"
+    named = f"The {len(teachers)} teachers ({teacher.path})" if len(teachers) > 1 else f"The teacher ({teacher.path})"
     return f"{named} learned from {_counts(of_teachers)} labelled images, {students}."
 
 

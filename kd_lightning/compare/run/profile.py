@@ -11,8 +11,10 @@ import yaml
 from kd_lightning.cli.configs import merge
 from kd_lightning.compare.messages import ReportProgress
 from kd_lightning.compare.plan.artifacts import CONFIG, LOG, ProfileResult
-from kd_lightning.compare.plan.config import Config, without_checkpoints
+from kd_lightning.compare.plan.config import Config, texts, without_checkpoints
+from kd_lightning.compare.plan.variants import CHECKPOINT
 from kd_lightning.compare.run.worker import output_to
+from kd_lightning.core.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,13 @@ class Profile:
     measure_network: bool
 
     def __call__(self, report_progress: ReportProgress) -> ProfileResult:
-        """Build the variant, measure its student, and time a few steps."""
+        """Build the variant, measure its student, and time a few steps.
+
+        Raises:
+            UsageError: The data are built from checkpoints of other runs, which need not exist yet.
+        """
+        if named := [text for text in texts(self.config.get("data", {})) if CHECKPOINT.fullmatch(text)]:
+            raise UsageError(f"its data need checkpoints of other runs ({', '.join(named)})")
         with TemporaryDirectory(prefix="kd-profile-") as folder:
             places = {"trainer": {"default_root_dir": f"{folder}/run", "limit_val_batches": 1}}
             built = {key: without_checkpoints(self.config.get(key, {})) for key in ("model", "trainer")}
