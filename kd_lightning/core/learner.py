@@ -18,9 +18,8 @@ from kd_lightning.core.batch import Batch, InputKeys, accepted_inputs, check_inp
 from kd_lightning.core.evaluation import Evaluation, Stage
 from kd_lightning.core.freezing import freeze, is_frozen
 from kd_lightning.core.hyperparameters import save_plain_hyperparameters
-from kd_lightning.core.lightning_internals import attached_trainer
 from kd_lightning.core.loss import loss_trait
-from kd_lightning.core.progress import completed_batches, should_log
+from kd_lightning.core.progress import should_log
 from kd_lightning.core.term import Term
 from kd_lightning.core.terms import Terms, check_is_finite, finetunes
 
@@ -215,11 +214,6 @@ class Learner(LightningModule, ABC):
 
     # ---- private
 
-    def _batches_done(self) -> int:
-        """Return `kd_lightning.core.progress.completed_batches`; 0 outside a run."""
-        trainer = attached_trainer(self)
-        return 0 if trainer is None else completed_batches(trainer)
-
     def _log_training(self, losses: dict[str, Tensor], total: Tensor) -> None:
         check_is_finite(losses, total, self.trainer.global_step)
         self.log_dict(self.terms.log_values(losses))
@@ -231,7 +225,5 @@ class Learner(LightningModule, ABC):
             self.evaluation.update(stage, name, outputs, labels, loader)
 
     def _log_evaluation(self, stage: Stage) -> None:
-        values = self.evaluation.compute(stage, self.inference_network_name)
-        shown = {name: value for name, value in values.items() if name.count("/") == 1}
-        self.log_dict({name: value for name, value in values.items() if name not in shown}, sync_dist=True)
-        self.log_dict(shown, prog_bar=True, sync_dist=True)
+        for name, value in self.evaluation.compute(stage, self.inference_network_name).items():
+            self.log(name, value, prog_bar=name.count("/") == 1, sync_dist=True)

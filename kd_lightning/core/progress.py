@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 
-from kd_lightning.core.lightning_internals import batches_that_stepped, should_accumulate
+from kd_lightning.core.lightning_internals import attached_trainer, batches_that_stepped, should_accumulate
 
 
 def completed_batches(trainer: Trainer) -> int:
@@ -15,6 +15,12 @@ def completed_batches(trainer: Trainer) -> int:
     fails.
     """
     return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def batches_of(module: LightningModule) -> int:
+    """Count the `completed_batches` of a module's trainer; 0 outside a run."""
+    trainer = attached_trainer(module)
+    return 0 if trainer is None else completed_batches(trainer)
 
 
 def epoch(trainer: Trainer) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd_lightning.core.activations import Activations
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.loss import loss_trait
-from kd_lightning.core.term import Side, Term as Term, names as names
+from kd_lightning.core.term import Side, Term, names
 from kd_lightning.core.zero_gradient import zero_of
 
 

@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection
 from kd_lightning.core.activations import Activations
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
-from kd_lightning.core.terms import Term
+from kd_lightning.core.term import Term
 from kd_lightning.losses import AdversarialLoss
 from kd_lightning.schemes.adversarial.two_players import TwoPlayerLearner
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher

@@ -13,7 +13,7 @@ from kd_lightning.core.activations import Activations, logits, tap
 from kd_lightning.core.batch import target_of
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
-from kd_lightning.core.terms import Term
+from kd_lightning.core.term import Term
 from kd_lightning.losses.common.checks import check_fraction, check_temperature, upcast
 from kd_lightning.schemes.adversarial.two_players import TwoPlayerLearner
 from kd_lightning.schemes.online.peers import detached

@@ -12,7 +12,7 @@ from torchmetrics import MetricCollection
 from kd_lightning.core.activations import Activations, logits, tap
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
-from kd_lightning.core.terms import Term, names
+from kd_lightning.core.term import Term, names
 from kd_lightning.losses import AdversarialLoss
 from kd_lightning.schemes.adversarial.two_players import TwoPlayerLearner
 from kd_lightning.schemes.online.peers import detached

@@ -13,7 +13,7 @@ from kd_lightning.core.activations import Activations, tap
 from kd_lightning.core.batch import target_of
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
-from kd_lightning.core.terms import Term
+from kd_lightning.core.term import Term
 from kd_lightning.losses import adversarial_loss, discrimination_loss
 from kd_lightning.networks import Generator
 from kd_lightning.schemes.adversarial.two_players import TwoPlayerLearner

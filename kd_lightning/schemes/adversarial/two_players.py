@@ -14,7 +14,7 @@ from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.core.lightning_internals import waits_for_all_gradients
 from kd_lightning.core.progress import should_log
-from kd_lightning.core.terms import Term
+from kd_lightning.core.term import Term
 
 Outputs = TypeVar("Outputs")
 

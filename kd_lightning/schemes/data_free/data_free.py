@@ -14,7 +14,8 @@ from kd_lightning.core.batch import size_of
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.core.progress import should_log
-from kd_lightning.core.terms import Term, Terms
+from kd_lightning.core.term import Term
+from kd_lightning.core.terms import Terms
 from kd_lightning.networks import Generator
 from kd_lightning.schemes.adversarial.two_players import AlternatingLearner
 from kd_lightning.schemes.data_free.image_losses import evaluate_terms

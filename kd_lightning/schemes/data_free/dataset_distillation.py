@@ -14,7 +14,7 @@ from torchmetrics import MetricCollection
 
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import Learner, LRSchedulerCallable, OptimizerCallable
-from kd_lightning.core.terms import Term
+from kd_lightning.core.term import Term
 from kd_lightning.core.torch_internals import Dropout
 from kd_lightning.networks.image_format import ImageFormat, ImageShape, PerChannel
 

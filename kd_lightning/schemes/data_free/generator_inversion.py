@@ -12,7 +12,7 @@ from torch.nn import functional
 from kd_lightning.core.activations import Activations, tap
 from kd_lightning.core.distributed import all_gather_with_grad
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.terms import Term
+from kd_lightning.core.term import Term
 from kd_lightning.networks import Generator
 from kd_lightning.schemes.data_free.image_losses import evaluate_terms
 from kd_lightning.schemes.data_free.inversion_targets import RandomClasses, Targets

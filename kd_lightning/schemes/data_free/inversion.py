@@ -13,8 +13,9 @@ from kd_lightning.core.activations import tap
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.core.lightning_internals import attached_trainer
+from kd_lightning.core.progress import batches_of
 from kd_lightning.core.stateless_random import stateless_randint
-from kd_lightning.core.terms import Term
+from kd_lightning.core.term import Term
 from kd_lightning.schemes.data_free.image_bank import ImageBank
 from kd_lightning.schemes.data_free.synthesizer import SynthesisRound, Synthesizer
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
@@ -92,7 +93,7 @@ class InversionDistiller(FrozenTeacher):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Add a round of images to the bank where one is due, by the number of completed batches alone."""
-        number, rest = divmod(self._batches_done(), self.synthesis_interval)
+        number, rest = divmod(batches_of(self), self.synthesis_interval)
         if not rest and self.bank.size_after(number) < self.bank.memory_size:
             self._add_round(number, batch)
         self.rounds = number + 1
@@ -113,7 +114,7 @@ class InversionDistiller(FrozenTeacher):
         if not self.rounds:
             raise UsageError("the bank has no images before on_train_batch_start, which Lightning calls in a fit")
         # another image each time that a number comes
-        step = index + 1_000_003 * (self._batches_done() + 1)
+        step = index + 1_000_003 * (batches_of(self) + 1)
         return stateless_randint(step, self.bank.size_after(self.rounds), salt=9)
 
     @torch.enable_grad()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import OptimizerCallable
-from kd_lightning.core.terms import Term
+from kd_lightning.core.term import Term
 from kd_lightning.networks.image_format import ImageFormat, ImageShape, PerChannel
 from kd_lightning.schemes.data_free.image_losses import evaluate_terms
 from kd_lightning.schemes.data_free.inversion_targets import RandomClasses, Targets

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.terms import Term, Terms
+from kd_lightning.core.term import Term
+from kd_lightning.core.terms import Terms
 from kd_lightning.networks.image_format import ImageFormat
 from kd_lightning.schemes.data_free.image_bank import ImageBank
 

@@ -14,7 +14,7 @@ from kd_lightning.core.activations import tap
 from kd_lightning.core.distributed import all_reduce_sum
 from kd_lightning.core.freezing import check_no_shared_parameters
 from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
-from kd_lightning.core.terms import Term
+from kd_lightning.core.term import Term
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 from kd_lightning.weights.pruning import kept_channels
 

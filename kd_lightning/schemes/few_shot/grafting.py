@@ -10,7 +10,8 @@ from torchmetrics import MetricCollection
 
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
-from kd_lightning.core.terms import Term
+from kd_lightning.core.progress import batches_of
+from kd_lightning.core.term import Term
 from kd_lightning.losses import LogitMSELoss
 from kd_lightning.networks.wrappers.grafted import GraftedStudent, check_blocks, run_blocks
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
@@ -93,7 +94,7 @@ class GraftingDistiller(FrozenTeacher):
     def compute_losses(self, batch: Any) -> dict[str, Tensor]:
         """Compute the terms on the logits of the mixed network and of the teacher."""
         split = self.split_batch(batch)
-        start, stop = self.stage(self._batches_done())
+        start, stop = self.stage(batches_of(self))
         with torch.no_grad():
             before = run_blocks(self.teacher, self.teacher_blocks[:start], split.teacher)
             theirs = run_blocks(self.teacher, self.teacher_blocks[start:], before)
@@ -109,7 +110,7 @@ class GraftingDistiller(FrozenTeacher):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Drop the gradients of parameters outside the mixed network, so that momentum does not change them."""
         student: GraftedStudent = self.student  # pyright: ignore[reportAssignmentType]
-        trained = {*student.members(*self.stage(self._batches_done())), *self.terms.parameters()}
+        trained = {*student.members(*self.stage(batches_of(self))), *self.terms.parameters()}
         for parameter in self.parameters():
             if parameter not in trained:
                 parameter.grad = None

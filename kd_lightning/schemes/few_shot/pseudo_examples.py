@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection
 from kd_lightning.core.activations import tap
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
-from kd_lightning.core.terms import Term
+from kd_lightning.core.term import Term
 from kd_lightning.losses import KDLoss
 from kd_lightning.networks.image_format import ImageShape, PerChannel
 from kd_lightning.schemes.data_free.inversion import InversionDistiller
