@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.losses import ENTRIES, TOLERANCE, disagreement, measure
+from benchmarks.zoo import difference
 from kd_lightning import losses
 
 by_name = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.name}-{entry.shapes}".replace(" ", ""))
@@ -38,3 +39,9 @@ def test_four_times_the_work_takes_longer():
     entry = the("FeatureMSELoss", "128x6x6")
     slow = replace(entry, form=lambda *given: (sum(entry.form(*given) for _ in range(4))) / 4)
     assert measure(slow, rounds=5, seconds=0.0).ratio < 0.7 * measure(entry, rounds=5, seconds=0.0).ratio
+
+
+def test_a_difference_of_one_seed_has_no_interval():
+    assert difference([53.5], [9.75]) == "+43.75"
+    assert difference([53.5, 55.5], [9.75, 10.75]) == "**+44.25 [+37.90, +50.60]**"
+    assert difference([53.5], []) == ""

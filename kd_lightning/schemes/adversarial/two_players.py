@@ -122,7 +122,7 @@ class TwoPlayerLearner(AlternatingLearner, ABC, Generic[Outputs]):
 
     @abstractmethod
     def discriminators(self) -> list[nn.Module]:
-        """Return the discriminators."""
+        """Return the discriminator networks, which the scheme trains against the others."""
 
     @abstractmethod
     def network_outputs(self, batch: Any) -> Outputs:
@@ -141,7 +141,7 @@ class TwoPlayerLearner(AlternatingLearner, ABC, Generic[Outputs]):
         return self.losses(self.network_outputs(batch))
 
     def adversary_modules(self) -> list[nn.Module]:
-        """Return the discriminators."""
+        """Return the discriminators, which are the adversary of such a scheme."""
         return self.discriminators()
 
     # ---- hooks of Lightning

@@ -167,7 +167,7 @@ class DatasetDistillation(Learner):
             value.copy_(trained[name])
 
     def on_train_epoch_end(self) -> None:
-        """Update the student."""
+        """Update the student at the end of each epoch."""
         self.update_student()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
