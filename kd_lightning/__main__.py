@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import kd_lightning
 from kd_lightning.cli.errors import Parser, report_errors
@@ -34,6 +35,7 @@ Knowledge distillation for PyTorch Lightning: a small student learns with the he
 FILE is a path, or else the name of a file that comes with the package. Later files override earlier ones, and options
 override files: `kd-lightning fit --help` lists all options, and `--print_config` as the last option prints the result.
 
+A class_path may name a class of a module in the working directory.
 A run directory (trainer.default_root_dir) contains config.yaml, best.ckpt (by the scheme's monitor, val/acc for
 classifiers; none without validation), last.ckpt, metrics.csv and TensorBoard's event files.
 
@@ -59,6 +61,8 @@ def main(args: Sequence[str] | None = None) -> int:
         0
     """
     given = list(sys.argv[1:] if args is None else args)
+    if args is None and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # for a class_path of a user's own module, behind all that is installed
     return report_errors(lambda: _run(given))
 
 

@@ -26,7 +26,7 @@ class Terms(nn.ModuleDict):
         terms: The terms by name.
 
     Raises:
-        UsageError: There are no terms, or a name cannot be one.
+        UsageError: There are no terms, a name cannot be one, or a value is no term.
 
     Example:
         >>> import torch
@@ -51,6 +51,11 @@ class Terms(nn.ModuleDict):
             if not name or "." in name or hasattr(self, name):
                 raise UsageError(
                     f"a term cannot be called {name!r}: avoid dots and the names of dict and module methods"
+                )
+            if not isinstance(term, Term):  # pyright: ignore[reportUnnecessaryIsInstance]  # from unannotated arguments
+                raise UsageError(
+                    f"terms: {name!r} is a {type(term).__name__} and must be a Term: give Term(loss), and for a YAML "
+                    "file annotate your scheme's argument, `terms: dict[str, Term]`"
                 )
             self[name] = term
         self.is_checked = False
