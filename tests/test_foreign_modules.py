@@ -235,7 +235,12 @@ def test_lightnings_boring_model_with_a_timm_network_is_distilled_without_labels
 
 
 def test_lightnings_boring_model_learns_from_its_own_data(tmp_path):
-    fit(BoringModel(), Distillation("layer", nn.Linear(32, 2), terms()), tmp_path, BoringDataModule())
+    module, shown = BoringModel(), nn.Linear(32, 2)
+    student = copy.deepcopy(module.layer)
+    seen, _ = fit(module, Distillation("layer", shown, terms()), tmp_path, BoringDataModule())
+    logits = student(seen.batch)
+    expected = functional.mse_loss(logits, torch.ones_like(logits)) + 0.9 * soft_loss(logits, shown(seen.batch), 3.0)
+    torch.testing.assert_close(seen.loss, expected)
 
 
 def test_lightnings_language_model_is_distilled(tmp_path):

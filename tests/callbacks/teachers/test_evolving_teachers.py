@@ -556,7 +556,15 @@ def test_callbacks_that_rely_on_the_teacher_are_refused(other, complaint, tmp_pa
 
 def test_freezing_another_network_is_not_refused(tmp_path):
     case = snapshot()
+    learner = case.learner
+    before, first = toys.weights(learner), toys.weights(learner.teacher)
     run(case._replace(callbacks=[*case.callbacks, TeacherFreezing("student.2")]), tmp_path, max_epochs=1)
+    changed = {
+        name for name, value in toys.weights(learner).items() if name in before and not value.equal(before[name])
+    }
+    assert "student.6.weight" in changed
+    assert not [name for name in changed if name.startswith("student.2.")]
+    assert not toys.same(toys.weights(learner.teacher), first)
 
 
 def test_an_average_in_half_precision_is_refused(tmp_path):

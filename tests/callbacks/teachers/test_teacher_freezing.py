@@ -251,9 +251,16 @@ def test_ranks_have_the_same_teacher_once_it_is_frozen_after_training(tmp_path):
 
 
 def test_a_module_without_a_teacher_is_not_changed(tmp_path):
-    toys.trainer(tmp_path, TeacherFreezing(), ModelCheckpoint(tmp_path), max_epochs=1).fit(
-        toys.classifier(), toys.data()
-    )
+    trained = []
+    for callbacks in ([TeacherFreezing()], []):
+        learner = toys.classifier()
+        before = toys.weights(learner)
+        checkpoint = ModelCheckpoint(tmp_path / str(len(callbacks)))
+        toys.trainer(tmp_path, *callbacks, checkpoint, max_epochs=1).fit(learner, toys.data())
+        assert all(parameter.requires_grad for parameter in learner.parameters())
+        assert not toys.same(toys.weights(learner), before)
+        trained.append(toys.weights(learner))
+    assert toys.same(*trained)
 
 
 @pytest.mark.parametrize(
