@@ -19,7 +19,7 @@ from kd_lightning.callbacks import Distillation, Linear, TemperatureSchedule
 from kd_lightning.core.hashing import weights_hash
 from kd_lightning.losses import KDLoss
 from tests import toys
-from tests.callbacks.test_distillation import LR, Theirs, batches, distillation, fit
+from tests.callbacks.drop_in import LR, Theirs, batches, distillation, fit
 
 # the resumed runs write no checkpoints
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
