@@ -53,7 +53,7 @@ FILES: dict[str, dict[str, Any]] = {
     "large.yaml": {"model": learner("user_data.SquaredError", 1, width=32), "data": data("values")},
     "small.yaml": {"model": learner("user_data.SquaredError", 1), "data": data("values")},
     "taught.yaml": {"model": distilled(), "data": data("values")},
-    "labels.yaml": {"model": learner("user_data.SeveralLabels", 3), "data": data("multilabel")},
+    "labels.yaml": {"model": learner("user_data.SeveralLabels", 3), "data": {"class_path": "user_data.ThreeLabels"}},
     "classes.yaml": {"model": learner("TaskLoss", 3), "data": data("classes", named_loaders=True)},
 }
 FASTER = {"model": {"init_args": {"optimizer": {"init_args": {"lr": 0.1}}}}}
