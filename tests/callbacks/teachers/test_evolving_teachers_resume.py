@@ -23,6 +23,8 @@ from kd_lightning.networks import load_student, load_teacher
 from tests import toys
 from tests.callbacks.teachers.twins import CASES, born_again, every_case, half_each, run, sgd, twins
 
+pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
+
 # ---- resume: `tests/test_every_scheme.py` resumes each case from each checkpoint
 
 

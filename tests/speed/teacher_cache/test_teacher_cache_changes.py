@@ -15,6 +15,8 @@ from kd_lightning.data import MNISTDataModule
 from tests import toys
 from tests.speed.teacher_cache.runs import Normalised, augmented, data, fit, learner
 
+pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
+
 # ---- what differs from the cached teacher, or not what it says
 
 

@@ -12,6 +12,8 @@ from kd_lightning.losses import FeatureMSELoss, KDLoss
 from tests import toys
 from tests.speed.teacher_cache.runs import Counting, Halved, augmented, data, fit, learner
 
+pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
+
 
 class Texts(LightningDataModule):
     """Batches are mappings, and there is no more in it than the cache asks for."""

@@ -26,6 +26,8 @@ from tests.speed.teacher_cache.runs import (
     learner,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
+
 
 @pytest.mark.parametrize("limit", [1024, 1e-4])
 @pytest.mark.parametrize("views", [None, 2])
