@@ -8,6 +8,7 @@ from argparse import ArgumentError
 from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NoReturn, cast
 
 import lightning
@@ -167,6 +168,8 @@ class CLI(LightningCLI):
         message = one_line(cause)
         if message.startswith("Error(s) in loading state_dict"):
             field, in_constructor = "ckpt_path", True
+            details = shorten(message.partition(": ")[2], 300, placeholder=" ...")
+            message = f"{self.ckpt_path} is not of these networks ({details}): name a checkpoint of this run"
         of_arguments = in_constructor and isinstance(cause, ValueError | TypeError | RuntimeError)
         if not is_user_error(cause) and not of_arguments:
             raise cause
