@@ -437,9 +437,12 @@ def check(given: tuple[str, float, Values, Values, Any]) -> None:
         loss.temperature = temperature
     value, gradients = value_and_gradient(name, loss, student, teacher, target)
     assert value.isfinite()
-    assert all(gradient.isfinite().all() for gradient in gradients)
     doubled = [each(Tensor.double, side) for side in (student, teacher)]
     true_value, true_gradients = value_and_gradient(name, deepcopy(loss).double(), *doubled, target)
+    largest = max(gradient.abs().max().item() for gradient in true_gradients)
+    if largest > torch.finfo(gradients[0].dtype).max:  # of points that almost coincide: float16 cannot hold it
+        return
+    assert all(gradient.isfinite().all() for gradient in gradients)
     # absolute below 1, relative above; of the gradient the whole, which has the precision of the student's type
     tolerance = CASES[name].tolerance
     assert (value - true_value).abs() <= tolerance * true_value.abs().clamp(min=1)
