@@ -17,8 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kd_lightning.__main__ import main
 from kd_lightning.cli.engine import build
-from kd_lightning.compare.plan.artifacts import run_spec
+from kd_lightning.compare.plan.artifacts import LOG, run_spec
 from kd_lightning.compare.plan.plan_file import read_plan
+from kd_lightning.compare.run import training as compare_training
 from kd_lightning.compare.run.training import Training
 from kd_lightning.core.hashing import weights_hash
 
@@ -150,6 +151,20 @@ def test_only_missing_or_changed_runs_are_run(comparison: Comparison) -> None:
     after = {path: path.stat().st_mtime_ns for path in root.rglob("result.json")}
     changed = {str(path.relative_to(root / "digits").parts[0]) for path in after if after[path] != before[path]}
     assert changed == {"teacher", "both"}
+
+
+def test_a_run_that_is_killed_before_its_first_step_starts_over(tmp_path: Path, monkeypatch) -> None:
+    """Its directory has its log from the start, and is still known for a run's."""
+    training = Training(run_spec(read_plan(write(tmp_path, new_plan())).runs[0], tmp_path / "runs"))
+    monkeypatch.setattr(compare_training, "without_unknown_seed", interrupt)
+    for _ in range(2):  # the second refuses nothing
+        with pytest.raises(KeyboardInterrupt):
+            training(lambda fraction: None)
+    assert (training.spec.run_dir / LOG).exists()
+
+
+def interrupt(config: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
-from pydoc import locate
-from typing import Any
 
 import yaml
 
+from kd_lightning.cli.components import parameters
 from kd_lightning.compare.messages import ReportProgress
 from kd_lightning.compare.plan.artifacts import CONFIG, LOG, RESULT, Result, RunSpec
 from kd_lightning.compare.plan.config import Config
@@ -33,11 +31,11 @@ class Training:
         """
         run_dir = self.spec.run_dir
         _clear(run_dir)
+        _write(run_dir, self.spec.config)  # before any other file, since it marks the directory as a run's
         with output_to(run_dir / LOG):
             from kd_lightning.compare.run.execution import execute  # it loads torch, which only the workers need
 
-            config = without_unknown_seed(self.spec.config)
-            (run_dir / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+            _write(run_dir, without_unknown_seed(self.spec.config))
             result = execute(self.spec, report_progress) | {"digest": self.spec.digest}
         with atomic_write(run_dir / RESULT) as stream:
             stream.write(json.dumps(result, indent=1).encode())
@@ -47,13 +45,15 @@ class Training:
 def without_unknown_seed(config: Config) -> Config:
     """Return the configuration without the data's seed where a user's data module has no such argument."""
     data = config["data"]
-    if "." not in (class_path := data.get("class_path", "")) or class_path.startswith("kd_lightning."):
-        return config  # the package's own data modules all have one
-    found: Any = locate(class_path)
-    if found is None or "seed" in signature(found).parameters:  # a name that is wrong is the command line's to report
+    class_path = data.get("class_path", "")
+    if "." not in class_path or "seed" in parameters(class_path):  # the package's own have short names, and a seed
         return config
     arguments = {name: value for name, value in data["init_args"].items() if name != "seed"}
     return config | {"data": data | {"init_args": arguments}}
+
+
+def _write(run_dir: Path, config: Config) -> None:
+    (run_dir / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
 def _clear(run_dir: Path) -> None:
