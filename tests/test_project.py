@@ -106,9 +106,6 @@ def test_every_file_is_read_as_data():  # as SECURITY.md says
     assert not [place for place, call in calls if unsafe(call)]
 
 
-NAMED_AS_THEIR_MODULE = {"compare/measure/network_stats.py", "core/fingerprints.py", "weights/export.py"}  # no more
-
-
 def test_no_function_has_the_name_of_its_module():  # or importing one would hide the other
     found = {
         str(path.relative_to(ROOT / "kd_lightning"))
@@ -116,7 +113,7 @@ def test_no_function_has_the_name_of_its_module():  # or importing one would hid
         for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == path.stem
     }
-    assert found <= NAMED_AS_THEIR_MODULE
+    assert not found
 
 
 PACKAGES = [path.parent for path in sorted((ROOT / "kd_lightning").rglob("__init__.py"))]

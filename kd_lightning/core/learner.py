@@ -20,6 +20,7 @@ from kd_lightning.core.freezing import freeze, is_frozen
 from kd_lightning.core.hyperparameters import save_plain_hyperparameters
 from kd_lightning.core.loss import loss_trait
 from kd_lightning.core.progress import should_log
+from kd_lightning.core.protocols import data_module_of
 from kd_lightning.core.term import Term
 from kd_lightning.core.terms import Terms, check_is_finite, finetunes
 
@@ -151,7 +152,7 @@ class Learner(LightningModule, ABC):
             if is_frozen(module):
                 freeze(module)
         if self.example_input_array is None:
-            self.example_input_array = getattr(getattr(self.trainer, "datamodule", None), "example_input_array", None)
+            self.example_input_array = getattr(data_module_of(self.trainer), "example_input_array", None)
 
     def configure_optimizers(self) -> Any:
         """Build one optimizer of all trainable parameters, and its scheduler."""

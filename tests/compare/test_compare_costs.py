@@ -15,7 +15,7 @@ from torch import nn
 from kd_lightning.cli.configs import merge
 from kd_lightning.cli.engine import build
 from kd_lightning.cli.log_filters import expected_messages_hidden
-from kd_lightning.compare.measure.network_stats import network_stats
+from kd_lightning.compare.measure.network_stats import measure_costs
 from kd_lightning.compare.plan import costs
 from kd_lightning.compare.plan.artifacts import ProfileResult
 from kd_lightning.compare.plan.config import without_checkpoints
@@ -111,7 +111,7 @@ def test_networks_inside_others_are_built_without_their_checkpoints() -> None:
 
 def test_inputs_of_several_tensors_leave_latency_unknown() -> None:
     layer = nn.Linear(3, 2)
-    stats = network_stats(layer.train(), {"a": torch.zeros(1, 3), "b": torch.zeros(1, 3)})
+    stats = measure_costs(layer.train(), {"a": torch.zeros(1, 3), "b": torch.zeros(1, 3)})
     assert (stats["parameters"], stats["flops"], stats["latency_1_ms"]) == (8, None, None)
-    assert network_stats(layer, torch.zeros(4, 3))["flops"] == 12
+    assert measure_costs(layer, torch.zeros(4, 3))["flops"] == 12
     assert layer.training

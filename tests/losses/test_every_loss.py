@@ -439,14 +439,13 @@ def check(given: tuple[str, float, Values, Values, Any]) -> None:
     assert value.isfinite()
     doubled = [each(Tensor.double, side) for side in (student, teacher)]
     true_value, true_gradients = value_and_gradient(name, deepcopy(loss).double(), *doubled, target)
-    largest = max(gradient.abs().max().item() for gradient in true_gradients)
-    if largest > torch.finfo(gradients[0].dtype).max:  # of points that almost coincide: float16 cannot hold it
-        return
-    assert all(gradient.isfinite().all() for gradient in gradients)
+    # float16 cannot hold the gradient of points that almost coincide: there it may be infinite, and nothing else
+    fits = max(gradient.abs().max().item() for gradient in true_gradients) <= torch.finfo(gradients[0].dtype).max
+    assert all(gradient.isfinite().all() if fits else not gradient.isnan().any() for gradient in gradients)
     # absolute below 1, relative above; of the gradient the whole, which has the precision of the student's type
     tolerance = CASES[name].tolerance
     assert (value - true_value).abs() <= tolerance * true_value.abs().clamp(min=1)
-    if not CASES[name].kinked:
+    if fits and not CASES[name].kinked:
         precise = flattened(true_gradients)
         difference = (flattened(gradients).double() - precise).norm()
         assert difference <= max(tolerance, torch.finfo(gradients[0].dtype).eps) * precise.norm().clamp(min=1)

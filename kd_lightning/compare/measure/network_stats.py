@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kd_lightning.compare.measure.measures import NetworkStats
 
 
-def network_stats(network: nn.Module, inputs: Any) -> NetworkStats:
+def measure_costs(network: nn.Module, inputs: Any) -> NetworkStats:
     """Measure a network on one sample, and on 64 copies of it.
 
     Args:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kd_lightning.cli.engine import CLI, build
 from kd_lightning.cli.log_filters import expected_messages_hidden
-from kd_lightning.compare.measure.network_stats import milliseconds, network_stats
+from kd_lightning.compare.measure.network_stats import measure_costs, milliseconds
 from kd_lightning.compare.plan.artifacts import ProfileResult
 from kd_lightning.core.learner import Learner
 from kd_lightning.core.metrics import DEFAULTS
@@ -108,7 +108,7 @@ def profile_run(path: Path, measure_network: bool) -> ProfileResult:
     with expected_messages_hidden():
         run = build(["--config", str(path)])
         learner = cast("Learner", run.model)
-        stats = network_stats(learner.student, _first_inputs(run)) if measure_network else None
+        stats = measure_costs(learner.student, _first_inputs(run)) if measure_network else None
         try:
             seconds, reason = estimate_seconds(run), ""
         except UnknownDuration as unknown:

@@ -39,8 +39,8 @@ class AdversarialDistiller(FrozenTeacher, TwoPlayerLearner[PairOutputs]):
     The other arguments are those of `TwoPlayerLearner`.
 
     Args:
-        student: The network that learns and that is deployed.
-        teacher: The network that teaches; it is frozen and left out of every checkpoint.
+        student: The network that is trained, evaluated and exported.
+        teacher: The network that teaches; it is frozen, and in no checkpoint.
         terms: The losses by name, each with its addresses and weight.
 
     Raises:

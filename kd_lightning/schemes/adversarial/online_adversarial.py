@@ -44,7 +44,7 @@ class OnlineAdversarialDistiller(TwoPlayerLearner[PeerOutputs]):
     those of `TwoPlayerLearner`.
 
     Args:
-        student: The first of the networks, and the one that is deployed.
+        student: The first of the networks, and the one that is evaluated and exported.
         peers: The others, of any architectures.
         terms: The losses of all networks, by name, with the same addresses.
         adversaries: A term for each network, the student first: an `AdversarialLoss` of its layer (``student``) and the

@@ -53,8 +53,8 @@ class SyntheticInputsDistiller(FrozenTeacher, TwoPlayerLearner[SyntheticOutputs]
     The other arguments are those of `TwoPlayerLearner`.
 
     Args:
-        student: The network that learns and that is deployed.
-        teacher: The network that teaches; it is frozen and left out of every checkpoint.
+        student: The network that is trained, evaluated and exported.
+        teacher: The network that teaches; it is frozen, and in no checkpoint.
         generator: Makes the inputs.
         discriminator: Separates them from the real ones, (N, 1); or (N, 1 + C) where the generator has C classes.
         terms: The losses by name; the generator's loss is added as ``generator``.

@@ -26,7 +26,7 @@ class AlternatingLearner(Learner, ABC):
     batches. Optimization is manual, for which Lightning supports neither clipping nor accumulation.
 
     Args:
-        student: The network that learns and that is deployed.
+        student: The network that is trained, evaluated and exported.
         terms: The losses by name, each with its addresses and weight.
         optimizer: Builds the optimizer of all parameters but the adversary's.
         adversary_optimizer: Builds the adversary's optimizer.
@@ -97,7 +97,7 @@ class TwoPlayerLearner(AlternatingLearner, ABC, Generic[Outputs]):
     The discriminators' loss is logged as ``train/discriminator``: 2 log 2 = 1.39 for each of them that guesses.
 
     Args:
-        student: The network that learns and that is deployed.
+        student: The network that is trained, evaluated and exported.
         terms: The losses by name, each with its addresses and weight.
         optimizer: Builds the optimizer of all parameters but the discriminators'.
         discriminator_optimizer: Builds the discriminators' optimizer.

@@ -41,8 +41,8 @@ class DataFreeDistiller(FrozenTeacher, AlternatingLearner):
     other arguments are those of `AlternatingLearner`.
 
     Args:
-        student: The network that learns and that is deployed.
-        teacher: The network that teaches; it is frozen and left out of every checkpoint.
+        student: The network that is trained, evaluated and exported.
+        teacher: The network that teaches; it is frozen, and in no checkpoint.
         generator: Makes the inputs. Its classes, where it has any, are the label ``target``.
         terms: The losses of the student on generated inputs.
         generator_terms: The losses of the generator; a term of the teacher alone has ``student=None``.

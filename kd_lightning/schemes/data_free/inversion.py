@@ -32,8 +32,8 @@ class InversionDistiller(FrozenTeacher):
     the student is in eval. The other arguments are those of `Learner`.
 
     Args:
-        student: The network that learns and that is deployed.
-        teacher: The network that teaches; it is frozen and left out of every checkpoint.
+        student: The network that is trained, evaluated and exported.
+        teacher: The network that teaches; it is frozen, and in no checkpoint.
         terms: The losses of the student on the images; the label ``target`` is the images' own.
         synthesizer: Makes the images.
         memory_size: The number of images when the bank is full.

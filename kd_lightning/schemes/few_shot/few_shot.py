@@ -38,7 +38,7 @@ class FewShotDistiller(FrozenTeacher):
     Args:
         student: The pruned teacher, from `kd_lightning.weights.pruning`; or a network of the teacher's widths that
             differs in its weights, such as a quantized one.
-        teacher: The network that teaches; it is frozen and left out of every checkpoint.
+        teacher: The network that teaches; it is frozen, and in no checkpoint.
         layers: The dotted names of the convolutions and linear layers to repair, in the order in which they run.
 
     Raises:

@@ -33,7 +33,7 @@ class GraftingDistiller(FrozenTeacher):
 
     Args:
         student: The student in blocks.
-        teacher: The network that teaches; it is frozen and left out of every checkpoint.
+        teacher: The network that teaches; it is frozen, and in no checkpoint.
         teacher_blocks: The teacher's layers in as many blocks, as for `kd_lightning.networks.wrappers.grafted.Blocks`.
         terms: The losses on the logits; their mean squared error if not given.
         block_steps: Batches for each block alone.

@@ -100,8 +100,8 @@ class PseudoExamplesDistiller(InversionDistiller):
     `InversionDistiller`.
 
     Args:
-        student: The network that learns and that is deployed.
-        teacher: The network that teaches; it is frozen and left out of every checkpoint.
+        student: The network that is trained, evaluated and exported.
+        teacher: The network that teaches; it is frozen, and in no checkpoint.
         terms: The losses of the student by name, of both kinds.
         synthesizer: Makes the pseudo examples: a `PseudoExampleSynthesis`.
         memory_size: The number of pseudo examples when the bank is full.
