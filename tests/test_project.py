@@ -148,3 +148,10 @@ def test_the_learner_imports_where_jsonargparse_is_missing():
 
 def _python(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT).stdout
+
+
+@pytest.mark.xdist_group("kept together")
+def test_a_group_of_tests_stays_with_one_worker(request):
+    """pytest-xdist tells its scheduler so in the test's name; from pytest 9.2 on, version 3.8 fails to, in silence."""
+    grouped = getattr(request.config.option, "loadgroup", False)
+    assert request.node.nodeid.endswith("@kept together") == grouped
