@@ -130,6 +130,9 @@ def release() -> None:
 def report(costs: list[Cost], peaks: dict[str, int], most: int = 10) -> list[str]:
     """The lines of `--measure`: the peak of each worker, and the most expensive tests and files."""
     lines = [f"{worker or 'this process'}: at most {peak} MiB resident" for worker, peak in sorted(peaks.items())]
+    lines += ["", f"tests with the {most} highest peaks (peak, growth):"]
+    by_peak = sorted(costs, key=lambda cost: -cost.peak)[:most]
+    lines += [f"{cost.peak:6d} MiB {cost.growth:6d} MiB  {cost.test}" for cost in by_peak]
     lines += ["", f"tests after which {most} times the most memory stayed resident (growth, peak):"]
     by_growth = sorted(costs, key=lambda cost: -cost.growth)[:most]
     lines += [f"{cost.growth:6d} MiB {cost.peak:6d} MiB  {cost.test}" for cost in by_growth]

@@ -150,6 +150,7 @@ def test_a_part_goes_on_top(part, workplace):
     assert saved["trainer"]["precision"] == (precision[1] if precision else None)
 
 
+@pytest.mark.xdist_group("two processes")
 def test_two_processes_from_the_command_line(workplace):
     given = [*shipped.small("mnist/distilled"), "--config=configs/parts/ddp.yaml"]
     command = [sys.executable, "-m", "kd_lightning", "fit", *given]

@@ -80,6 +80,9 @@ assert (added.baseline.name, added.teacher.path, len(added.runs)) == ("alone", "
 """
 
 
+pytestmark = pytest.mark.xdist_group("a new loss")  # whose files are written once
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project, with the four files of a new loss."""

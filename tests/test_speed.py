@@ -39,6 +39,7 @@ def test_lightnings_own_loop_is_seen_to_make_more(teacher_checkpoint: Path):
     assert calls_a_step("student", teacher_checkpoint, LIGHTNINGS_LOOP) > 1000
 
 
+@pytest.mark.slow  # a whole epoch
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says what a process's peak was")
 def test_a_distilled_run_takes_little_memory_with_data_and_cache_resident(teacher_checkpoint: Path):
     assert peak_memory(teacher_checkpoint) <= 140

@@ -49,11 +49,11 @@ class KNNGraphDataModule(SourceDataModule):
         UsageError: An argument is out of its range, or the source cannot be read.
 
     Example:
-        >>> from kd_lightning.data import MNIST
-        >>> data = KNNGraphDataModule(MNIST(), num_labeled=20, batch_size=20)
+        >>> from kd_lightning.data import Digits
+        >>> data = KNNGraphDataModule(Digits(), num_labeled=20, val_size=0, batch_size=20)
         >>> batch = next(iter(data.train_dataloader()))
         >>> batch["features"].shape, batch["graph"]["x"].shape
-        (torch.Size([20, 784]), torch.Size([10000, 784]))
+        (torch.Size([20, 64]), torch.Size([500, 64]))
     """
 
     training_is_random = False

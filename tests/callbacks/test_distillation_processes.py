@@ -21,6 +21,8 @@ from kd_lightning.losses import KDLoss
 from tests import toys
 from tests.ranks import run_two
 
+pytestmark = pytest.mark.xdist_group("two processes")  # whose runs are made once
+
 
 class Hint(nn.Module):
     """A loss with a connector that compares samples with each other."""

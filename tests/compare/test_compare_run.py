@@ -24,7 +24,10 @@ from kd_lightning.compare.run.training import Training
 from kd_lightning.core.hashing import weights_hash
 
 # Lightning's command line uses what jsonargparse has renamed
-pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
+    pytest.mark.xdist_group("a comparison"),  # whose runs are made once
+]
 
 
 class Comparison(NamedTuple):

@@ -19,7 +19,10 @@ from kd_lightning.__main__ import main
 from kd_lightning.cli.engine import build
 
 # Lightning's command line uses what jsonargparse has renamed
-pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
+    pytest.mark.xdist_group("a comparison of user data"),  # whose runs are made once
+]
 
 SEEDS = (0, 1, 2)
 

@@ -18,6 +18,8 @@ from kd_lightning.losses import FeatureMSELoss, TaskLoss
 from tests import toys
 from tests.ranks import run_two
 
+pytestmark = pytest.mark.xdist_group("two processes")  # whose runs are made once
+
 ROWS, CLASSES = 11, 3
 
 

@@ -86,7 +86,12 @@ def test_nothing_is_said_unless_it_is_asked_for(tmp_path):
 
 def test_the_shipped_part_has_nothing_in_the_way_but_the_cpu(workplace):
     given = ["--config=configs/mnist/distilled.yaml", "--config=configs/parts/cuda_graph.yaml"]
-    short = ["--trainer.accelerator=cpu", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=1"]
+    short = [
+        "--trainer.accelerator=cpu",
+        "--trainer.limit_train_batches=3",
+        "--trainer.limit_val_batches=1",
+        "--data.init_args.train_size=640",
+    ]
     own = [
         "--trainer.max_epochs=1",
         "--trainer.enable_checkpointing=false",

@@ -492,6 +492,7 @@ def distributed(folder: Path, fast: bool) -> dict[str, Any]:
     }
 
 
+@pytest.mark.xdist_group("two processes")
 @pytest.mark.skipif(toys.ACCELERATOR == "gpu", reason="two processes would share what may be the only GPU")
 def test_two_processes_do_what_they_do_without_it(tmp_path):
     with socket.socket() as free:

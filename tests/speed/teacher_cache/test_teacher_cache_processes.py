@@ -19,7 +19,7 @@ from kd_lightning.networks import Ensemble
 from tests import toys
 from tests.ranks import run_two
 
-pytestmark = pytest.mark.xdist_group("teacher cache on two processes")  # whose runs are made once
+pytestmark = pytest.mark.xdist_group("two processes")  # whose runs are made once
 RUNS: dict[str, dict[str, Any]] = {
     "plain": {},
     "views": {"num_augmented_views": 2, "augmentation": toys.Noise()},
