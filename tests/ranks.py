@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
 import socket
-import subprocess
 import sys
 from pathlib import Path
+
+SERVER = multiprocessing.get_context("forkserver")
+"""Forks processes from one that has imported Lightning and computed nothing: imports take longer than a small run."""
+SERVER.set_forkserver_preload(["tests.toys"])
 
 
 def run_two(module: str, out: Path) -> None:
@@ -14,16 +19,31 @@ def run_two(module: str, out: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", module, str(out)],
-            env=os.environ | shared | {"LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output.decode()
+    ranks = [SERVER.Process(target=_run, args=(rank, port, module, out)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(timeout=300)
+    for number, rank in enumerate(ranks):
+        rank.kill()  # if it is still running
+        assert rank.exitcode == 0, _output(out, number).read_text()
+
+
+def _output(out: Path, rank: int) -> Path:
+    return out / f"output-{rank}.txt"
+
+
+def _run(rank: int, port: str, module: str, out: Path) -> None:
+    with _output(out, rank).open("w") as output:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(output.fileno(), stream.fileno())
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "NODE_RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": str(rank),
+        "OMP_NUM_THREADS": "1",
+    }
+    sys.argv = [module, str(out)]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -30,7 +30,7 @@ from tests.shipped import METHODS
 PARTS = sorted((SHIPPED / "parts").glob("*.yaml"))
 ZOO = SHIPPED / "compare/zoo.yaml"
 CHOSEN = shipped.one_of_each_pair()
-"""Whose whole command line runs in `make test`."""
+"""Whose whole command line runs in `make test`, which trains, saves and loads the others for one step."""
 
 pytestmark = pytest.mark.filterwarnings(
     r"ignore:\s*(By default only one Jsonargparse|\S+ was deprecated in v4)"
@@ -63,7 +63,12 @@ def check_checkpoint(path: Path, cli: Any, batches: int) -> None:
         assert toys.same(loaded.state_dict(), trained)
 
 
-@pytest.mark.parametrize("name", METHODS)
+def choose(ours: bool) -> list[Any]:
+    """Every method, of which those that are chosen (or those that are not) are tried by `make test`, too."""
+    return [pytest.param(name, marks=[] if (name in CHOSEN) == ours else pytest.mark.slow) for name in METHODS]
+
+
+@pytest.mark.parametrize("name", choose(False))
 def test_a_step_is_trained_and_loaded_again(name, provide, tmp_path):
     provide(name)
     one = ["--trainer.limit_train_batches=1", "--trainer.enable_checkpointing=false"]
@@ -74,9 +79,7 @@ def test_a_step_is_trained_and_loaded_again(name, provide, tmp_path):
     check_checkpoint(tmp_path / "step.ckpt", cli, batches=1)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in CHOSEN else pytest.mark.slow) for name in METHODS]
-)
+@pytest.mark.parametrize("name", choose(True))
 def test_the_command_line_trains_and_tests(name, provide, tmp_path):
     provide(name)
     assert main(["fit", *shipped.small(name), f"--trainer.default_root_dir={tmp_path}/run"]) == 0

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from tests import found, toys, two_processes
+from tests.ranks import run_two
 
 pytestmark = pytest.mark.xdist_group("two processes")  # whose runs are made once
 
@@ -19,28 +15,7 @@ pytestmark = pytest.mark.xdist_group("two processes")  # whose runs are made onc
 def ranks(tmp_path_factory):
     """What each of two ranks computed; see `two_processes`."""
     out = tmp_path_factory.mktemp("two_processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "NODE_RANK": "0",
-        "WORLD_SIZE": "2",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "tests.two_processes", str(out)]
-    processes = [
-        subprocess.Popen(
-            command,
-            env=os.environ | shared | {"LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=300)[0].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    run_two("tests.two_processes", out)
     return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
 
 

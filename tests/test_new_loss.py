@@ -116,6 +116,7 @@ def test_benchmark_page_and_comparison_have_it(tree: Path):
     assert not done.returncode, done.stderr
 
 
+@pytest.mark.slow  # a session of tests in a copy of the tree
 def test_the_shared_tests_of_losses_have_it(tree: Path):
     done = run(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/losses", "-k", "Halved or test_halved")
     assert not done.returncode, done.stdout

@@ -135,10 +135,11 @@ def test_importing_the_package_waits_for_nothing_heavy():
 
 
 def test_the_public_names_load_neither_torchvision_nor_matplotlib_nor_the_command_line():
-    code = "import sys, kd_lightning as k, kd_lightning.callbacks, kd_lightning.data; [getattr(k, n) for n in dir(k)]"
-    loaded = set(_python(f"{code}; print(*sys.modules)").split())
-    beside_lightning = set(_python("import sys, lightning.pytorch; print(*sys.modules)").split())
-    assert not {"torchvision", "matplotlib", "scipy", "pandas"} & (loaded - beside_lightning)
+    lightning = "import sys, lightning.pytorch; before = {*sys.modules}"
+    ours = "import kd_lightning as k, kd_lightning.callbacks, kd_lightning.data; [getattr(k, n) for n in dir(k)]"
+    loaded = set(_python(f"{lightning}; {ours}; print(*{{*sys.modules}} - before)").split())
+    assert "kd_lightning.callbacks.distillation" in loaded
+    assert not {"torchvision", "matplotlib", "scipy", "pandas"} & loaded
 
 
 def test_the_learner_imports_where_jsonargparse_is_missing():

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
     ("config", "more", "limit"),
     [
         ("student", [], 300),
-        ("student", [FUSED], 275),
+        pytest.param("student", [FUSED], 275, marks=pytest.mark.slow),
         ("distilled", [CACHED, FUSED], 300),
         ("distilled", [CACHED, FUSED, *BUSY], 400),
     ],
@@ -35,6 +35,7 @@ def test_a_step_makes_few_python_calls(config, more, limit, teacher_checkpoint: 
     assert calls_a_step(config, teacher_checkpoint, *more, few) <= limit
 
 
+@pytest.mark.slow  # only the limits above are promised
 def test_lightnings_own_loop_is_seen_to_make_more(teacher_checkpoint: Path):
     assert calls_a_step("student", teacher_checkpoint, LIGHTNINGS_LOOP) > 1000
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -40,6 +39,7 @@ from kd_lightning.cli.run_dir import TensorBoardEvents
 from kd_lightning.speed.fast_loop.epoch import FastEpoch
 from kd_lightning.speed.fast_loop.step import FastStep
 from tests import toys
+from tests.ranks import run_two
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning"),
@@ -305,7 +305,9 @@ def test_everything_that_a_fit_leaves_behind_is_the_same(case, tmp_path, fast_st
     "case", ["plain", "accumulates, schedules, clips", "validates in mid-epoch", "anyone's module"]
 )
 @pytest.mark.parametrize(("first", "second"), [(True, True), (True, False), (False, True)])
-@pytest.mark.parametrize("stop", [4, 16, 21])
+@pytest.mark.parametrize(
+    "stop", [pytest.param(4, marks=pytest.mark.slow), 16, pytest.param(21, marks=pytest.mark.slow)]
+)
 def test_a_run_goes_on_from_any_step_in_every_combination(case, first, second, stop, tmp_path):
     """Lightning's loop in both runs is the truth: anyone's running means of an epoch are in no checkpoint."""
     kept = {}
@@ -495,23 +497,7 @@ def distributed(folder: Path, fast: bool) -> dict[str, Any]:
 @pytest.mark.xdist_group("two processes")
 @pytest.mark.skipif(toys.ACCELERATOR == "gpu", reason="two processes would share what may be the only GPU")
 def test_two_processes_do_what_they_do_without_it(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "WORLD_SIZE": "2",
-        "OMP_NUM_THREADS": "1",
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.speed.test_fast_loop", str(tmp_path)],
-            env=environment | {"LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    run_two("tests.speed.test_fast_loop", tmp_path)
     for rank in range(2):
         kept = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert_same(kept["fast"], kept["own"])
