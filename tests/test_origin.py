@@ -154,6 +154,7 @@ def test_all_of_mnist_in_938_batches():
     assert (images[:, 0] == images[:, 2]).all()
 
 
+@pytest.mark.slow
 def test_the_command_runs_unfinished_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     command = ["--seeds", "0", "--epochs", "1", "--workers", "1", "--folder", str(tmp_path), "--limit-batches"]
     main([*command, "2"])

@@ -56,11 +56,11 @@ class ResidentDataModule(SourceDataModule):
         UsageError: An argument is out of its range, or the source's images or labels have a wrong type or shape.
 
     Example:
-        >>> from kd_lightning.data import ColouredDigits
-        >>> data = ResidentDataModule(ColouredDigits(), batch_size=64, train_size=100, steps_per_epoch=1500)
+        >>> from kd_lightning.data import Digits
+        >>> data = ResidentDataModule(Digits(), batch_size=64, train_size=100, val_size=500, steps_per_epoch=1500)
         >>> loader = data.train_dataloader()
         >>> len(loader), next(iter(loader))[0].shape
-        (1500, torch.Size([64, 3, 32, 32]))
+        (1500, torch.Size([64, 1, 8, 8]))
     """
 
     def __init__(

@@ -77,6 +77,7 @@ def test_a_checkpoint_of_no_variant_gets_one_line(tmp_path: Path, capfd: pytest.
     assert "no run to take a checkpoint from 'digits/alnoe'; did you mean" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_mean_of_the_networks_or_one_of_them_is_measured(tmp_path: Path) -> None:
     root, plan = tmp_path / "runs", plan_with_peers()
     variants = plan["groups"]["digits"]["variants"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from datetime import timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,10 @@ for hook in HOOKS:
 def plain(value: Any) -> Any:
     """Something that compares by its bits."""
     if isinstance(value, Tensor):
-        return (str(value.dtype), value.detach().flatten().tolist())
+        flat = value.detach().flatten()
+        large = flat.numel() > 64  # as numbers of Python's, batches would take hundreds of MiB
+        bits = sha256(flat.cpu().view(torch.uint8).numpy()).hexdigest() if large else flat.tolist()
+        return (str(value.dtype), list(value.shape), bits)
     if isinstance(value, dict):
         return {key: plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from kd_lightning import UsageError
 from kd_lightning.data import MNIST, ColouredDigits, ResidentDataModule
+from kd_lightning.data.sources.base import LabeledImages
 from kd_lightning.data.sources.coloured_digits import draw_colours
 
 GROUNDS = ("dark", "any")
@@ -101,9 +102,18 @@ def test_another_ground_is_refused():
         ColouredDigits("light")  # pyright: ignore[reportArgumentType]
 
 
+class Fewer(ColouredDigits):
+    """The test digits, to train on in little memory."""
+
+    num_train = 10_000
+
+    def train(self) -> LabeledImages:
+        return self.test()
+
+
 def test_it_is_trained_on_like_any_other():
-    data = ResidentDataModule(ColouredDigits(), train_size=100, num_channels=3, batch_size=20)
+    data = ResidentDataModule(Fewer(), train_size=100, num_channels=3, batch_size=20)
     x, y, index = next(iter(data.train_dataloader()))
     assert x.shape == (20, 3, 32, 32)
-    assert torch.equal(y, MNIST().train().labels[index])
+    assert torch.equal(y, MNIST().test().labels[index])
     assert torch.equal((x * 255).round().byte(), data.train_set.images[index])
