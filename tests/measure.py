@@ -63,6 +63,11 @@ class Measure:
         self.settled = memory("VmRSS")
         """What was resident after the last release."""
 
+    def pytest_collection_finish(self) -> None:
+        """Release what reading the tests took."""
+        release()
+        self.settled = memory("VmRSS")
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         seconds, before, earlier = processor_seconds(), memory("VmRSS"), memory("VmHWM")

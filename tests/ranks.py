@@ -9,8 +9,9 @@ import socket
 import sys
 from pathlib import Path
 
-SERVER = multiprocessing.get_context("forkserver")
+START = "forkserver"
 """Forks processes from one that has imported Lightning and computed nothing: imports take longer than a small run."""
+SERVER = multiprocessing.get_context(START)
 SERVER.set_forkserver_preload(["tests.toys"])
 
 

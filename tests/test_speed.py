@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("config", "more", "limit"),
     [
-        ("student", [], 300),
+        pytest.param("student", [], 300, marks=pytest.mark.slow),
         pytest.param("student", [FUSED], 275, marks=pytest.mark.slow),
         ("distilled", [CACHED, FUSED], 300),
         ("distilled", [CACHED, FUSED, *BUSY], 400),

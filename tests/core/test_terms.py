@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from kd_lightning.core.term import Term, names
 from kd_lightning.losses import KDLoss, TaskLoss, kd_loss, task_loss
 from kd_lightning.losses.common.checks import check_width
+from tests import ranks
 
 
 class Recorder(nn.Module):
@@ -218,11 +219,12 @@ def one_rank(rank: int, port: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.xdist_group("two processes")
 def test_a_loss_that_compares_samples_gets_the_batch_of_all_ranks_and_the_gradient_of_one_process(tmp_path: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(one_rank, args=(port, tmp_path), nprocs=2)
+    mp.start_processes(one_rank, args=(port, tmp_path), nprocs=2, start_method=ranks.START)
     loss, whole = gradient(Learner(RelationLoss()), global_batch())
     for rank in range(2):
         (gathered_loss, gathered), (_, per_rank) = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

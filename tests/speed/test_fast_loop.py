@@ -413,6 +413,7 @@ def test_nothing_is_told_of_a_loop_that_is_switched_off_or_runs(version, tmp_pat
     assert not of_the_loop(told)
 
 
+@pytest.mark.slow
 def test_the_command_line_names_another_release(workplace):
     code = (
         "import sys, lightning; lightning.__version__ = '2.99.0'; from kd_lightning.__main__ import main; "
