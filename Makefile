@@ -45,7 +45,7 @@ origin: .venv/ready  ## reproduce the notebook that this project comes from, as 
 	$(BIN)/python -m benchmarks.origin --report
 
 test: .venv/ready  ## run the quick tests on two cores
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow" --max-memory 1536
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow" --max-memory 1792
 
 test-all: .venv/foreign  ## run every test, minutes longer, those in other people's libraries included
 	$(BIN)/pytest -n 2 --dist loadgroup

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks.losses import ENTRIES, TOLERANCE, disagreement, measure
+from benchmarks.losses import ENTRIES, TOLERANCE, Entry, disagreement, measure
 from benchmarks.zoo import difference
 from kd_lightning import losses
 
-by_name = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.name}-{entry.shapes}".replace(" ", ""))
+
+def is_large(entry: Entry) -> bool:
+    """Return True if its inputs are so many numbers that their gradients take a hundred MiB and more."""
+    sides = (shapes if isinstance(shapes, list) else [shapes] for shapes in (entry.student, entry.teacher))
+    return sum(math.prod(shape) for side in sides for shape in side) > 10**6
+
+
+by_name = pytest.mark.parametrize(
+    "entry",
+    [pytest.param(entry, marks=pytest.mark.slow if is_large(entry) else ()) for entry in ENTRIES],
+    ids=[f"{entry.name}-{entry.shapes}".replace(" ", "") for entry in ENTRIES],
+)
 
 
 def the(name: str, shapes: str):

@@ -82,7 +82,7 @@ def draw_colours(index: Tensor, ground: Ground, salt: int) -> tuple[Tensor, Tens
 def _coloured(data: LabeledImages, ground: Ground, salt: int) -> LabeledImages:
     grounds, digits = draw_colours(torch.arange(len(data.labels)), ground, salt)
     images = torch.empty(len(data.labels), 3, SIZE, SIZE, dtype=torch.uint8)
-    for rows in torch.arange(len(images)).split(1000):
+    for rows in torch.arange(len(images)).split(200):
         m = functional.pad(data.images[rows], [BORDER] * 4).int()
         low, high = grounds[rows, :, None, None], digits[rows, :, None, None]
         # whole numbers, so that the bytes are equal on every machine; v / 255 rounded is (v + 128) * 257 / 2^16
