@@ -75,9 +75,15 @@ class SRDLoss(DistillationLoss):
         check_samples(student, teacher)
         check_width(student, self.student_channels, "student")
         check_width(teacher, self.teacher_channels, "teacher")
-        # Normalisation removes the mean after the projector anyway; removing it before loses less to rounding.
-        student, teacher = (side - side.detach().mean(dim=0) for side in (pooled(student), pooled(teacher)))
+        # Normalisation removes the mean after the projector anyway; removing it first loses less to rounding.
+        student, teacher = (pooled(_centred(side)) for side in (student, teacher))
         return srd_loss(connect(self.connector, student), teacher, self.exponent)
+
+
+def _centred(features: Tensor) -> Tensor:
+    """Subtract each channel's mean over samples and positions; the difference of close numbers is exact."""
+    mean = upcast(features.detach()).mean(dim=[0, *range(2, features.dim())], keepdim=True)
+    return features - mean
 
 
 def _normalised(features: Tensor) -> Tensor:
