@@ -67,11 +67,11 @@ class Measure:
         """Release what reading the tests took, and leave what stays out of later collections of garbage."""
         release()
         gc.freeze()
+        self.settled = memory("VmRSS")
 
     def pytest_unconfigure(self) -> None:
         """Let what stayed be collected at the end; bindings in C++ report what is not."""
         gc.unfreeze()
-        self.settled = memory("VmRSS")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:

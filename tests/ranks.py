@@ -9,17 +9,26 @@ import socket
 import sys
 from pathlib import Path
 
+import pytest
+
+two_processes = pytest.mark.xdist_group("two processes")
+"""One worker makes all tests of two processes: the runs of each file once, and no two pairs at the same time."""
 START = "forkserver"
 """Forks processes from one that has imported Lightning and computed nothing: imports take longer than a small run."""
 SERVER = multiprocessing.get_context(START)
 SERVER.set_forkserver_preload(["tests.toys"])
 
 
-def run_two(module: str, out: Path) -> None:
-    """Runs ``python -m module out`` as rank 0 and rank 1 of two."""
+def free_port() -> int:
+    """A port of this machine that no program listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+        return free.getsockname()[1]
+
+
+def run_two(module: str, out: Path) -> None:
+    """Runs ``python -m module out`` as rank 0 and rank 1 of two."""
+    port = free_port()
     ranks = [SERVER.Process(target=_run, args=(rank, port, module, out)) for rank in range(2)]
     for rank in ranks:
         rank.start()
@@ -34,13 +43,13 @@ def _output(out: Path, rank: int) -> Path:
     return out / f"output-{rank}.txt"
 
 
-def _run(rank: int, port: str, module: str, out: Path) -> None:
+def _run(rank: int, port: int, module: str, out: Path) -> None:
     with _output(out, rank).open("w") as output:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(output.fileno(), stream.fileno())
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
+        "MASTER_PORT": str(port),
         "NODE_RANK": "0",
         "WORLD_SIZE": "2",
         "LOCAL_RANK": str(rank),

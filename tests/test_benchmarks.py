@@ -8,15 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.losses import ENTRIES, TOLERANCE, Entry, disagreement, measure
+from benchmarks.losses import ENTRIES, TOLERANCE, Entry, disagreement, listed, measure
 from benchmarks.zoo import difference
 from kd_lightning import losses
 
 
 def is_large(entry: Entry) -> bool:
     """Return True if its inputs are so many numbers that their gradients take a hundred MiB and more."""
-    sides = (shapes if isinstance(shapes, list) else [shapes] for shapes in (entry.student, entry.teacher))
-    return sum(math.prod(shape) for side in sides for shape in side) > 10**6
+    return sum(math.prod(shape) for side in (entry.student, entry.teacher) for shape in listed(side)) > 10**6
 
 
 by_name = pytest.mark.parametrize(

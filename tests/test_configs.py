@@ -24,7 +24,7 @@ from kd_lightning.cli.configs import SHIPPED
 from kd_lightning.cli.engine import build
 from kd_lightning.compare.plan.plan_file import read_plan
 from kd_lightning.core.traits import has_trait
-from tests import shipped, toys
+from tests import ranks, shipped, toys
 from tests.shipped import METHODS
 
 PARTS = sorted((SHIPPED / "parts").glob("*.yaml"))
@@ -63,12 +63,14 @@ def check_checkpoint(path: Path, cli: Any, batches: int) -> None:
         assert toys.same(loaded.state_dict(), trained)
 
 
-def choose(ours: bool) -> list[Any]:
-    """Every method, of which those that are chosen (or those that are not) are tried by `make test`, too."""
-    return [pytest.param(name, marks=[] if (name in CHOSEN) == ours else pytest.mark.slow) for name in METHODS]
+def every_method(quick: set[str]) -> Any:
+    """Parametrize a test with every method, of which all but the quick ones are slow tests."""
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in METHODS]
+    )
 
 
-@pytest.mark.parametrize("name", choose(False))
+@every_method(quick=METHODS.keys() - CHOSEN)
 def test_a_step_is_trained_and_loaded_again(name, provide, tmp_path):
     provide(name)
     one = ["--trainer.limit_train_batches=1", "--trainer.enable_checkpointing=false"]
@@ -79,7 +81,7 @@ def test_a_step_is_trained_and_loaded_again(name, provide, tmp_path):
     check_checkpoint(tmp_path / "step.ckpt", cli, batches=1)
 
 
-@pytest.mark.parametrize("name", choose(True))
+@every_method(quick=CHOSEN)
 def test_the_command_line_trains_and_tests(name, provide, tmp_path):
     provide(name)
     assert main(["fit", *shipped.small(name), f"--trainer.default_root_dir={tmp_path}/run"]) == 0
@@ -153,7 +155,7 @@ def test_a_part_goes_on_top(part, workplace):
     assert saved["trainer"]["precision"] == (precision[1] if precision else None)
 
 
-@pytest.mark.xdist_group("two processes")
+@ranks.two_processes
 def test_two_processes_from_the_command_line(workplace):
     given = [*shipped.small("mnist/distilled"), "--config=configs/parts/ddp.yaml"]
     command = [sys.executable, "-m", "kd_lightning", "fit", *given]

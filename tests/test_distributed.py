@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tests import found, toys, two_processes
-from tests.ranks import run_two
+from tests.ranks import run_two, two_processes as together
 
-pytestmark = pytest.mark.xdist_group("two processes")  # whose runs are made once
+pytestmark = together
 
 
 @pytest.fixture(scope="module")

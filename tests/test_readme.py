@@ -25,6 +25,7 @@ COMMANDS = [
 ]
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
+SHORT_COMMANDS = {"fit": [*SHORT, "--data.init_args.train_size=1000"], "test": ["--trainer.limit_test_batches=1"]}
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +39,7 @@ def test_its_commands_run_in_their_order(folder, monkeypatch, capsys):
     assert named == ["fit"] * 3 + ["test", "export", "list", "show", "layers", "fit"]
     for command in COMMANDS:
         _, *arguments = shlex.split(command)
-        short = (
-            [*SHORT, "--data.init_args.train_size=1000"]
-            if arguments[0] == "fit"
-            else ["--trainer.limit_test_batches=1"]
-            if arguments[0] == "test"
-            else []
-        )
-        assert main([*arguments, *short]) == 0, command
+        assert main([*arguments, *SHORT_COMMANDS.get(arguments[0], [])]) == 0, command
     assert (folder / "runs/mnist/teacher/last.ckpt").exists()
     assert (folder / "student.safetensors").exists()
     assert "1503.02531" in capsys.readouterr().out

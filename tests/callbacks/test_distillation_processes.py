@@ -19,9 +19,9 @@ from kd_lightning.callbacks.distillation import Distillation
 from kd_lightning.core.hashing import weights_hash
 from kd_lightning.losses import KDLoss
 from tests import toys
-from tests.ranks import run_two
+from tests.ranks import run_two, two_processes
 
-pytestmark = pytest.mark.xdist_group("two processes")  # whose runs are made once
+pytestmark = two_processes
 
 
 class Hint(nn.Module):

@@ -16,9 +16,9 @@ from kd_lightning import Classifier, OfflineDistiller, Term
 from kd_lightning.core.metrics import multilabel_metrics, regression_metrics
 from kd_lightning.losses import FeatureMSELoss, TaskLoss
 from tests import toys
-from tests.ranks import run_two
+from tests.ranks import run_two, two_processes
 
-pytestmark = pytest.mark.xdist_group("two processes")  # whose runs are made once
+pytestmark = two_processes
 
 ROWS, CLASSES = 11, 3
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -219,12 +218,9 @@ def one_rank(rank: int, port: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.xdist_group("two processes")
+@ranks.two_processes
 def test_a_loss_that_compares_samples_gets_the_batch_of_all_ranks_and_the_gradient_of_one_process(tmp_path: Path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(one_rank, args=(port, tmp_path), nprocs=2, start_method=ranks.START)
+    mp.start_processes(one_rank, args=(ranks.free_port(), tmp_path), nprocs=2, start_method=ranks.START)
     loss, whole = gradient(Learner(RelationLoss()), global_batch())
     for rank in range(2):
         (gathered_loss, gathered), (_, per_rank) = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -24,8 +24,6 @@ from kd_lightning.losses import FeatureMSELoss, KDLoss
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 from tests import found, ranks, toys
 
-two_processes = pytest.mark.xdist_group("two processes")  # whose runs are made once
-
 HELD = [name for name, build in found.cases().items() if isinstance(build().learner, FrozenTeacher)]
 
 
@@ -280,12 +278,12 @@ def of_ranks(tmp_path_factory):
     return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@two_processes
+@ranks.two_processes
 def test_all_ranks_have_the_teacher_of_rank_0(of_ranks):
     assert {found["other"] for found in of_ranks} == {weights_hash(toys.network(16, seed=5))}
 
 
-@two_processes
+@ranks.two_processes
 def test_a_sharded_teacher_equals_a_whole_one_and_is_checked_for_changes(of_ranks):
     first, second = of_ranks
     assert first["hash"] == second["hash"]

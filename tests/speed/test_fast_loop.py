@@ -40,7 +40,7 @@ from kd_lightning.cli.run_dir import TensorBoardEvents
 from kd_lightning.speed.fast_loop.epoch import FastEpoch
 from kd_lightning.speed.fast_loop.step import FastStep
 from tests import toys
-from tests.ranks import run_two
+from tests.ranks import run_two, two_processes
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning"),
@@ -499,7 +499,7 @@ def distributed(folder: Path, fast: bool) -> dict[str, Any]:
     }
 
 
-@pytest.mark.xdist_group("two processes")
+@two_processes
 @pytest.mark.skipif(toys.ACCELERATOR == "gpu", reason="two processes would share what may be the only GPU")
 def test_two_processes_do_what_they_do_without_it(tmp_path):
     run_two("tests.speed.test_fast_loop", tmp_path)

@@ -17,9 +17,9 @@ from kd_lightning.callbacks import TeacherCache
 from kd_lightning.losses import EnsembleLoss, KDLoss
 from kd_lightning.networks import Ensemble
 from tests import toys
-from tests.ranks import run_two
+from tests.ranks import run_two, two_processes
 
-pytestmark = pytest.mark.xdist_group("two processes")  # whose runs are made once
+pytestmark = two_processes
 RUNS: dict[str, dict[str, Any]] = {
     "plain": {},
     "views": {"num_augmented_views": 2, "augmentation": toys.Noise()},
