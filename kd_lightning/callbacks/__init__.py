@@ -1,6 +1,7 @@
 """Callbacks: distillation for any module, schedules, evolving teachers, exact resumes, loggers and speed."""
 
 from kd_lightning.callbacks.distillation import Distillation as Distillation
+from kd_lightning.callbacks.fault_tolerance import FaultTolerance as FaultTolerance
 from kd_lightning.callbacks.loggers.activation_statistics import ActivationStatistics as ActivationStatistics
 from kd_lightning.callbacks.loggers.attention_maps import AttentionMapsLogger as AttentionMapsLogger
 from kd_lightning.callbacks.loggers.synthetic_images import SyntheticImagesLogger as SyntheticImagesLogger

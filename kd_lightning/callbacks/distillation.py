@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from kd_lightning.callbacks.user_module import (
 from kd_lightning.core.activations import Activations, Call, record_activations, record_calls
 from kd_lightning.core.compiled_calls import anything_compiled, hook_guards
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.finite_check import attach_finite_check
 from kd_lightning.core.freezing import exclude_from_state_dict
 from kd_lightning.core.lightning_internals import active_results, average_model
 from kd_lightning.core.loss import loss_trait
@@ -120,6 +120,7 @@ class Distillation(Callback):
         """Register the terms in the module, for devices, processes and schedules, and replace two of its methods."""
         if stage != "fit":
             return
+        attach_finite_check(trainer, pl_module)
         self.held.hold()
         self._expected, self._has_logged, self._compiles = None, False, True
         self.terms.is_checked = finetunes(trainer)
@@ -217,12 +218,6 @@ class Distillation(Callback):
 
     def _log(self, trainer: Trainer, module: LightningModule, losses: dict[str, Tensor]) -> None:
         values = self.terms.log_values(losses)
-        for name, loss in losses.items():
-            if not torch.isfinite(loss):
-                raise UsageError(
-                    f"the term {name!r} is not finite at step {trainer.global_step} ({loss.item():g}): look "
-                    "for non-finite inputs, a learning rate that is too high, or a temperature far below 1"
-                )
         logged = active_results(trainer)
         for name in () if self._has_logged else values:
             if f"training_step.{name}" in logged and not logged[f"training_step.{name}"].has_reset:

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from torch import nn
 from typing_extensions import override
 
-from kd_lightning.callbacks import ExactResume, FastLoop, TeacherFreezing
+from kd_lightning.callbacks import ExactResume, FastLoop, FaultTolerance, TeacherFreezing
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.files import atomic_write
 from kd_lightning.core.freezing import is_frozen
@@ -114,7 +114,7 @@ def default_loggers(folder: str | Path) -> list[Logger]:
 def add_default_callbacks(
     given: list[Callback], folder: str | Path, learner: LightningModule, checkpoints: bool, progress_bar: bool
 ) -> list[Callback]:
-    """Add the default callbacks of each kind that a run does not bring itself: resume, freezing, speed, checkpoints.
+    """Add the default callbacks of each kind that a run lacks: fault tolerance, resume, freezing, speed, checkpoints.
 
     Args:
         given: The run's own callbacks.
@@ -124,7 +124,7 @@ def add_default_callbacks(
         checkpoints: Write ``best.ckpt`` and ``last.ckpt``.
         progress_bar: Show a progress bar.
     """
-    first: list[Callback] = []
+    first: list[Callback] = [] if _any(given, FaultTolerance) else [FaultTolerance()]
     if not _any(given, ExactResume):
         first.append(ExactResume())  # before any callback that draws random numbers
     is_changed = any(has_trait(callback, "changes_teacher") for callback in given)

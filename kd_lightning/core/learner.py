@@ -16,13 +16,14 @@ from torchmetrics import MetricCollection
 from kd_lightning.core.activations import Activations, differentiable, logits, logits_of, run, tap
 from kd_lightning.core.batch import Batch, InputKeys, accepted_inputs, check_inputs, split_batch, split_by_keys
 from kd_lightning.core.evaluation import Evaluation, Stage
+from kd_lightning.core.finite_check import attach_finite_check
 from kd_lightning.core.freezing import freeze, is_frozen
 from kd_lightning.core.hyperparameters import save_plain_hyperparameters
 from kd_lightning.core.loss import loss_trait
 from kd_lightning.core.progress import should_log
 from kd_lightning.core.protocols import data_module_of
 from kd_lightning.core.term import Term
-from kd_lightning.core.terms import Terms, check_is_finite, finetunes
+from kd_lightning.core.terms import Terms, finetunes
 
 OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
 LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
@@ -147,7 +148,9 @@ class Learner(LightningModule, ABC):
     # ---- hooks of Lightning
 
     def setup(self, stage: str) -> None:
-        """Freeze frozen networks again, after every callback's setup, and find an example input for the summary."""
+        """Freeze frozen networks again, after every callback's setup, and let every step be checked to be finite."""
+        if stage == "fit":
+            attach_finite_check(self.trainer, self)
         for module in self.modules():
             if is_frozen(module):
                 freeze(module)
@@ -216,7 +219,6 @@ class Learner(LightningModule, ABC):
     # ---- private
 
     def _log_training(self, losses: dict[str, Tensor], total: Tensor) -> None:
-        check_is_finite(losses, total, self.trainer.global_step)
         self.log_dict(self.terms.log_values(losses))
         self.log("train/loss", total, prog_bar=True)
 

@@ -53,11 +53,14 @@ __all__ = [
     "is_restarting",
     "logger_connector",
     "num_ready_batches_reached",
+    "restore_sigterm_broadcast",
     "save_interval",
     "saves_by_time",
     "set_csv_writer",
     "should_accumulate",
     "signal_connector",
+    "silence_sigterm_broadcast",
+    "skip_save_on_exception",
     "skips_backward",
     "validate_at_train_start",
     "validates_by_time",
@@ -114,6 +117,16 @@ def num_ready_batches_reached(loop: TrainingEpochLoop) -> bool:
 def broadcast_sigterm(loop: TrainingEpochLoop) -> Callable[[], None]:
     """Give the bound method that stops every process where one has received SIGTERM."""
     return loop._broadcast_sigterm_tensor
+
+
+def silence_sigterm_broadcast(loop: TrainingEpochLoop) -> None:
+    """Let the loop make no collective operation for SIGTERM at each batch: `StepFlag` has one for everything."""
+    vars(loop)["_broadcast_sigterm_tensor"] = lambda: None
+
+
+def restore_sigterm_broadcast(loop: TrainingEpochLoop) -> None:
+    """Undo `silence_sigterm_broadcast`, if it was called."""
+    vars(loop).pop("_broadcast_sigterm_tensor", None)
 
 
 def epoch_results(loop: TrainingEpochLoop) -> ResultCollection:
@@ -208,6 +221,11 @@ def save_interval(callback: ModelCheckpoint) -> int:
 def saves_by_time(callback: ModelCheckpoint) -> bool:
     """Tell if `train_time_interval` is set."""
     return callback._train_time_interval is not None
+
+
+def skip_save_on_exception(callback: ModelCheckpoint, trainer: Trainer) -> None:
+    """Let `save_on_exception` save nothing for the current step."""
+    callback._last_global_step_saved = trainer.global_step
 
 
 def average_model(callback: WeightAveraging) -> Any:

@@ -59,6 +59,8 @@ class Terms(nn.ModuleDict):
                 )
             self[name] = term
         self.is_checked = False
+        self.last: dict[str, Tensor] = {}
+        """The losses of the last step, without their graph."""
 
     def all(self) -> dict[str, Term]:
         """The terms by name, as a plain dict."""
@@ -119,6 +121,9 @@ class Terms(nn.ModuleDict):
                 if terms[name].weight:
                     check_can_teach(name, terms[name], student, loss)
             vars(self)["is_checked"] = True
+        last = vars(self)["last"] = {}  # for an error's message, as the other lines of every step: no comprehension
+        for name, loss in found.items():
+            last[name] = loss.detach()
         return found
 
     def weighted_sum(self, losses: Mapping[str, Tensor]) -> Tensor:
@@ -172,20 +177,6 @@ def check_can_teach(name: str, term: Term, student: Activations, loss: Any) -> N
             f"term {name!r} cannot teach the student: {', '.join(layers)} of the student requires no gradient "
             "(frozen layers, no_grad, detach() or a reentrant checkpoint): address a layer that learns, or "
             "give the term weight 0"
-        )
-
-
-def check_is_finite(losses: Mapping[str, Tensor], total: Tensor, step: int) -> None:
-    """Check that the sum of a step's losses is finite.
-
-    Raises:
-        UsageError: It is not, with every loss.
-    """
-    if not torch.isfinite(total):
-        found = ", ".join(f"{name}={loss.item():g}" for name, loss in losses.items())
-        raise UsageError(
-            f"the training loss is not finite at step {step} ({found}): "
-            "look for non-finite inputs, a learning rate that is too high, or a temperature far below 1"
         )
 
 

@@ -20,6 +20,8 @@ BatchNorm = _BatchNorm
 """The base of every batch normalisation."""
 Dropout = _DropoutNd
 """The base of every dropout layer."""
+foreach_norm: Callable[..., tuple[Tensor, ...]] = torch._foreach_norm
+"""Compute a norm of each tensor of a list, on a GPU in one kernel."""
 
 
 def has_step_hooks(optimizer: Optimizer) -> bool:

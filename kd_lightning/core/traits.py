@@ -26,6 +26,9 @@ class CallbackTraits:
     """Dotted name, in the LightningModule, of the teacher that the two traits above are about; None for every one."""
     changes_step: bool = False
     """Changes the training step itself, e.g. a temperature: a step recorded as a CUDA graph would not follow."""
+    hooks_are_recordable: bool = False
+    """Its hooks within a training step only launch kernels, so that a CUDA graph may record them with the step; its
+    method ``after_replay(trainer)`` is called after each replay."""
     idle_when_frozen: bool = False
     """Its hooks around a training step do nothing in this fit, because its network is frozen throughout."""
 
@@ -38,7 +41,7 @@ class SchemeTraits:
     state that changes. Only such steps can be recorded once as a CUDA graph and replayed."""
 
 
-Flag = Literal["changes_teacher", "needs_fixed_teacher", "changes_step", "idle_when_frozen"]
+Flag = Literal["changes_teacher", "needs_fixed_teacher", "changes_step", "hooks_are_recordable", "idle_when_frozen"]
 
 
 def has_trait(callback: object, flag: Flag) -> bool:

@@ -62,7 +62,7 @@ REFUSED = {
     "not finite": (
         Theirs,
         lambda: distillation(terms={"kd": Term(KDLoss(), float(2)), "bad": Term(NotFinite())}),
-        r"the term 'bad' is not finite at step 0 \(nan\)",
+        r"the loss of term 'bad' is not finite at step 0 \(kd=.*, bad=nan\)",
     ),
 }
 

@@ -460,6 +460,7 @@ def kinds(args: list[str]) -> list[str]:
 def test_missing_default_callbacks_are_added(config):
     bar = ["--trainer.enable_progress_bar=true"]
     assert kinds([config]) == [
+        "FaultTolerance",
         "ExactResume",
         "TeacherFreezing",
         "FastLoop",
@@ -474,7 +475,8 @@ def test_missing_default_callbacks_are_added(config):
     Path("own.yaml").write_text(yaml.safe_dump({"trainer": own | {"logger": False}}))
     run = build([config, "--config=own.yaml", *bar])
     assert sorted(type(callback).__name__ for callback in run.trainer.callbacks) == [
-        *("ExactResume", "FastLoop", "ModelCheckpoint", "SaveConfig", "TQDMProgressBar", "TeacherFreezing")
+        *("ExactResume", "FastLoop", "FaultTolerance", "ModelCheckpoint", "SaveConfig"),
+        *("TQDMProgressBar", "TeacherFreezing"),
     ]
     assert [callback.seed for callback in run.trainer.callbacks if isinstance(callback, ExactResume)] == [7]
     assert not run.trainer.loggers
@@ -505,17 +507,27 @@ def test_a_users_module_needs_no_frozen_teacher(teacher, tmp_path):
     module = LightningModule()
     module.teacher = teacher
     found = add_default_callbacks([], tmp_path, module, checkpoints=True, progress_bar=False)
-    assert [type(callback).__name__ for callback in found] == ["ExactResume", "FastLoop", "ModelCheckpoint"]
+    assert [type(callback).__name__ for callback in found] == [
+        "FaultTolerance",
+        "ExactResume",
+        "FastLoop",
+        "ModelCheckpoint",
+    ]
     module.teacher = freeze(nn.Linear(2, 2))
     found = add_default_callbacks([], tmp_path, module, checkpoints=False, progress_bar=False)
-    assert [type(callback).__name__ for callback in found] == ["ExactResume", "TeacherFreezing", "FastLoop"]
+    assert [type(callback).__name__ for callback in found] == [
+        "FaultTolerance",
+        "ExactResume",
+        "TeacherFreezing",
+        "FastLoop",
+    ]
 
 
 def test_only_a_teacher_that_is_frozen_is_held(config):
     assert "TeacherFreezing" not in kinds(["--config=configs/mnist/student.yaml"])
     learning = "{class_path: tests.cli.test_cli.WithLearningTeacher}"
     Path("mine.yaml").write_text(f"model: {learning}\n" + CONFIG[CONFIG.index("data:") :])
-    assert kinds([config]) == ["ExactResume", "FastLoop", "SaveConfig", "ModelCheckpoint"]
+    assert kinds([config]) == ["FaultTolerance", "ExactResume", "FastLoop", "SaveConfig", "ModelCheckpoint"]
 
 
 def test_a_scheme_that_optimizes_by_hand_gets_no_fast_loop_unless_it_is_asked_for(config):

@@ -181,6 +181,7 @@ METHODS: dict[tuple[Any, str], str] = {
     (ExperimentWriter, "_check_log_dir_exists"): "(self)",
     (ExperimentWriter, "log_metrics"): "(self, metrics_dict, step=None)",
     (torch, "_sample_dirichlet"): None,  # builtin
+    (torch, "_foreach_norm"): None,  # builtin
     (nn.MultiheadAttention, "_reset_parameters"): "(self)",
 }
 """Methods, and the signature without annotations; None where one cannot be had."""
@@ -219,6 +220,7 @@ INSTANCES: dict[str, tuple[Callable[[], Any], Any]] = {
         timedelta(1),
     ),
     "ModelCheckpoint._train_time_interval, of epochs": (lambda: ModelCheckpoint()._train_time_interval, None),
+    "ModelCheckpoint._last_global_step_saved": (lambda: ModelCheckpoint()._last_global_step_saved, 0),
     "DDPStrategy._ddp_kwargs": (
         lambda: DDPStrategy(find_unused_parameters=True)._ddp_kwargs,
         {"find_unused_parameters": True},

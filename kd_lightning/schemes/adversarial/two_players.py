@@ -167,6 +167,5 @@ class TwoPlayerLearner(AlternatingLearner, ABC, Generic[Outputs]):
         if self.lr_interval == "step":
             self._step_schedulers()
         if should_log(self.trainer):
-            both = total.detach() + 0 * of_discriminators.detach()  # a step is finite if both losses are
-            self._log_training(losses, both)
+            self._log_training(losses, total.detach())
             self.log("train/discriminator", of_discriminators.detach())

@@ -147,8 +147,7 @@ class DataFreeDistiller(FrozenTeacher, AlternatingLearner):
         if should_log(self.trainer):
             zero = torch.zeros((), device=self.device)
             generator_total = self.generator_terms.weighted_sum(of_generator).detach() if of_generator else zero
-            total = self.weighted_sum(losses).detach()
-            self._log_training(losses, total + 0 * generator_total)  # a step is finite if both losses are
+            self._log_training(losses, self.weighted_sum(losses).detach())
             self.log_dict({f"train/generator/{name}": loss.detach() for name, loss in of_generator.items()})
             self.log("train/generator", generator_total)
 

@@ -133,7 +133,8 @@ def why_not_recordable(trainer: Trainer) -> str | None:
     for callback in callbacks:
         if has_trait(callback, "changes_step") or has_trait(callback, "changes_teacher"):
             return f"{type(callback).__name__} changes the training step"
-    for owner, base in [(module, LightningModule), *((callback, Callback) for callback in callbacks)]:
+    others = [callback for callback in callbacks if not has_trait(callback, "hooks_are_recordable")]
+    for owner, base in [(module, LightningModule), *((callback, Callback) for callback in others)]:
         for name in HOOKS_INSIDE:
             if is_idle_hook(owner, name):
                 continue

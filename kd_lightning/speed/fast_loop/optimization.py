@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.lightning_internals import CURRENT_HOOK, Closure, ClosureResult, epoch_results
+from kd_lightning.core.traits import has_trait
 from kd_lightning.speed.fast_loop.cuda_graph import CUDAGraphStep
 from kd_lightning.speed.fast_loop.hooks import HookCaller
 from kd_lightning.speed.fast_loop.results import FastResults
@@ -51,6 +53,8 @@ class Optimization:
         self.before_backward = call_hooks.find("on_before_backward")
         self.after_backward = call_hooks.find("on_after_backward")
         self.before_optimizer_step = call_hooks.find("on_before_optimizer_step")
+        recorded = [callback for callback in trainer.callbacks if has_trait(callback, "hooks_are_recordable")]
+        self.after_replay: list[Callable[[Any], None]] = [callback.after_replay for callback in recorded]
         self.batch: Any = None
         self.batch_idx = 0
         self.result = ClosureResult(None)
@@ -169,10 +173,12 @@ class Optimization:
         self.progress.zero_grad.current.started += 1
         self.result = ClosureResult(loss if self.keeps_loss else None)
         self.result.closure_loss = None
+        for hook in self.after_replay:
+            hook(self.trainer)
         return True
 
     def _whole_step(self, batch: Any) -> Tensor:
-        """Run a step from the forward pass to the optimizer's, for the recording; no hook is in between."""
+        """Run a step from the forward pass to the optimizer's, to record it with the hooks that are recordable."""
         has_logged = self.results.has_logged
         with torch.enable_grad():
             before, self.module_state[CURRENT_HOOK] = self.module_state[CURRENT_HOOK], "training_step"
@@ -184,7 +190,9 @@ class Optimization:
             if not isinstance(output, Tensor) or self.results.has_logged != has_logged:
                 raise UsageError("training_step logs at a step that is not logged, or returns more than a loss")
             self.optimizer.zero_grad()
+            self.call_hooks(self.before_backward, "on_before_backward", output)
             output.backward()
+        self.call_hooks(self.before_optimizer_step, "on_before_optimizer_step", self.optimizer)
         if self.trainer.gradient_clip_val:
             self._clip(self.trainer.gradient_clip_val)
         self.optimizer.step()
