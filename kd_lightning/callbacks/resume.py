@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kd_lightning.core.lightning_internals import count_epoch_as_started
 from kd_lightning.core.progress import completed_batches
+from kd_lightning.core.resume_point import correct_counters
 
 
 class ExactResume(Callback):
@@ -22,6 +23,9 @@ class ExactResume(Callback):
     seeded from (seed, number of the batch, rank), independently of all numbers drawn before, in validation or in an
     earlier process. Put it before callbacks that draw numbers. A loader and ``on_after_batch_transfer`` draw theirs
     earlier, and have to be repeatable themselves, as those of `kd_lightning.data` are.
+
+    Checkpoints get the counters with which Lightning resumes where the run was. A validation that was due or had begun
+    when the checkpoint was written, which Lightning omits, is run at the resume.
 
     Args:
         seed: The seed of the run; that of ``seed_everything`` by default, and 0 if that was not called. A resumed run
@@ -48,6 +52,10 @@ class ExactResume(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume with the seed that the run was started with."""
         self._seed = state_dict["seed"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Correct Lightning's counters, so that a validation which was due or had begun is run at the resume."""
+        correct_counters(trainer, checkpoint)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Store the rank and the generator of the device, which stay the same during the fit."""

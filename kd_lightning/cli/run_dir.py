@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -63,7 +64,7 @@ class TensorBoardEvents(TensorBoardLogger):
 
 
 class MetricsFile(CSVLogger):
-    """``metrics.csv``, which a resumed run continues: rows from the checkpoint's step on are replaced.
+    """``metrics.csv``, which a resumed run continues: rows that it logs again, and all after them, are replaced.
 
     Args:
         folder: The run directory.
@@ -89,11 +90,12 @@ class _ContinuedWriter(AppendingWriter):
     @override
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         if self.has_rows:
-            self._drop_rows_from(step or 0)
+            self._drop_rows_from(step or 0, metrics_dict.keys() - {"epoch"})
             self.has_rows = False
         super().log_metrics(metrics_dict, step)
 
-    def _drop_rows_from(self, step: int) -> None:
+    def _drop_rows_from(self, step: int, names: Set[str]) -> None:
+        # a validation that is run again at the resume has the step of a training row, which stays
         path = Path(self.metrics_file_path)
         kept = io.StringIO(newline="")
         with path.open(encoding="utf-8", newline="") as old:
@@ -101,7 +103,10 @@ class _ContinuedWriter(AppendingWriter):
             self.metrics_keys = list(rows.fieldnames or [])
             writer = csv.DictWriter(kept, self.metrics_keys)
             writer.writeheader()
-            writer.writerows(row for row in rows if (row["step"] or "").isdigit() and int(row["step"]) < step)
+            for row in rows:
+                number = int(row["step"]) if (row["step"] or "").isdigit() else step
+                if number < step or (number == step and not any(row.get(name) for name in names)):
+                    writer.writerow(row)
         with atomic_write(path) as new:
             new.write(kept.getvalue().encode())
 

@@ -51,6 +51,7 @@ __all__ = [
     "epoch_results",
     "has_model_averager",
     "is_restarting",
+    "is_validation_due",
     "logger_connector",
     "num_ready_batches_reached",
     "restore_sigterm_broadcast",
@@ -107,6 +108,13 @@ def is_restarting(loop: TrainingEpochLoop) -> bool:
 def validates_in_this_epoch(loop: TrainingEpochLoop) -> bool:
     """Tell if `check_val_every_n_epoch` allows validation in the current epoch."""
     return loop._should_check_val_epoch()
+
+
+def is_validation_due(trainer: Trainer) -> bool:
+    """Tell if a validation follows the current batch, or has followed it; False where a time decides."""
+    if validates_by_time(trainer) or data_fetcher(trainer) is None:
+        return False
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(data_fetcher(trainer))
 
 
 def num_ready_batches_reached(loop: TrainingEpochLoop) -> bool:

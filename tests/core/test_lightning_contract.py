@@ -157,6 +157,7 @@ METHODS: dict[tuple[Any, str], str] = {
     (_TrainingEpochLoop, "update_lr_schedulers"): "(self, interval, update_plateau_schedulers)",
     (_TrainingEpochLoop, "_should_accumulate"): "(self)",
     (_TrainingEpochLoop, "_should_check_val_epoch"): "(self)",
+    (_TrainingEpochLoop, "_should_check_val_fx"): "(self, data_fetcher)",
     (_TrainingEpochLoop, "_num_ready_batches_reached"): "(self)",
     (_TrainingEpochLoop, "_broadcast_sigterm_tensor"): "(self)",
     (_FitLoop, "_should_accumulate"): "(self)",

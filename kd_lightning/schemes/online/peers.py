@@ -88,8 +88,11 @@ class PeerLearner(Learner, ABC):
     def on_train_start(self) -> None:
         """Validate first where the resumed run had stopped between a batch and the validation due after it.
 
-        Lightning skips that validation, and `deploy="best"` would keep the result of the one before.
+        Lightning skips that validation, unless `ExactResume` was there, and `deploy="best"` would keep the result of
+        the one before.
         """
+        if self.trainer.fit_loop.epoch_loop.val_loop.restarted_mid_evaluation:
+            return
         trainer, done, length = self.trainer, completed_batches(self.trainer), self.trainer.num_training_batches
         epochs, batches = trainer.check_val_every_n_epoch, trainer.val_check_batch
         due = batches is not None and (
