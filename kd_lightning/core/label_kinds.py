@@ -13,6 +13,9 @@ from kd_lightning.core.errors import UsageError
 from kd_lightning.core.flatten import flatten_positions
 from kd_lightning.core.loss import LabelKind
 
+SUM_TOLERANCE = 1e-2
+"""How far a sum of probabilities may be from 1: half precision rounds each."""
+
 
 def infer_kind(logits: Tensor, target: Tensor) -> LabelKind:
     """Infer the kind of labels where nothing declares it: class indices, or real values of a network of one output.
@@ -41,14 +44,16 @@ def prepare(kind: LabelKind, logits: Tensor, target: Tensor, ignore_index: int) 
         kind: The kind of the labels.
         logits: Of a network, (N, C), (N, L, C) or (N, C, H, W); of real values any shape.
         target: Class indices or probabilities; labels of zeros and ones; or real values.
-        ignore_index: Class index that does not count.
+        ignore_index: Class index, or whole number of an unknown label, that does not count.
 
     Raises:
-        UsageError: Shapes do not fit each other.
+        UsageError: Shapes do not fit each other, or labels that can hold together are given as classes.
     """
     logits = logits.double() if logits.dtype == torch.float64 else logits.float()
     if kind != "classes":
-        if logits.dim() == target.dim() + 1 and logits.shape[-1] == 1:
+        if logits.dim() == 4 and target.dim() == 3 and logits.shape[1] == 1:  # one output a pixel
+            logits = logits.squeeze(1)
+        elif logits.dim() == target.dim() + 1 and logits.shape[-1] == 1:
             logits = logits.squeeze(-1)
         if target.dim() == logits.dim() + 1 and target.shape[-1] == 1:
             target = target.squeeze(-1)
@@ -57,7 +62,9 @@ def prepare(kind: LabelKind, logits: Tensor, target: Tensor, ignore_index: int) 
                 f"outputs {tuple(logits.shape)} and labels {tuple(target.shape)} ({kind}) differ in shape: give each "
                 "output one label"
             )
-        return logits, target
+        if kind == "values" or target.is_floating_point() or bool((known := target != ignore_index).all()):
+            return logits, target
+        return (logits[known], target[known]) if bool(known.any()) else None
     positions = logits.shape[:1] + logits.shape[2:] if logits.dim() in (2, 4) else logits.shape[:-1]
     per_position = target.shape == positions
     if logits.dim() not in (2, 3, 4) or not (per_position or target.shape == logits.shape):
@@ -67,6 +74,12 @@ def prepare(kind: LabelKind, logits: Tensor, target: Tensor, ignore_index: int) 
         )
     if not per_position:
         target = target.to(logits.dtype)  # one-hot rows of whole numbers are probabilities
+        if not are_distributions(target.movedim(1, -1) if logits.dim() == 4 else target):
+            raise UsageError(
+                f"labels {tuple(target.shape)} hold rows that do not sum to 1, so they are no probabilities of classes "
+                "that exclude each other: for labels that can hold together give the scheme BinaryTaskLoss, or "
+                "metrics=multilabel_metrics() of kd_lightning.core.metrics"
+            )
     elif not target.is_floating_point():
         target = target.long()
         if (target == ignore_index).all():
@@ -88,6 +101,16 @@ def update(metrics: MetricCollection, kind: LabelKind, logits: Tensor, target: T
             metric.update(logits, class_indices(target))
         else:
             metric.update(logits, target)
+
+
+def are_distributions(target: Tensor) -> bool:
+    """Tell if the rows of a target (N, C) sum to 1, as probabilities of exclusive classes do; it waits for the device.
+
+    Example:
+        >>> are_distributions(torch.tensor([[0.5, 0.5], [0.0, 1.0]])), are_distributions(torch.tensor([[1.0, 1.0]]))
+        (True, False)
+    """
+    return bool(((target.double().sum(dim=-1) - 1).abs() <= SUM_TOLERANCE).all())
 
 
 def _has_real_values(target: Tensor) -> bool:

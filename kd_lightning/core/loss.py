@@ -36,6 +36,8 @@ class DistillationLoss(nn.Module):
     """Logits of tokens or pixels reach it as rows (M, C); None: only where the term addresses ``"logits"``."""
     takes_maps: bool = False
     """It compares maps (N, C, H, W), which therefore never become rows."""
+    softmax_over_classes: bool = False
+    """It compares distributions over classes that exclude each other, so that no other kind of label fits it."""
     is_adversarial: bool = False
     """It has a discriminator that a scheme trains with a separate optimizer."""
     label_kind: LabelKind | None = None

@@ -13,6 +13,7 @@ from kd_lightning.data.views import (
     BatchViews as BatchViews,
     DigitScenes as DigitScenes,
     EdgeMap as EdgeMap,
+    LabelTable as LabelTable,
     MovingDigit as MovingDigit,
     NumberWords as NumberWords,
     OpticalFlow as OpticalFlow,

@@ -2,6 +2,7 @@
 
 from kd_lightning.data.views.base import BatchViews, EvaluationViewLoader, Part, TrainViewLoader, ViewLoader
 from kd_lightning.data.views.images import EdgeMap, RowSequence
+from kd_lightning.data.views.labels import LabelTable
 from kd_lightning.data.views.motion import MovingDigit, OpticalFlow
 from kd_lightning.data.views.paired import PairedViews, SampleView
 from kd_lightning.data.views.scenes import DigitScenes
@@ -13,6 +14,7 @@ __all__ = [
     "DigitScenes",
     "EdgeMap",
     "EvaluationViewLoader",
+    "LabelTable",
     "MovingDigit",
     "NumberWords",
     "OpticalFlow",

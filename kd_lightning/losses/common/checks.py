@@ -34,9 +34,24 @@ def check_not_negative(value: float, name: str) -> float:
 def check_logits(student: Tensor, teacher: Tensor) -> None:
     """Check that both are logits (N, C) of one shape with N >= 1 and C >= 2; a comparison never broadcasts."""
     if student.shape != teacher.shape or student.dim() != 2 or student.shape[0] < 1 or student.shape[1] < 2:
+        if student.shape == teacher.shape and student.shape[1:] == (1,):
+            raise UsageError(
+                f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} are one output a "
+                "sample, whose softmax is always 1: for the same networks use BernoulliKDLoss, if it is the logit of a "
+                "binary label, or LogitMSELoss, if it is a real value"
+            )
         raise UsageError(
             f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} must both be (N, C) with "
             "the same N >= 1 and C >= 2: give both networks the same num_classes and the same batch"
+        )
+
+
+def check_outputs(student: Tensor, teacher: Tensor, what: str = "outputs") -> None:
+    """Check that both are outputs (N,) or (N, C) of one shape, one output included; a comparison never broadcasts."""
+    if student.shape != teacher.shape or student.dim() not in (1, 2) or not student.numel():
+        raise UsageError(
+            f"student {what} {tuple(student.shape)} and teacher {what} {tuple(teacher.shape)} must both be (N, C) or "
+            "(N,) with the same N >= 1 and C >= 1: give both networks the same number of outputs and the same batch"
         )
 
 

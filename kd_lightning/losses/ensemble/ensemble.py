@@ -103,6 +103,7 @@ class EnsembleLoss(DistillationLoss):
 
     def __init__(self, loss: nn.Module, combine: Combine = arithmetic_mean, weights: list[float] | None = None) -> None:
         super().__init__()
+        self.softmax_over_classes = loss_trait(loss, "softmax_over_classes")
         self.loss = loss
         self.combine = combine
         self.weights = check_weights(weights)

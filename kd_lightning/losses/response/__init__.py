@@ -5,6 +5,14 @@ from kd_lightning.losses.response.agreeing_kd import (
     AgreeingKDLoss as AgreeingKDLoss,
     agreeing_kd_loss as agreeing_kd_loss,
 )
+from kd_lightning.losses.response.bernoulli_kd import (
+    BernoulliKDLoss as BernoulliKDLoss,
+    bernoulli_kd_loss as bernoulli_kd_loss,
+)
+from kd_lightning.losses.response.binary_task import (
+    BinaryTaskLoss as BinaryTaskLoss,
+    binary_task_loss as binary_task_loss,
+)
 from kd_lightning.losses.response.ctkd import CTKDLoss as CTKDLoss, ctkd_loss as ctkd_loss
 from kd_lightning.losses.response.dist import DISTLoss as DISTLoss, dist_loss as dist_loss
 from kd_lightning.losses.response.dkd import DKDLoss as DKDLoss, dkd_loss as dkd_loss
@@ -20,6 +28,10 @@ from kd_lightning.losses.response.logit_standardization import (
 from kd_lightning.losses.response.probability_cross_entropy import (
     ProbabilityCrossEntropyLoss as ProbabilityCrossEntropyLoss,
     probability_cross_entropy_loss as probability_cross_entropy_loss,
+)
+from kd_lightning.losses.response.regression_task import (
+    RegressionTaskLoss as RegressionTaskLoss,
+    regression_task_loss as regression_task_loss,
 )
 from kd_lightning.losses.response.soft_cross_entropy import (
     SoftCrossEntropyLoss as SoftCrossEntropyLoss,

@@ -46,6 +46,7 @@ class AgreeingKDLoss(DistillationLoss):
     """
 
     takes_rows = True
+    softmax_over_classes = True
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()

@@ -70,6 +70,7 @@ class CTKDLoss(DistillationLoss):
     """
 
     takes_rows = True
+    softmax_over_classes = True
 
     def __init__(self, lowest: float = 1.0, width: float = 20.0, reversal: float = 1.0) -> None:
         super().__init__()

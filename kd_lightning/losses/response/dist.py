@@ -65,6 +65,7 @@ class DISTLoss(DistillationLoss):
     """
 
     takes_rows = True
+    softmax_over_classes = True
     compares_samples = True
 
     def __init__(self, temperature: float = 4.0, beta: float = 1.0, gamma: float = 1.0) -> None:

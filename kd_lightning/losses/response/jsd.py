@@ -70,6 +70,7 @@ class JSDLoss(DistillationLoss):
     """
 
     takes_rows = True
+    softmax_over_classes = True
 
     def __init__(self, temperature: float = 1.0, beta: float = 0.5) -> None:
         super().__init__()

@@ -52,6 +52,7 @@ class KLMAELoss(DistillationLoss):
     """
 
     takes_rows = True
+    softmax_over_classes = True
 
     def __init__(self, temperature: float = 4.0, alpha: float = 0.5) -> None:
         super().__init__()

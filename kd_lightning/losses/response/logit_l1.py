@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kd_lightning.core.loss import DistillationLoss
-from kd_lightning.losses.common.checks import check_logits, upcast
+from kd_lightning.losses.common.checks import check_outputs, upcast
 
 
 def logit_l1_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -17,8 +17,8 @@ def logit_l1_loss(student: Tensor, teacher: Tensor) -> Tensor:
     input generator depends on.
 
     Args:
-        student: Logits (N, C).
-        teacher: Logits (N, C).
+        student: Logits (N, C), or real-valued outputs (N, D), D = 1 included.
+        teacher: Of the student's shape.
 
     Raises:
         UsageError: The shapes differ.
@@ -28,7 +28,7 @@ def logit_l1_loss(student: Tensor, teacher: Tensor) -> Tensor:
         >>> logit_l1_loss(torch.zeros(1, 2), torch.tensor([[4.0, 0.0]]))
         tensor(2.)
     """
-    check_logits(student, teacher)
+    check_outputs(student, teacher, "logits")
     return functional.l1_loss(upcast(student), upcast(teacher))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.loss import DistillationLoss
-from kd_lightning.losses.common.checks import check_logits, upcast
+from kd_lightning.losses.common.checks import check_outputs, upcast
 from kd_lightning.losses.common.vectors import squared_error
 
 
@@ -24,8 +24,8 @@ def logit_mse_loss(student: Tensor, teacher: Tensor, teacher_scale: float = 1.0)
     EACL 2021 (arXiv:2104.07163), where f = 1 - (T - 1) / 10 increases while T decreases from 10 to 1.
 
     Args:
-        student: Logits (N, C).
-        teacher: Logits (N, C).
+        student: Logits (N, C), or real-valued outputs (N, D), D = 1 included.
+        teacher: Of the student's shape.
         teacher_scale: f, the factor of the teacher's logits.
 
     Raises:
@@ -36,7 +36,7 @@ def logit_mse_loss(student: Tensor, teacher: Tensor, teacher_scale: float = 1.0)
         >>> logit_mse_loss(torch.zeros(1, 2), torch.tensor([[4.0, 0.0]]))
         tensor(8.)
     """
-    check_logits(student, teacher)
+    check_outputs(student, teacher, "logits")
     teacher = upcast(teacher) if _check_finite(teacher_scale) == 1 else upcast(teacher) * teacher_scale
     return squared_error(upcast(student), teacher)
 

@@ -51,6 +51,7 @@ class LogitStandardizationKDLoss(DistillationLoss):
     """
 
     takes_rows = True
+    softmax_over_classes = True
 
     def __init__(self, temperature: float = 2.0) -> None:
         super().__init__()

@@ -8,11 +8,15 @@ from tests.losses.case import Case
 from tests.losses.plain import Plain
 
 CASES = {
-    "LogitMSELoss": Case(limits={torch.float16: 1e4})
-}  # its gradient 2 (s - t) / (N C) overflows beyond, at N C = 2
+    "LogitMSELoss": Case(
+        limits={torch.float16: 1e4},  # its gradient 2 (s - t) / (N C) overflows beyond, at N C = 2
+        wrong=[((4, 10), (4, 5)), ((4, 1), (4, 10)), ((4, 1), (4,)), ((1, 10), (4, 10)), ((0, 3), (0, 3)), ((), ())],
+    ),
+    "LogitMSELoss of one output": Case(LogitMSELoss, student=(6, 1), teacher=(6, 1), limits={torch.float16: 1e4}),
+}
 
 
-@pytest.mark.parametrize(("rows", "classes"), [(1, 2), (7, 10)])
+@pytest.mark.parametrize(("rows", "classes"), [(1, 2), (7, 10), (5, 1)])
 def test_value_and_gradient_are_those_of_naive_loops(rows: int, classes: int):
     generator = torch.Generator().manual_seed(0)
     student, teacher = 3 * torch.randn(2, rows, classes, generator=generator, dtype=torch.float64)

@@ -62,6 +62,29 @@ def test_a_smoothing_outside_0_to_1_is_refused(logits, smoothing: float):
         task_loss(logits, torch.zeros(7, dtype=torch.long), smoothing)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_labels_that_hold_together_are_refused_by_the_function_and_at_the_modules_first_call(dtype: torch.dtype):
+    target = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0]], dtype=dtype)
+    for loss in (lambda: task_loss(torch.zeros(2, 4), target), lambda: TaskLoss()(torch.zeros(2, 4), None, target)):
+        with pytest.raises(ValueError, match=r"rows that sum to 0 up to 2, .* use BinaryTaskLoss, and BernoulliKDLoss"):
+            loss()
+    with pytest.raises(ValueError, match=r"of torch\.int64 do not fit.*hold together need BinaryTaskLoss"):
+        task_loss(torch.zeros(2, 4), target.long())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_samples_without_a_label_do_not_count_and_a_batch_of_them_is_0_with_a_graph(logits, smoothing: float):
+    labels = torch.tensor([3, -100, 0, -100, 9, 1, -100])
+    kept = labels != -100
+    logits.requires_grad_()
+    loss = TaskLoss(smoothing)(logits, None, labels)
+    torch.testing.assert_close(loss, task_loss(logits[kept], labels[kept], smoothing))
+    none = TaskLoss(smoothing)(logits, None, torch.full((7,), -100))
+    assert none.item() == 0
+    (gradient,) = torch.autograd.grad(none, logits)
+    assert torch.equal(gradient, torch.zeros_like(logits))
+
+
 PLAIN = {
     "TaskLoss": Plain(lambda m, s, t, y: F.cross_entropy(s, y)),
 }
