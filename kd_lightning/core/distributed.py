@@ -55,11 +55,18 @@ def all_reduce_sum(local: Tensor) -> Tensor:
 def rank_weight(rows: int) -> float:
     """Divide the number of rows on this rank by the average number per rank: 1 in a single process.
 
-    Each rank's mean times this weight, averaged over ranks as DDP averages gradients, is the mean over all rows.
+    Each rank's mean times this weight, averaged over ranks as DDP averages gradients, is the mean over all rows. Where
+    no rank has a row the weight is 0.
     """
     if not is_distributed():
         return 1.0
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     total = torch.tensor(float(rows), device=device)
     dist.all_reduce(total)
-    return rows * dist.get_world_size() / total.item()
+    return rows * dist.get_world_size() / max(total.item(), 1.0)
+
+
+def rank_weight_of(count: Tensor) -> Tensor:
+    """Compute the weight of `rank_weight` from a count on the device, without waiting for it."""
+    total = all_reduce_sum(count.float())
+    return count.float() * world_size() / total.clamp(min=1)

@@ -11,6 +11,7 @@ from torchmetrics import Metric, MetricCollection
 
 from kd_lightning.core.batch import target_of
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.flatten import classes_last, next_positions
 from kd_lightning.core.label_kinds import infer_kind, prepare, update
 from kd_lightning.core.loss import LabelKind, loss_trait
 from kd_lightning.core.metrics import DEFAULTS, Metrics, Mode, default_monitor, direction
@@ -27,7 +28,8 @@ class Evaluation:
 
     Args:
         metrics: Any torchmetrics collection; by default those of the kind of label that the task loss declares.
-        terms: The terms of the scheme, whose task loss declares the kind of label, the label and the ignored index.
+        terms: The terms of the scheme, whose task loss declares the kind of label; its term has the label, the ignored
+            index, the shift and the dimension of the classes.
     """
 
     def __init__(self, metrics: MetricCollection | None, terms: Mapping[str, Term]) -> None:
@@ -39,6 +41,8 @@ class Evaluation:
         ignored = None if declared is None else declared.ignore_index
         self.ignore_index = ignored if ignored is not None else -100 if task is None else task.ignore_index
         self.label = task.target if task is not None and isinstance(task.target, str) else "target"
+        self.shift = 0 if task is None else task.shift
+        self.class_dim = None if task is None else task.class_dim
         self.metrics = DEFAULTS[self.kind]() if metrics is None and self.kind is not None else metrics
         self._running: dict[tuple[str, str, str | None], MetricCollection] = {}
         self._loaders: list[str] = []
@@ -76,6 +80,12 @@ class Evaluation:
             raise UsageError(
                 f"{stage} batches have no target ({', '.join(labels) or 'no labels'}): evaluation needs one"
             )
+        if logits.dim() == 3 and self.class_dim == 1:
+            target = classes_last(target) if target.shape == logits.shape else target
+            logits = classes_last(logits)
+        if self.shift:
+            logits, _, shifted, _ = next_positions(logits, None, target, None, self.shift)
+            target = cast("Tensor", shifted)
         if self.kind is None:
             self.kind = infer_kind(logits, target)
         self._build(stage)

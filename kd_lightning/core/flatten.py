@@ -30,18 +30,18 @@ def flatten_positions(
     """Make rows of tokens (N, L, C) or pixels (N, C, H, W), without the positions that are ignored or masked out.
 
     Logits or features (N, C) are returned unchanged unless there is a mask: `ignore_index` then marks an unlabeled
-    image, which the teacher's outputs still supervise.
+    image, which the teacher's outputs still supervise. There may be no row left.
 
     Args:
         student: (N, C), (N, L, C) or (N, C, H, W).
         teacher: Of the student's shape, or with K teachers stacked behind N; another width C if only compared by a
             connector.
-        target: Class indices (N,), (N, L) or (N, H, W), or probabilities of the student's shape.
+        target: Class indices or values (N,), (N, L) or (N, H, W), or probabilities or labels of the student's shape.
         ignore_index: Class index of a position that counts on neither side.
         mask: True, or not 0, for the positions that count: (N,), (N, L) or (N, H, W).
 
     Raises:
-        UsageError: Positions do not fit each other, or none is left.
+        UsageError: Positions do not fit each other.
 
     Example:
         >>> import torch
@@ -57,8 +57,8 @@ def flatten_positions(
     rows = _flat(student, pixels)
     stacked = teacher is not None and teacher.dim() == student.dim() + 1
     teacher_rows = None if teacher is None else _flat(teacher, pixels, stacked)
-    probabilities = target is not None and target.is_floating_point()
-    labels = None if target is None else _flat(target, pixels) if probabilities else target.flatten()
+    of_classes = target is not None and (target.shape == student.shape or target.dim() == student.dim())
+    labels = None if target is None else _flat(target, pixels) if of_classes else target.flatten()
     counts = None if mask is None else mask.flatten() != 0
     if {len(part) for part in (rows, teacher_rows, labels, counts) if part is not None} != {len(rows)}:
         shapes = [None if part is None else tuple(part.shape) for part in (student, teacher, target)]
@@ -66,17 +66,68 @@ def flatten_positions(
             f"student logits {shapes[0]}, teacher logits {shapes[1]} and target {shapes[2]} are not of the same "
             "positions: give both networks the same batch, and each position one label"
             + ("" if mask is None else f" and one value of the mask {tuple(mask.shape)}")
+            + ("" if student.dim() != 3 else "; logits (N, C, L) need class_dim=1 in their term")
         )
-    if labels is not None and not probabilities and student.dim() > 2:
+    if labels is not None and not (of_classes or labels.is_floating_point()) and student.dim() > 2:
         labelled = labels != ignore_index
-        if not labelled.any():
-            raise UsageError(f"every label of the batch is {ignore_index}, so that no position is left to learn from")
         counts = labelled if counts is None else counts & labelled
     if counts is None:
         return Positions(rows, teacher_rows, labels)
-    if not counts.any():
-        raise UsageError("the mask of the batch leaves no position to learn from: check which values it has")
     return Positions(rows[counts], None if teacher_rows is None else teacher_rows[counts], _at(labels, counts))
+
+
+def fits_positions(target: Tensor, outputs: Tensor) -> bool:
+    """Tell if a target is one whole number for each token (N, L, C) or pixel (N, C, H, W) of outputs.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.zeros(2, 3, 5)
+        >>> fits_positions(torch.zeros(2, 3).long(), logits), fits_positions(torch.zeros(2).long(), logits)
+        (True, False)
+    """
+    positions = outputs.shape[:1] + outputs.shape[2:] if outputs.dim() == 4 else outputs.shape[:-1]
+    return not target.is_floating_point() and target.shape in (positions, (positions.numel(),))
+
+
+def classes_last(values: Tensor) -> Tensor:
+    """Move the classes of sequences (N, C, L), or of K stacked teachers (N, K, C, L), behind the positions."""
+    return values.movedim(-2, -1)
+
+
+def next_positions(
+    student: Tensor, teacher: Tensor | None, target: Tensor | None, mask: Tensor | None, shift: int
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Pair the outputs of position t with the label and the mask of position t + shift; without either, all stay.
+
+    Args:
+        student: Outputs of tokens (N, L, C).
+        teacher: The same, or (N, K, L, C) of K stacked teachers.
+        target: Labels of tokens, (N, L) or (N, L, C).
+        mask: (N, L).
+        shift: The number of positions, at least 1.
+
+    Raises:
+        UsageError: These are no tokens.
+
+    Example:
+        >>> import torch
+        >>> ids = torch.tensor([[5, 6, 7]])
+        >>> student, _, labels, _ = next_positions(torch.zeros(1, 3, 8), None, ids, None, shift=1)
+        >>> student.shape, labels
+        (torch.Size([1, 2, 8]), tensor([[6, 7]]))
+    """
+    if student.dim() != 3 or (target is not None and target.dim() < 2) or (mask is not None and mask.dim() != 2):
+        shapes = [None if part is None else tuple(part.shape) for part in (student, target, mask)]
+        raise UsageError(
+            f"shift={shift} moves the labels and the mask of tokens, and outputs are {shapes[0]}, labels {shapes[1]} "
+            f"and the mask {shapes[2]}: outputs of tokens are (N, L, C), their labels and mask (N, L)"
+        )
+    if target is None and mask is None:
+        return student, teacher, None, None
+    if teacher is not None:
+        teacher = teacher[:, :-shift] if teacher.dim() == 3 else teacher[:, :, :-shift]
+    later = [None if part is None else part[:, shift:] for part in (target, mask)]
+    return student[:, :-shift], teacher, later[0], later[1]
 
 
 def _at(labels: Tensor | None, counts: Tensor) -> Tensor | None:
@@ -85,6 +136,8 @@ def _at(labels: Tensor | None, counts: Tensor) -> Tensor | None:
 
 def _flat(logits: Tensor, pixels: bool, stacked: bool = False) -> Tensor:
     """Move classes, and stacked teachers before them, behind the positions, and flatten the positions."""
+    if logits.dim() == 1:  # one output a sample
+        return logits
     behind = 2 if stacked else 1
     if pixels:  # (N, [K,] C, H, W) -> (N, H, W, [K,] C)
         logits = logits.movedim(tuple(range(1, 1 + behind)), tuple(range(-behind, 0)))

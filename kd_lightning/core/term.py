@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.core.activations import Activations
-from kd_lightning.core.distributed import all_gather_with_grad, rank_weight
+from kd_lightning.core.distributed import all_gather_with_grad, is_distributed, rank_weight, rank_weight_of
 from kd_lightning.core.errors import UsageError, WidthError
-from kd_lightning.core.flatten import flatten_positions
+from kd_lightning.core.flatten import Positions, classes_last, fits_positions, flatten_positions, next_positions
 from kd_lightning.core.loss import loss_trait
 from kd_lightning.core.zero_gradient import with_zero_gradient
 
@@ -21,6 +21,8 @@ Address = str | list[str]
 Picked = Tensor | list[Tensor | None] | None
 """The tensors at an address; a label that the batch lacks is None."""
 Side = Literal["student", "teacher"]
+UNLABELED = -100
+"""The class index of an unlabeled sample to every loss, whatever a term's ``ignore_index`` is."""
 
 
 class Term(nn.Module):
@@ -29,7 +31,8 @@ class Term(nn.Module):
     A term returns its loss *unweighted*; the sum over terms multiplies by `weight`, which a callback may change. A loss
     that compares samples (``loss.compares_samples``) gets the batch of all ranks. Logits of tokens (N, L, C) or pixels
     (N, C, H, W) reach the loss as rows (M, C), labels alike, without ignored positions, unless it compares maps
-    (``loss.takes_maps``).
+    (``loss.takes_maps``). A label that the loss does not need tells the ignored positions where it fits these, and is
+    passed over elsewhere. Where no row is left the loss is 0, with a gradient of 0.
 
     Args:
         loss: Called as ``loss(student, teacher, target)``; its parameters (connectors, learned scales) are trained too.
@@ -42,10 +45,14 @@ class Term(nn.Module):
         ignore_index: Label of tokens or pixels that count on neither side.
         mask: Name of a tensor of the batch that is True, or not 0, at the samples (N,), tokens (N, L) or pixels
             (N, H, W) that count, such as ``attention_mask``; features become rows then as logits do.
+        shift: Position t is compared with the label, and counts by the mask, of position t + `shift`: 1 for a causal
+            language model whose labels are its inputs. Evaluation follows the task loss's term.
+        class_dim: Dimension of the classes in outputs of sequences: -1 for (N, L, C), which is the default, or 1 for
+            (N, C, L), as ``nn.Conv1d`` gives them.
 
     Raises:
-        UsageError: `weight` is not finite, or neither side is addressed; at a call: an addressed layer was not
-            recorded, or a label that the loss needs, or the mask, is missing.
+        UsageError: `weight` is not finite, neither side is addressed, or `shift` is negative; at a call: an addressed
+            layer was not recorded, or a label that the loss needs, or the mask, is missing.
 
     Example:
         >>> import torch
@@ -64,12 +71,20 @@ class Term(nn.Module):
         target: Address | None = "target",
         ignore_index: int = -100,
         mask: str | None = None,
+        shift: int = 0,
+        class_dim: Literal[1, -1] | None = None,
     ) -> None:
         super().__init__()
         if not math.isfinite(weight):
             raise UsageError(f"weight={weight} of a {type(loss).__name__} term is not a finite number")
         if student is None and teacher is None:
             raise UsageError(f"a {type(loss).__name__} term has no layer to compare: set its student or its teacher")
+        if shift < 0:
+            raise UsageError(f"shift={shift} of a {type(loss).__name__} term is negative: 1 is the next token")
+        if class_dim not in (None, 1, -1):
+            raise UsageError(
+                f"class_dim={class_dim} of a {type(loss).__name__} term must be 1, for (N, C, L), or -1, for (N, L, C)"
+            )
         self.loss = loss
         self.weight = weight
         self.student = student
@@ -77,6 +92,13 @@ class Term(nn.Module):
         self.target = target
         self.ignore_index = ignore_index
         self.mask = mask
+        self.shift = shift
+        self.class_dim = class_dim
+        self.weighs_labels = False
+
+    def start(self) -> None:
+        """Find out, for the steps that follow, if other processes may have other numbers of labeled samples."""
+        self.weighs_labels = self._is_task() and is_distributed()
 
     def forward(
         self,
@@ -109,21 +131,47 @@ class Term(nn.Module):
         if compares_samples := getattr(loss, "compares_samples", False):  # by name: a function would be a call a step
             first, second, label, mask = _gather(first), _gather(second), _gather(label), _gather(mask)
         call = loss if measure is None else measure
-        if not isinstance(first, Tensor) or not (mask is not None or (first.dim() > 2 and self._makes_rows())):
+        if not isinstance(first, Tensor) or not (mask is not None or (first.dim() > 2 and self.makes_rows())):
+            if self.shift:
+                raise self._no_tokens(first)
+            if self.ignore_index != UNLABELED:
+                label = self._with_unlabeled(label)
             try:
-                return call(first, second, label)
+                value = call(first, second, label)
             except WidthError as error:
                 raise self._width(error) from error
-        of_positions = isinstance(label, Tensor) and (self._makes_rows() or loss_trait(loss, "needs_target"))
-        rows = flatten_positions(
-            first,
-            second if isinstance(second, Tensor) else None,
-            cast("Tensor", label) if of_positions else None,
-            self.ignore_index,
-            cast("Tensor | None", mask),
-        )
-        value = call(*rows)
+            if self.weighs_labels and isinstance(label, Tensor) and not label.is_floating_point():
+                value = value * rank_weight_of((label != UNLABELED).sum())
+            return value
+        rows = self._rows(first, second, label, cast("Tensor | None", mask))
+        if not len(rows.student):
+            value = self.idle(student, torch.zeros((), device=rows.student.device))
+        else:
+            value = call(*rows)
         return value if compares_samples else value * rank_weight(len(rows.student))
+
+    def _rows(self, first: Tensor, second: Picked, label: Picked, mask: Tensor | None) -> Positions:
+        """Return the positions that count as rows."""
+        second = second if isinstance(second, Tensor) else None
+        target = label if isinstance(label, Tensor) else None
+        if self.class_dim == 1 and first.dim() == 3:
+            if target is not None and target.shape == first.shape:
+                target = classes_last(target)
+            first, second = classes_last(first), None if second is None else classes_last(second)
+        if target is not None and not loss_trait(self.loss, "needs_target"):
+            target = target if self.makes_rows() and fits_positions(target, first) else None
+        if self.shift:
+            first, second, target, mask = next_positions(first, second, target, mask, self.shift)
+        return flatten_positions(first, second, target, self.ignore_index, mask)
+
+    def _with_unlabeled(self, label: Picked) -> Picked:
+        """Return the class indices of samples with the losses' own index for the ignored ones."""
+        if self._is_task() and isinstance(label, Tensor) and not label.is_floating_point():
+            return label.long().masked_fill(label == self.ignore_index, UNLABELED)
+        return label
+
+    def _is_task(self) -> bool:
+        return loss_trait(self.loss, "label_kind") in ("classes", "multilabel")
 
     def idle(self, student: Activations, value: Tensor) -> Tensor:
         """Return a value with a zero gradient for every tensor that the loss could have a gradient for.
@@ -133,7 +181,7 @@ class Term(nn.Module):
         picked = [student[layer] for layer in names(self.student) if layer in student]
         return with_zero_gradient(value, [part for part in (*picked, *self.parameters()) if part.requires_grad])
 
-    def _makes_rows(self) -> bool:
+    def makes_rows(self) -> bool:
         """True where tokens and pixels become rows, of one layer without a mask."""
         takes_rows: bool | None = loss_trait(self.loss, "takes_rows")
         return (self.student == "logits" if takes_rows is None else takes_rows) and not loss_trait(
@@ -159,6 +207,13 @@ class Term(nn.Module):
                 f"{', '.join(labels) or 'no names'}: name a tensor of the batch"
             )
         return labels[self.mask]
+
+    def _no_tokens(self, first: Picked) -> UsageError:
+        found = tuple(first.shape) if isinstance(first, Tensor) else "several layers"
+        return UsageError(
+            f"shift={self.shift} of a {type(self.loss).__name__} term moves the labels and the mask of tokens, and the "
+            f"student gave {found}: shift logits (N, L, C), or a layer of tokens with a mask"
+        )
 
     def _not_recorded(self, student: Activations, teacher: Activations) -> UsageError:
         for side, recorded, address in (("student", student, self.student), ("teacher", teacher, self.teacher)):

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from kd_lightning.core.activations import Activations
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.label_kinds import are_distributions
 from kd_lightning.core.loss import loss_trait
 from kd_lightning.core.term import Side, Term, names
+from kd_lightning.core.torch_internals import is_of_convolution
 from kd_lightning.core.zero_gradient import zero_of
 
 
@@ -109,6 +111,9 @@ class Terms(nn.ModuleDict):
             UsageError: As for `Term`; or a weighted term cannot teach the student.
         """
         terms: Any = self._modules
+        if not self.is_checked:
+            for term in terms.values():
+                term.start()
         found: dict[str, Tensor] = {}
         for name in terms if only is None else only:
             term = terms[name]
@@ -120,6 +125,7 @@ class Terms(nn.ModuleDict):
             for name, loss in found.items():
                 if terms[name].weight:
                     check_can_teach(name, terms[name], student, loss)
+                    check_kind_of_label(name, terms[name], student, labels)
             vars(self)["is_checked"] = True
         last = vars(self)["last"] = {}  # for an error's message, as the other lines of every step: no comprehension
         for name, loss in found.items():
@@ -177,6 +183,32 @@ def check_can_teach(name: str, term: Term, student: Activations, loss: Any) -> N
             f"term {name!r} cannot teach the student: {', '.join(layers)} of the student requires no gradient "
             "(frozen layers, no_grad, detach() or a reentrant checkpoint): address a layer that learns, or "
             "give the term weight 0"
+        )
+    for layer in layers if term.class_dim is None and term.makes_rows() else ():
+        if student[layer].dim() == 3 and is_of_convolution(student[layer]):
+            raise UsageError(
+                f"term {name!r}: {layer} of the student, {tuple(student[layer].shape)}, is the output of a "
+                "convolution, which has its classes before the positions: set class_dim=1 of the term for (N, C, L), "
+                "or class_dim=-1 if it is (N, L, C) nevertheless"
+            )
+
+
+def check_kind_of_label(name: str, term: Term, student: Activations, labels: Mapping[str, Tensor]) -> None:
+    """Check that a loss over classes that exclude each other is not used beside labels that can hold together.
+
+    Raises:
+        UsageError: It is, with the term and the loss to use.
+    """
+    if not loss_trait(term.loss, "softmax_over_classes") or not isinstance(term.student, str):
+        return
+    outputs, label = student[term.student], labels.get(term.target) if isinstance(term.target, str) else None
+    if not isinstance(label, Tensor) or label.shape != outputs.shape or label.dim() not in (2, 3):
+        return
+    if not are_distributions(label):
+        raise UsageError(
+            f"term {name!r}: {type(term.loss).__name__} compares distributions over classes that exclude each other, "
+            f"and the rows of the label {tuple(label.shape)} do not sum to 1: for labels that can hold together use "
+            "BernoulliKDLoss and BinaryTaskLoss, for real values LogitMSELoss and RegressionTaskLoss"
         )
 
 

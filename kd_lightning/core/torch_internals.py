@@ -39,6 +39,11 @@ def reset_of(module: nn.Module) -> Callable[[], Any] | None:
     return getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
 
 
+def is_of_convolution(output: Tensor) -> bool:
+    """Tell if a tensor is a convolution's own output, by the name of its node in the graph."""
+    return "Convolution" in type(output.grad_fn).__name__
+
+
 def sample_dirichlet(concentration: Tensor) -> Tensor:
     """Draw from Dirichlet distributions (N, C) from torch's default generator of the tensor's device."""
     return torch._sample_dirichlet(concentration)

@@ -115,9 +115,11 @@ def test_labels_of_other_positions_are_refused_with_all_shapes():
         flatten_positions(torch.rand(2, 7, 5), None, torch.zeros(2, 6, dtype=torch.long))
 
 
-def test_a_batch_without_a_position_to_learn_from_is_refused():
-    with pytest.raises(ValueError, match="every label of the batch is -100"):
-        flatten_positions(torch.rand(2, 7, 5), None, torch.full((2, 7), -100))
+def test_a_batch_without_a_position_to_learn_from_has_no_rows():
+    rows = flatten_positions(torch.rand(2, 7, 5), torch.rand(2, 7, 5), torch.full((2, 7), -100))
+    assert [tuple(part.shape) for part in rows] == [(0, 5), (0, 5), (0,)]
+    rows = flatten_positions(torch.rand(2, 5), None, None, mask=torch.zeros(2))
+    assert tuple(rows.student.shape) == (0, 5)
 
 
 def test_plain_kd_asks_for_no_labels():
