@@ -52,6 +52,13 @@ def all_reduce_sum(local: Tensor) -> Tensor:
     return local
 
 
+def is_true_anywhere(local: bool, device: torch.device) -> bool:
+    """Tell if a fact holds on any rank; every rank calls this."""
+    if not is_distributed():
+        return local
+    return bool(all_reduce_sum(torch.tensor(int(local), device=device)))
+
+
 def rank_weight(rows: int) -> float:
     """Divide the number of rows on this rank by the average number per rank: 1 in a single process.
 

@@ -18,6 +18,10 @@ class UsageError(ValueError):
     """
 
 
+class NonFiniteError(UsageError):
+    """A loss, gradient, weight or output of a run is not finite: no file is written of its state."""
+
+
 class WidthError(UsageError):
     """Features have another width than a loss was built for; a term adds the layer.
 

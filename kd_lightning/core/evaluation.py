@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -10,7 +11,8 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from kd_lightning.core.batch import target_of
-from kd_lightning.core.errors import UsageError
+from kd_lightning.core.distributed import is_true_anywhere
+from kd_lightning.core.errors import NonFiniteError, UsageError
 from kd_lightning.core.flatten import classes_last, next_positions
 from kd_lightning.core.label_kinds import infer_kind, prepare, update
 from kd_lightning.core.loss import LabelKind, loss_trait
@@ -46,6 +48,7 @@ class Evaluation:
         self.metrics = DEFAULTS[self.kind]() if metrics is None and self.kind is not None else metrics
         self._running: dict[tuple[str, str, str | None], MetricCollection] = {}
         self._loaders: list[str] = []
+        self._greatest: dict[tuple[str, str], Tensor] = {}
 
     @property
     def monitor(self) -> str:
@@ -64,6 +67,7 @@ class Evaluation:
         names = loader_names(loaders)
         self._loaders = names if len(names) > 1 else []
         self._running = {key: value for key, value in self._running.items() if key[0] != stage}
+        self._greatest = {key: value for key, value in self._greatest.items() if key[0] != stage}
         self._expected = [(network, loader) for network in networks for loader in (None, *self._loaders)]
         self._device = device
         if self.metrics is not None:
@@ -94,9 +98,19 @@ class Evaluation:
             return
         for name in (None, self._loaders[loader]) if self._loaders else (None,):
             update(self._running[stage, network, name], self.kind, *rows)
+        # a class that is masked out has a logit of -inf; the greatest is not finite only where no metric has a meaning
+        outputs = rows[0].detach().abs() if self.kind == "values" else rows[0].detach()
+        if outputs.numel():
+            greatest, key = outputs.amax(), (stage, network)
+            self._greatest[key] = torch.maximum(self._greatest[key], greatest) if key in self._greatest else greatest
 
     def compute(self, stage: Stage, inference_network: str) -> dict[str, Any]:
-        """Compute all metrics of a stage, by the names under which they are logged."""
+        """Compute all metrics of a stage, by the names under which they are logged.
+
+        Raises:
+            NonFiniteError: Outputs of a network are not finite on some rank; the accuracy of NaN looks like chance.
+        """
+        self._check_outputs(stage)
         networks = list(dict.fromkeys(network for at, network, _ in self._running if at == stage))
         values: dict[str, Any] = {}
         for (at, network, loader), collection in self._running.items():
@@ -113,6 +127,16 @@ class Evaluation:
     def value(self, stage: Stage, network: str, metric: str) -> Tensor:
         """Compute one metric of one network over all loaders."""
         return cast("Mapping[str, Metric]", self._running[stage, network, None])[metric].compute()
+
+    def _check_outputs(self, stage: Stage) -> None:
+        for network in dict.fromkeys(network for network, _ in self._expected):
+            greatest = self._greatest.get((stage, network))
+            value = 0.0 if greatest is None else greatest.item()
+            if is_true_anywhere(not math.isfinite(value), self._device):
+                raise NonFiniteError(
+                    f"{stage}: outputs of {network!r} are not finite ({value:g}), and no metric of them has a meaning: "
+                    "look for non-finite inputs, a learning rate that is too high, or a damaged checkpoint"
+                )
 
     def _collection(self) -> MetricCollection:
         return DEFAULTS[self.kind or "classes"]() if self.metrics is None else self.metrics

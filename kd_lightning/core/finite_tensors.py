@@ -39,6 +39,17 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(values).all())
 
 
+def greatest_magnitudes(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the greatest magnitude in each floating-point tensor, (K,), not finite where a value is not; no waiting.
+
+    Example:
+        >>> greatest_magnitudes([torch.tensor([1.0, -3.0]), torch.tensor([torch.inf])])
+        tensor([3., inf])
+    """
+    dense = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
+    return torch.stack([norm.float() for norm in foreach_norm(dense, math.inf)]) if dense else torch.zeros(0)
+
+
 def first_value(tensor: Tensor) -> float:
     """Return the first value of a tensor that is not finite; NaN if there is none."""
     values = tensor.detach().coalesce().values() if tensor.is_sparse else tensor.detach()

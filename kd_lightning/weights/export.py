@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -32,7 +33,8 @@ def export_student(module: nn.Module, path: str | PathLike[str]) -> Path:
         The path.
 
     Raises:
-        UsageError: The name does not end in ``.safetensors``, or a LightningModule has no inference network.
+        UsageError: The name does not end in ``.safetensors``, a LightningModule has no inference network, or a weight
+            is not finite.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -64,7 +66,7 @@ def export_checkpoint(checkpoint: str, output: str) -> Path:
 
     Raises:
         WeightsError: The checkpoint cannot be read or has no student.
-        UsageError: The name of the output does not end in ``.safetensors``.
+        UsageError: The name of the output does not end in ``.safetensors``, or a weight is not finite.
 
     Example:
         >>> export_checkpoint("runs/mnist/distilled/bets.ckpt", "student.safetensors")
@@ -84,6 +86,10 @@ def _write(state: Mapping[str, Tensor], student: dict[str, Any] | None, path: st
     path = Path(path).expanduser()
     if path.suffix != ".safetensors":
         raise UsageError(f"output {str(path)!r}: name it *.safetensors, the format of the file")
+    for name, tensor in state.items():
+        # -inf may be a mask, and `load_student` compares it with the network's own
+        if tensor.is_floating_point() and not bool((tensor.detach() < math.inf).all()):
+            raise UsageError(f"output {str(path)!r}: {name} is not finite: export an earlier checkpoint")
     # Copies: safetensors accepts neither tied tensors nor non-contiguous ones.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     about = {"version": kd_lightning.__version__, "sha256": hash_tensors(tensors), "student": student}
