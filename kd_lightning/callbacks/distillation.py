@@ -63,8 +63,8 @@ class Distillation(Callback):
 
     Raises:
         UsageError: At the start of a fit: there is no such student (the nearest names are given), it shares parameters
-            with the teacher, or the module has no single loss to add to. In a step: a loss is not finite, or the module
-            logs something else under its name.
+            that learn with the teacher, or the module has no single loss to add to. In a step: a loss is not finite, or
+            the module logs something else under its name.
         UsageError: In a step: the student ran never, or more than once, or its input was overwritten. At a resume:
             the teacher is not the one that the run was started with.
 
@@ -162,8 +162,8 @@ class Distillation(Callback):
         name = cast("str", self._name)
         # Without the terms, so that `self.parameters()` in the original method are the module's own.
         del module._modules[name]  # pyright: ignore[reportPrivateUsage]
+        check_student(module, self.student, self.held)
         configured = original()
-        check_student(module, self.student, self.teacher)
         module.add_module(name, self.terms)
         self._prepare_teacher(trainer, module)
         add_to_optimizer(module, optimizers_in(configured), self.terms)

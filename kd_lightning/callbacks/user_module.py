@@ -13,7 +13,9 @@ from torch.optim import Optimizer
 from kd_lightning.core.activations import Call
 from kd_lightning.core.batch import split_batch
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.freezing import check_sharing
 from kd_lightning.core.lookup import find_network
+from kd_lightning.core.teacher_holder import TeacherHolder
 
 
 def labels_of(batch: Any, names: list[str]) -> dict[str, Tensor]:
@@ -40,17 +42,14 @@ def loss_of(output: Any) -> Tensor:
     return loss
 
 
-def check_student(module: LightningModule, name: str, teacher: nn.Module) -> None:
-    """Check that a module has the student and that it shares no parameters with the teacher.
+def check_student(module: LightningModule, name: str, held: TeacherHolder) -> None:
+    """Check that a module has the student and that the frozen teacher freezes nothing that it learns.
 
     Raises:
-        UsageError: There is no network of that name (the nearest are given), or they share parameters.
+        UsageError: There is no network of that name (the nearest are given), or they share parameters that learn.
     """
     student = find_network(module, name, "to be the student")
-    if set(student.parameters()) & set(teacher.parameters()):
-        raise UsageError(
-            f"the teacher and the student {name!r} share parameters, and freezing one has frozen both: copy one of them"
-        )
+    check_sharing(student, held.network, held.learned, f"the teacher and the student {name!r}")
 
 
 def check_calls(module: LightningModule, name: str, calls: list[Call]) -> None:

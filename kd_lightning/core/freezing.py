@@ -6,6 +6,7 @@ and deep-copied networks keep their hooks.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -174,11 +175,40 @@ def _fill_in(network: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any)
         state.update({prefix + key: value for key, value in network.state_dict(keep_vars=True).items()})
 
 
-def check_no_shared_parameters(student: nn.Module, teacher: nn.Module) -> None:
-    """Check that two networks share no parameters: freezing the teacher would freeze the student's.
+def check_sharing(
+    student: nn.Module,
+    teacher: nn.Module,
+    learned: Iterable[nn.Parameter] | None = None,
+    who: str = "teacher and student",
+) -> None:
+    """Check that a frozen teacher freezes nothing that the student learns: they may share parameters that are frozen.
+
+    Layers that both have, such as the base of adapters, stay in eval mode for both, and in the student's checkpoints.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        learned: The teacher's parameters that required a gradient before it was frozen; if not given, those that do.
+        who: The two networks, for the message.
 
     Raises:
-        UsageError: They share some.
+        UsageError: They share parameters that were to learn, or nothing of the student is left to learn.
     """
-    if set(student.parameters()) & set(teacher.parameters()):
-        raise UsageError("teacher and student share parameters, and freezing one would freeze both: copy one of them")
+    own, of_teacher = dict(student.named_parameters()), set(teacher.parameters())
+    shared = [name for name, parameter in own.items() if parameter in of_teacher]
+    if not shared:
+        return
+    learned = {p for p in of_teacher if p.requires_grad} if learned is None else set(learned)
+    if wrong := [name for name in shared if own[name] in learned]:
+        raise UsageError(
+            f"{who} share parameters that learn ({len(wrong)}, the first {wrong[0]!r} of the student), and "
+            "freezing the teacher would freeze them: copy one of them, or call requires_grad_(False) first on the "
+            "parameters that they share, as on the base of adapters"
+        )
+    if not any(parameter.requires_grad for parameter in own.values()):
+        raise UsageError(
+            f"{who} share parameters, and every one of the student is frozen, so that nothing learns: copy one of "
+            "them, or give the student layers of its own"
+        )
+    for module in teacher.modules():
+        include_in_state_dict(module)  # which would take it out of the student's state dict, too

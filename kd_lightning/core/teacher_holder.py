@@ -40,6 +40,7 @@ class TeacherHolder:
         self.name = name
         self.hash: str | None = None
         self.was_frozen = True
+        self.learned: set[nn.Parameter] = set()
         self._modes: dict[nn.Module, bool] = {}
         self.hold()
 
@@ -47,6 +48,7 @@ class TeacherHolder:
         """Freeze the network, and remember how it was."""
         if not is_frozen(self.network):
             self.was_frozen = False
+            self.learned = {parameter for parameter in self.network.parameters() if parameter.requires_grad}
             self._modes = {module: module.training for module in self.network.modules()}
         return freeze(self.network)
 

@@ -34,6 +34,15 @@ def undo_compile(network: nn.Module) -> None:
     network._compiled_call_impl = None
 
 
+def uncompiled(network: nn.Module) -> nn.Module:
+    """Return the network inside of ``torch.compile(network)``; any other is returned unchanged."""
+    return getattr(network, "_orig_mod", network)
+
+
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""What torch's wrappers of layers add to the names of their weights."""
+
+
 def reset_of(module: nn.Module) -> Callable[[], Any] | None:
     """Give the method that draws a layer's own parameters again; `MultiheadAttention` has a private one."""
     return getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kd_lightning.core.activations import Activations, differentiable, tap
 from kd_lightning.core.batch import Batch
-from kd_lightning.core.freezing import check_no_shared_parameters, freeze
+from kd_lightning.core.freezing import check_sharing, freeze
 from kd_lightning.core.learner import Learner
 from kd_lightning.core.lightning_internals import attached_trainer
 from kd_lightning.core.teacher_holder import TeacherHolder, load_held
@@ -50,7 +50,7 @@ class FrozenTeacher(Learner, ABC):
         elif "teacher" in self._modules:  # a submodule already
             super().__setattr__(name, freeze(value))
         else:
-            check_no_shared_parameters(self.student, value)
+            check_sharing(self.student, value)
             holder = TeacherHolder(value)
             vars(self).update(teacher=holder.network, held_teacher=holder)
 

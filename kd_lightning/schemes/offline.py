@@ -33,7 +33,7 @@ class OfflineDistiller(FrozenTeacher):
         metrics: Any torchmetrics collection to evaluate by; by default that of the kind of label.
 
     Raises:
-        UsageError: Teacher and student share parameters.
+        UsageError: Teacher and student share parameters that learn.
 
     Example:
         >>> from kd_lightning import Term

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from kd_lightning.core.errors import UsageError
 from kd_lightning.core.freezing import exclude_from_state_dict, freeze
 from kd_lightning.core.lookup import nearest
 from kd_lightning.core.renamed import renamed_class
+from kd_lightning.core.torch_internals import uncompiled
 from kd_lightning.weights.copying import copy_layers
+from kd_lightning.weights.names import tied_names, with_tied, without_wrappers
 from kd_lightning.weights.pruning import prune
 from kd_lightning.weights.reading import WeightsError, WeightsFile, read_weights
 
@@ -29,7 +32,8 @@ def load_teacher(network: nn.Module, checkpoint: str | PathLike[str], prefix: st
         network: The network, built as for its training; its weights are replaced.
         checkpoint: A local Lightning checkpoint, state dict (``torch.save``) or safetensors file.
         prefix: Prefix of the network's keys in the file, e.g. ``student``. By default the one prefix is found under
-            which the file has exactly the network's keys: ``student.``, ``module.model.``, none or another.
+            which the file has exactly the network's keys: ``student.``, ``module.model.``, none or another. A state
+            dict inside another dict, as in ``{"model": ..., "epoch": 3}``, has the keys that lead to it as prefix.
 
     Returns:
         The same network, under ``freeze`` and ``exclude_from_state_dict``.
@@ -91,13 +95,21 @@ def strip_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def _load(network: nn.Module, file: WeightsFile, prefix: str | None) -> None:
+    network = uncompiled(network)
     own: dict[str, Tensor] = network.state_dict()
     if not own:
         raise WeightsError(
             f"{file.path}: {type(network).__name__} has no weights to load: name the network they belong to"
         )
-    prefix = _find_prefix(own, file) if prefix is None else _whole_prefix(prefix, file)
-    tensors = strip_prefix(prefix, file.tensors)
+    tied = tied_names(network)
+    if prefix is None:
+        file = replace(file, tensors=without_wrappers(file.tensors, own))
+        prefix = _find_prefix(own, file, tied)
+        tensors = strip_prefix(prefix, file.tensors)
+    else:
+        prefix = _whole_prefix(prefix, file)
+        tensors = without_wrappers(strip_prefix(prefix, file.tensors), own)
+    tensors = with_tied(tensors, tied, type(network).__name__, file.path)
     _check_names(network, own, tensors, prefix, file)
     for name, tensor in tensors.items():
         _check_tensor(network, name, tensor, own[name], file.path)
@@ -110,9 +122,12 @@ def _splits(key: str) -> Iterator[tuple[str, str]]:
     return ((".".join([*parts[:i], ""]), ".".join(parts[i:])) for i in range(len(parts)))
 
 
-def _find_prefix(own: Mapping[str, Tensor], file: WeightsFile) -> str:
+def _find_prefix(own: Mapping[str, Tensor], file: WeightsFile, tied: Mapping[str, str]) -> str:
     matches = Counter(prefix for key in file.tensors for prefix, name in _splits(key) if name in own)
-    whole = [prefix for prefix in matches if strip_prefix(prefix, file.tensors).keys() == own.keys()]
+    needed = {tied.get(name, name) for name in own}
+    whole = [
+        prefix for prefix in matches if {tied.get(name, name) for name in strip_prefix(prefix, file.tensors)} == needed
+    ]
     if len(whole) > 1:
         raise WeightsError(
             f"{file.path}: has {len(whole)} networks with these keys, under {', '.join(sorted(whole))}: "

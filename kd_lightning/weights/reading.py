@@ -6,11 +6,11 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -157,6 +157,8 @@ def _read_torch(path: Path, head: bytes) -> WeightsFile:
             "write it again with `torch.save(network.state_dict(), path)`"
         ) from None
     state: Any = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not is_state_dict(state) and (inner := dict(_state_dicts(content, ""))):
+        state = {prefix + name: tensor for prefix, tensors in inner.items() for name, tensor in tensors.items()}
     if not isinstance(state, Mapping) or not state:
         raise WeightsError(f"{path}: has a {type(content).__name__} without weights: save the network's `state_dict()`")
     for name, value in state.items():
@@ -168,6 +170,27 @@ def _read_torch(path: Path, head: bytes) -> WeightsFile:
     name = content.get("inference_network")
     name = name if isinstance(name, str) else "student"
     return WeightsFile(path, dict(state), plain_network(content.get("hyper_parameters"), name), name)
+
+
+def is_state_dict(value: object) -> bool:
+    """Tell if a value is a mapping of names to tensors, and not empty."""
+    if not isinstance(value, Mapping) or not value:
+        return False
+    items = cast("Mapping[object, object]", value).items()
+    return all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in items)
+
+
+def _state_dicts(content: object, prefix: str, depth: int = 3) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """Yield the state dicts inside of nested dicts, with the keys that lead to them as a prefix.
+
+    Those under numbers are an optimizer's.
+    """
+    if is_state_dict(content):
+        yield prefix, cast("Mapping[str, Tensor]", content)
+    elif isinstance(content, Mapping) and depth:
+        for key, value in cast("Mapping[object, object]", content).items():
+            if isinstance(key, str):
+                yield from _state_dicts(value, f"{prefix}{key}.", depth - 1)
 
 
 def plain_network(hyper_parameters: object, name: str = "student") -> dict[str, Any] | None:

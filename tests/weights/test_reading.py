@@ -71,7 +71,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "nothing in it, safetensors": ("t.safetensors", as_bytes(save({})), "has no weights"),
     "a tensor": ("t.pt", as_torch(torch.ones(2)), "has a Tensor without weights"),
     "nothing in it": ("t.pt", as_torch({}), "has a dict without weights"),
-    "another container": ("t.pt", as_torch({"model": STATE, "epoch": 3}), "its 'model' is a dict, not a tensor"),
+    "another container": ("t.pt", as_torch({"models": [STATE], "epoch": 3}), "its 'models' is a list, not a tensor"),
     "a whole network": ("t.pt", as_torch(nn.Linear(4, 2)), r"Python object torch\.nn\.modules\.linear\.Linear"),
     # Hostile headers: lengths, offsets, shapes, dtypes and nesting that a reader might believe.
     "header longer than memory": ("t.safetensors", as_bytes(struct.pack("<Q", 2**62) + b"{}"), "header too large"),

@@ -44,7 +44,7 @@ class AdversarialDistiller(FrozenTeacher, TwoPlayerLearner[PairOutputs]):
         terms: The losses by name, each with its addresses and weight.
 
     Raises:
-        UsageError: No term has a discriminator, or teacher and student share parameters.
+        UsageError: No term has a discriminator, or teacher and student share parameters that learn.
 
     Example:
         >>> from kd_lightning.losses import TaskLoss

@@ -12,7 +12,7 @@ from torchmetrics import MetricCollection
 
 from kd_lightning.core.activations import tap
 from kd_lightning.core.distributed import all_reduce_sum
-from kd_lightning.core.freezing import check_no_shared_parameters
+from kd_lightning.core.freezing import check_sharing
 from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.core.term import Term
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
@@ -64,7 +64,7 @@ class FewShotDistiller(FrozenTeacher):
         lr_interval: Literal["step", "epoch"] = "epoch",
         metrics: MetricCollection | None = None,
     ) -> None:
-        check_no_shared_parameters(student, teacher)
+        check_sharing(student, teacher)
         kept = kept_channels(student, teacher, layers)
         student.requires_grad_(False)
         terms: dict[str, Term] = {}
