@@ -139,9 +139,44 @@ def _read_safetensors(path: Path) -> WeightsFile:
     return WeightsFile(path, tensors, plain_network(about))
 
 
-def _read_torch(path: Path, head: bytes) -> WeightsFile:
-    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
+def check_archive(path: Path) -> None:
+    """Compare the checksums in a file of ``torch.save`` with its content, which ``torch.load`` does not.
+
+    Each entry of the archive has a CRC-32, which finds every single changed bit of its content. Files of other formats
+    have none, and pass.
+
+    Raises:
+        WeightsError: The file is truncated, or one of its entries has changed since it was written.
+    """
+    if not _is_archive(path):
+        return
+    if not zipfile.is_zipfile(path):
         raise WeightsError(f"{path}: is truncated (its end is missing): write or download it again")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # a corrupt archive may raise any error
+        raise corrupt(path, str(error) or type(error).__name__) from None
+    if damaged is not None:
+        raise corrupt(path, f"the checksum of its entry {damaged} does not match")
+
+
+def corrupt(path: str | PathLike[str], reason: str) -> WeightsError:
+    """Build the error for a file of ``torch.save`` that is damaged."""
+    return WeightsError(
+        f"{path}: is corrupt ({' '.join(reason.split())[:100]}): "
+        "use another checkpoint of the run, or write or download it again"
+    )
+
+
+def _is_archive(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(2) == b"PK"
+
+
+def _read_torch(path: Path, head: bytes) -> WeightsFile:
+    if head.startswith(b"PK"):
+        check_archive(path)
     try:
         if not head.startswith((b"PK", b"\x80")):
             raise UsageError("neither an archive nor a pickle")

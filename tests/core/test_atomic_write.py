@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from kd_lightning.core.files import AtomicFile, atomic_write
+from kd_lightning.cli.errors import is_user_error
+from kd_lightning.core.files import AtomicFile, WriteError, atomic_write, remove_leftovers
 
 
 def names(folder: Path) -> list[str]:
@@ -82,14 +84,19 @@ def test_a_disk_that_is_full_while_closing_removes_the_file(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_the_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_the_file_is_on_the_disk_before_it_has_its_name_and_then_the_name(tmp_path, monkeypatch):
     order: list[str] = []
     synced, renamed = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda number: (order.append("fsync"), synced(number)))
+
+    def sync(number: int) -> None:
+        order.append("directory" if stat.S_ISDIR(os.fstat(number).st_mode) else "file")
+        synced(number)
+
+    monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(Path, "replace", lambda self, to: (order.append("rename"), renamed(self, to)))
     with atomic_write(tmp_path / "file.bin") as stream:
         stream.write(b"new")
-    assert order == ["fsync", "rename"]
+    assert order == ["file", "rename", "directory"]
 
 
 def test_files_of_a_killed_process_are_removed_by_the_next_write(tmp_path):
@@ -102,3 +109,68 @@ def test_files_of_a_killed_process_are_removed_by_the_next_write(tmp_path):
     with atomic_write(tmp_path / "file.bin"):
         pass
     assert names(tmp_path) == sorted([*kept, "file.bin"])
+    remove_leftovers(tmp_path)  # of every name
+    assert names(tmp_path) == sorted({*kept, "file.bin"} - {f".other.{host}.{dead}"})
+
+
+def test_files_of_a_dead_process_that_had_this_number_are_removed(tmp_path):
+    """In a container the numbers begin at 1 again."""
+    leftover, other = (tmp_path / f".{name}.{socket.gethostname()}.{os.getpid()}" for name in ("old", "file.bin"))
+    leftover.touch()
+    other.touch()
+    with atomic_write(tmp_path / "file.bin"):
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == [other.name]  # which is being written
+    assert names(tmp_path) == ["file.bin"]
+
+
+def test_symbolic_links_are_not_followed(tmp_path):
+    (outside := tmp_path / "outside").write_bytes(b"kept")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file.bin").symlink_to(outside)
+    (folder / f".file.bin.{socket.gethostname()}.{os.getpid()}").symlink_to(outside)
+    with atomic_write(folder / "file.bin") as stream:
+        stream.write(b"new")
+    assert outside.read_bytes() == b"kept"
+    assert (folder / "file.bin").read_bytes() == b"new"
+    assert not (folder / "file.bin").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "free space there"),
+        (errno.EDQUOT, "free space there"),
+        (errno.EFBIG, "raise the limit of a file's size (ulimit -f)"),
+        (errno.EROFS, "mount its file system for writing"),
+    ],
+)
+def test_the_error_names_the_file_and_the_remedy(number, remedy, tmp_path):
+    def write() -> None:
+        with atomic_write(tmp_path / "file.bin", "name another --output"):
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(WriteError) as error:
+        write()
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path / 'file.bin'} cannot be written ({os.strerror(number)}): {remedy}")
+    assert message.endswith(", or name another --output")
+    assert is_user_error(error.value)
+    assert names(tmp_path) == []
+
+
+def test_a_directory_in_the_place_of_the_file_is_one_line(tmp_path):
+    (tmp_path / "file.bin").mkdir()
+    with (
+        pytest.raises(WriteError, match=r"file\.bin cannot be written \(Is a directory\)"),
+        atomic_write(tmp_path / "file.bin"),
+    ):
+        pass
+    with pytest.raises(WriteError, match="file cannot be written"), atomic_write(Path("/dev/null/folder/file")):
+        pass
+
+
+def test_other_errors_of_the_block_are_not_changed(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing"), atomic_write(tmp_path / "file.bin"):
+        (tmp_path / "missing").read_bytes()

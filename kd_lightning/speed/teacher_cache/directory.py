@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from kd_lightning.core.files import WriteError
 from kd_lightning.speed.teacher_cache.file import CorruptFileError, TensorSpec, Writer, read
 from kd_lightning.speed.teacher_cache.lookup_table import LookupTable, sentinel_row
 from kd_lightning.speed.teacher_cache.training_rows import RowFingerprints
@@ -139,7 +140,9 @@ class SharedWriter:
         try:
             yield
         except (OSError, ValueError) as error:
-            self.failure = getattr(error, "strerror", None) or str(error)
+            self.failure = (
+                error.reason if isinstance(error, WriteError) else getattr(error, "strerror", "") or str(error)
+            )
 
     def _raise_in_all(self) -> None:
         if failure := self.strategy.broadcast(self.failure):
