@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 
-from kd_lightning.cli.run_dir import MetricsFile, add_default_callbacks
+from kd_lightning.cli.run_dir import add_default_callbacks
+from kd_lightning.cli.run_loggers import MetricsFile
 from tests import toys
 
 

@@ -21,13 +21,14 @@ from safetensors.torch import save
 from typing_extensions import override
 
 import kd_lightning
-from kd_lightning.cli import run_dir
+from kd_lightning.cli import run_dir, run_loggers
 from kd_lightning.cli.argparse_internals import destinations
 from kd_lightning.cli.components import PACKAGES, locate_component, unexpected_nulls
 from kd_lightning.cli.config_errors import describe_parse_error, with_location
 from kd_lightning.cli.configs import Setting, find_config, merge, read_settings
 from kd_lightning.cli.errors import RunStopped, is_user_error, one_line, report_errors
 from kd_lightning.cli.log_filters import expected_messages_hidden
+from kd_lightning.core.directory_lock import DirectoryLock
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.files import atomic_write
 
@@ -112,7 +113,7 @@ class CLI(LightningCLI):
         given = self.config_init["trainer"]
         folder = given["default_root_dir"]
         if given["logger"] in (None, True):
-            given["logger"] = run_dir.default_loggers(folder) if self.command == "fit" else False
+            given["logger"] = run_loggers.default_loggers(folder) if self.command == "fit" else False
         callbacks: Any = given["callbacks"] or []
         given["callbacks"] = run_dir.add_default_callbacks(
             callbacks if isinstance(callbacks, list) else [callbacks],
@@ -130,9 +131,10 @@ class CLI(LightningCLI):
             UsageError: A setting, a checkpoint or the data cannot be used.
         """
         fits = self.command == "fit" and not self.trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue]
+        lock: DirectoryLock | None = None
         try:
             if fits and self.trainer.is_global_zero:  # the first process starts the others, or they wait
-                run_dir.refuse_second_run(self.trainer.default_root_dir, self.ckpt_path)
+                lock = run_dir.claim(self.trainer.default_root_dir, self.ckpt_path)
             if self.ckpt_path:
                 run_dir.check_checkpoint(self.ckpt_path)
             command = getattr(self.trainer, self.command)
@@ -149,6 +151,9 @@ class CLI(LightningCLI):
             raise
         except Exception as error:
             self._raise(error)
+        finally:
+            if lock is not None:
+                lock.release()
 
     def _write(self, batches: list[Any]) -> None:
         if self.trainer.world_size > 1 or not all(isinstance(batch, torch.Tensor) for batch in batches):

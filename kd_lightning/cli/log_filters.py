@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -27,17 +28,24 @@ LINES = (
 
 @contextmanager
 def expected_messages_hidden() -> Generator[None]:
-    """Hide exactly these messages while the context is open."""
+    """Hide exactly these messages, and tracebacks of errors that are raised again, while the context is open."""
 
     def is_shown(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(LINES)
 
+    def unless_raised_again(error: threading.ExceptHookArgs) -> None:
+        # TensorBoard's writer raises it in the main thread as well, at the next value
+        if type(error.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
+            print_traceback(error)
+
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     logger.addFilter(is_shown)
+    print_traceback, threading.excepthook = threading.excepthook, unless_raised_again
     try:
         with warnings.catch_warnings():
             for message in WARNINGS:
                 warnings.filterwarnings("ignore", message)
             yield
     finally:
+        threading.excepthook = print_traceback
         logger.removeFilter(is_shown)

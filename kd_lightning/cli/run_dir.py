@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Set
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
 import torch
-from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from torch import nn
 from typing_extensions import override
 
 from kd_lightning.callbacks import ExactResume, FastLoop, FaultTolerance, TeacherFreezing
+from kd_lightning.core.directory_lock import DirectoryLock
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.files import atomic_write
 from kd_lightning.core.freezing import is_frozen
 from kd_lightning.core.learner import Learner
-from kd_lightning.core.lightning_internals import AppendingWriter, set_csv_writer
 from kd_lightning.core.lookup import suggestion
 from kd_lightning.core.traits import has_trait
+from kd_lightning.weights.checkpoint_io import ELSEWHERE
 from kd_lightning.weights.reading import WeightsError, read_weights
 
 BAR_REFRESH = 50
@@ -44,76 +39,8 @@ class SaveConfig(SaveConfigCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = Path(trainer.default_root_dir)
         if trainer.is_global_zero and not _resumes(folder, trainer.ckpt_path):
-            folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, folder / self.config_filename, skip_unset=False, overwrite=True)
-
-
-class TensorBoardEvents(TensorBoardLogger):
-    """TensorBoard's event files in a run directory, without Lightning's ``hparams.yaml``: ``config.yaml`` has it all.
-
-    Args:
-        folder: The run directory.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        super().__init__(folder, name="", version="", default_hp_metric=False)
-
-    @override
-    def save(self) -> None:
-        self.experiment.flush()
-
-
-class MetricsFile(CSVLogger):
-    """``metrics.csv``, which a resumed run continues: rows that it logs again, and all after them, are replaced.
-
-    Args:
-        folder: The run directory.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        super().__init__(folder, name="", version="")
-        self._writer: _ContinuedWriter | None = None
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The writer of the rows."""
-        if self._writer is None:
-            self._writer = _ContinuedWriter(self.log_dir)
-            set_csv_writer(self, self._writer)
-        return self._writer
-
-
-class _ContinuedWriter(AppendingWriter):
-    """Drops the old rows from the first new step on, then appends."""
-
-    @override
-    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        if self.has_rows:
-            self._drop_rows_from(step or 0, metrics_dict.keys() - {"epoch"})
-            self.has_rows = False
-        super().log_metrics(metrics_dict, step)
-
-    def _drop_rows_from(self, step: int, names: Set[str]) -> None:
-        # a validation that is run again at the resume has the step of a training row, which stays
-        path = Path(self.metrics_file_path)
-        kept = io.StringIO(newline="")
-        with path.open(encoding="utf-8", newline="") as old:
-            rows = csv.DictReader(old)
-            self.metrics_keys = list(rows.fieldnames or [])
-            writer = csv.DictWriter(kept, self.metrics_keys)
-            writer.writeheader()
-            for row in rows:
-                number = int(row["step"]) if (row["step"] or "").isdigit() else step
-                if number < step or (number == step and not any(row.get(name) for name in names)):
-                    writer.writerow(row)
-        with atomic_write(path) as new:
-            new.write(kept.getvalue().encode())
-
-
-def default_loggers(folder: str | Path) -> list[Logger]:
-    """Build the loggers of a run that names none: TensorBoard's event files and ``metrics.csv`` in its directory."""
-    return [TensorBoardEvents(folder), MetricsFile(folder)]
+            with atomic_write(folder / self.config_filename, ELSEWHERE) as stream:
+                stream.write(self.parser.dump(self.config, skip_unset=False).encode())
 
 
 def add_default_callbacks(
@@ -208,6 +135,24 @@ def refuse_second_run(folder: str | Path, ckpt_path: str | None) -> None:
             f"trainer.default_root_dir: {folder} has a run already: {resume}name another directory "
             f"with --trainer.default_root_dir {folder}-2"
         )
+
+
+def claim(folder: str | Path, ckpt_path: str | None) -> DirectoryLock:
+    """Lock the run directory for this process, which is to release it.
+
+    Raises:
+        UsageError: Another process runs there, or `refuse_second_run` refuses.
+        WriteError: The directory is not writable.
+    """
+    refuse_second_run(folder, ckpt_path)  # first: a refusal creates no directory
+    lock = DirectoryLock(folder, "a run", f"name another directory with --trainer.default_root_dir {folder}-2")
+    lock.acquire()
+    try:
+        refuse_second_run(folder, ckpt_path)  # again: another run may have ended in between
+    except UsageError:
+        lock.release()
+        raise
+    return lock
 
 
 def _any(given: list[Callback], kind: type[Callback]) -> bool:

@@ -11,6 +11,7 @@ objects, which run without a Python call of their own.
 # pyright: reportPrivateUsage=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from operator import attrgetter, methodcaller
 from pathlib import Path
@@ -54,6 +55,7 @@ __all__ = [
     "is_validation_due",
     "logger_connector",
     "num_ready_batches_reached",
+    "replaces_files",
     "restore_sigterm_broadcast",
     "save_interval",
     "saves_by_time",
@@ -226,6 +228,11 @@ def save_interval(callback: ModelCheckpoint) -> int:
     return callback._every_n_train_steps
 
 
+def replaces_files(callback: ModelCheckpoint) -> bool:
+    """Tell if `enable_version_counter` is off, so that a file of the same name is replaced."""
+    return not callback._enable_version_counter
+
+
 def saves_by_time(callback: ModelCheckpoint) -> bool:
     """Tell if `train_time_interval` is set."""
     return callback._train_time_interval is not None
@@ -250,6 +257,16 @@ class AppendingWriter(ExperimentWriter):
     @override
     def _check_log_dir_exists(self) -> None:
         self.has_rows = Path(self.metrics_file_path).is_file()
+
+    @override
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        with Path(self.metrics_file_path).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        self.write_all(fieldnames, rows)
+
+    def write_all(self, columns: list[str], rows: list[dict[str, str]]) -> None:
+        """Replace the file, where Lightning would write it in place, and a kill would lose its rows."""
+        raise NotImplementedError
 
 
 def set_csv_writer(logger: CSVLogger, writer: ExperimentWriter) -> None:

@@ -25,7 +25,8 @@ from kd_lightning.__main__ import main
 from kd_lightning.callbacks import ExactResume
 from kd_lightning.cli.configs import SHIPPED, find_config, list_configs
 from kd_lightning.cli.engine import build
-from kd_lightning.cli.run_dir import MetricsFile, add_default_callbacks
+from kd_lightning.cli.run_dir import add_default_callbacks
+from kd_lightning.cli.run_loggers import MetricsFile
 from kd_lightning.core.metrics import Accuracy, Metrics, NegativeLogLikelihood
 from kd_lightning.data import MNISTDataModule
 from kd_lightning.losses import KDLoss

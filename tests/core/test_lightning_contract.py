@@ -180,6 +180,7 @@ METHODS: dict[tuple[Any, str], str] = {
     (Precision, "clip_gradients"): "(self, optimizer, clip_val=0.0, "
     "gradient_clip_algorithm=<GradClipAlgorithmType.NORM: 'norm'>)",
     (ExperimentWriter, "_check_log_dir_exists"): "(self)",
+    (ExperimentWriter, "_rewrite_with_new_header"): "(self, fieldnames)",
     (ExperimentWriter, "log_metrics"): "(self, metrics_dict, step=None)",
     (torch, "_sample_dirichlet"): None,  # builtin
     (torch, "_foreach_norm"): None,  # builtin
@@ -211,6 +212,10 @@ def test_a_method_is_there_and_takes_what_it_took(owner, name, expected):
 
 
 INSTANCES: dict[str, tuple[Callable[[], Any], Any]] = {
+    "ModelCheckpoint._enable_version_counter": (
+        lambda: ModelCheckpoint(enable_version_counter=False)._enable_version_counter,
+        False,
+    ),
     "ModelCheckpoint._every_n_train_steps": (lambda: ModelCheckpoint(every_n_train_steps=3)._every_n_train_steps, 3),
     "ModelCheckpoint._every_n_train_steps, of epochs": (
         lambda: ModelCheckpoint(every_n_epochs=3)._every_n_train_steps,

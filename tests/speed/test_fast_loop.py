@@ -36,7 +36,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from kd_lightning import OfflineDistiller
 from kd_lightning.callbacks import FastLoop, Linear, TeacherCache, TemperatureSchedule
-from kd_lightning.cli.run_dir import TensorBoardEvents
+from kd_lightning.cli.run_loggers import TensorBoardEvents
 from kd_lightning.speed.fast_loop.epoch import FastEpoch
 from kd_lightning.speed.fast_loop.step import FastStep
 from tests import toys
