@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -13,10 +14,19 @@ from kd_lightning.cli.configs import find_config
 from kd_lightning.cli.errors import Parser
 from kd_lightning.compare.measure.measures import NetworkStats
 from kd_lightning.compare.messages import Failed, Message
-from kd_lightning.compare.plan.artifacts import CONFIG, NETWORKS, ProfileResult, finished, keep_traceback, run_spec
+from kd_lightning.compare.plan.artifacts import (
+    CONFIG,
+    NETWORKS,
+    ProfileResult,
+    damage,
+    finished,
+    keep_traceback,
+    run_spec,
+)
 from kd_lightning.compare.plan.config import network_key
 from kd_lightning.compare.plan.plan_file import read_plan
 from kd_lightning.compare.plan.schedule import Outcome, Schedule, critical_path
+from kd_lightning.compare.plan.stored import DamagedError, read_stats
 from kd_lightning.compare.plan.variants import Run, Variant
 from kd_lightning.compare.report.page import write_report
 from kd_lightning.compare.report.tensorboard import Layout
@@ -24,7 +34,9 @@ from kd_lightning.compare.run.display import Display, in_minutes
 from kd_lightning.compare.run.profile import Profile
 from kd_lightning.compare.run.training import Training
 from kd_lightning.compare.run.worker import WarmUp, Worker
+from kd_lightning.core.directory_lock import DirectoryLock
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.files import write_text
 
 UNKNOWN_SECONDS = 60.0
 """The duration of a run of which nothing is known, for the order of runs alone."""
@@ -58,11 +70,14 @@ def main(args: list[str]) -> int:
         raise UsageError(f"compare: --processes {options.processes}: at least one is needed")
     path = find_config(options.config)
     plan, root, console = read_plan(path), options.root or Path("runs/compare") / path.stem, Console()
+    for line in [*damage(plan.runs, root), *_damaged_stats(root)]:
+        print(f"kd-lightning: {line}", file=sys.stderr)
     known = {run: result for run in plan.runs if (result := finished(run, root)) is not None}
     todo = [run for run in plan.runs if run not in known]
     outcomes = {run: Outcome(None, "not finished") for run in todo}
     if todo and not options.report_only:
-        outcomes = _run(todo, root, options.processes, console)
+        with DirectoryLock(root, "a comparison", "name another --root"):
+            outcomes = _run(todo, root, options.processes, console)
     known |= {run: outcome.result for run, outcome in outcomes.items() if outcome.result is not None}
     reasons = {run: outcome.reason for run, outcome in outcomes.items() if outcome.result is None}
     write_report(plan, known, reasons, _read_stats(root), root, console)
@@ -122,8 +137,7 @@ def _profile(variants: list[Variant], worker: Worker, root: Path, console: Conso
         if reason:
             line = f"{variant.path}: no estimate of its duration: {reason}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-    root.mkdir(parents=True, exist_ok=True)
-    (root / NETWORKS).write_text(json.dumps(stats, indent=1))
+    write_text(root / NETWORKS, json.dumps(stats, indent=1))
     return profiles
 
 
@@ -138,6 +152,16 @@ def _estimate(run: Run, profiles: dict[Variant, ProfileResult]) -> float | None:
     return profiles[run.variant].seconds if run.variant in profiles else None
 
 
+def _damaged_stats(root: Path) -> list[str]:
+    try:
+        read_stats(root / NETWORKS)
+    except DamagedError as error:
+        return [f"{error}: networks have no costs until a run needs them"]
+    return []
+
+
 def _read_stats(root: Path) -> dict[str, NetworkStats]:
-    path = root / NETWORKS
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return read_stats(root / NETWORKS)
+    except DamagedError:  # which `main` has reported
+        return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any, NamedTuple
 
 from kd_lightning.compare.measure.measures import NetworkStats
 from kd_lightning.compare.plan.config import Config
+from kd_lightning.compare.plan.stored import DamagedError, read_result
 from kd_lightning.compare.plan.variants import LAST_CHECKPOINT, Run
+from kd_lightning.core.files import write_text
 
 CONFIG, RESULT, ERROR, LOG, OUTPUTS = "compare.yaml", "result.json", "error.txt", "log.txt", "test.npz"
 NETWORKS = "networks.json"
@@ -70,11 +71,26 @@ def finished(run: Run, root: Path) -> Result | None:
     needed = [root / run.name / name for name in (RESULT, OUTPUTS, LAST_CHECKPOINT)]
     if not all(path.is_file() for path in needed) or any(finished(need, root) is None for need in run.needs):
         return None
-    result = json.loads(needed[0].read_text())
+    try:
+        result = read_result(needed[0])
+    except DamagedError:
+        return None
     return result if result["digest"] == run.digest(root) else None
+
+
+def damage(runs: list[Run], root: Path) -> list[str]:
+    """Describe the stored results that cannot be read, whose runs count as not finished: one line each."""
+    lines: list[str] = []
+    for path in dict.fromkeys(root / run.name / RESULT for run in runs):
+        try:
+            if path.exists():
+                read_result(path)
+        except DamagedError as error:
+            lines.append(f"{error}: the run counts as not finished")
+    return lines
 
 
 def keep_traceback(run: Run, root: Path, details: str) -> None:
     """Write the traceback of a failed run into its directory, if it has one already."""
     if (root / run.name / CONFIG).is_file():
-        (root / run.name / ERROR).write_text(details, encoding="utf-8")
+        write_text(root / run.name / ERROR, details)

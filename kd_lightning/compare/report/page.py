@@ -23,6 +23,7 @@ from kd_lightning.compare.report.tables import (
     to_terminal,
 )
 from kd_lightning.compare.report.tensorboard import how_to_open
+from kd_lightning.core.files import write_text
 
 TABLE, LINES, CURVES = "table.md", "table.csv", "curves.png"
 
@@ -59,8 +60,8 @@ def write_report(
     curves = [f"![Learning curves]({CURVES})"] if drawn else []
     explained = legend(list(measures.values()))
     markdown = [f"# {plan.title}", plan.notes, *map(to_markdown, sections), explained, *curves]
-    (root / TABLE).write_text("\n\n".join(filter(None, markdown)) + "\n", encoding="utf-8")
-    (root / LINES).write_text(to_csv([row for group in plan.groups for row in rows[group]]), encoding="utf-8")
+    write_text(root / TABLE, "\n\n".join(filter(None, markdown)) + "\n")
+    write_text(root / LINES, to_csv([row for group in plan.groups for row in rows[group]]))
     console.print(Text(f"\n{plan.title}", style="bold underline"))
     if plan.notes:
         console.print(Text(plan.notes))

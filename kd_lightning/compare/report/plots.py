@@ -17,6 +17,7 @@ from kd_lightning.compare.measure.measures import Measure
 from kd_lightning.compare.plan.artifacts import Results
 from kd_lightning.compare.plan.variants import Group, Plan, Variant
 from kd_lightning.compare.report.summary import Measures
+from kd_lightning.core.files import atomic_write
 
 # The colours of Okabe and Ito, which colour-blind readers can distinguish
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -89,7 +90,8 @@ def draw_curves(plan: Plan, results: Results, measures: Mapping[Group, Measures]
     figure.suptitle(
         f"{plan.title}: validation {' and '.join(names)}, mean over seeds ± one standard deviation", fontsize=11
     )
-    figure.savefig(path)
+    with atomic_write(path) as stream:
+        figure.savefig(stream, format="png")
     return True
 
 

@@ -23,6 +23,7 @@ from kd_lightning.compare.plan.artifacts import CONFIG, OUTPUTS, Result, RunSpec
 from kd_lightning.compare.plan.config import network_key
 from kd_lightning.core.batch import target_of
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.files import atomic_write
 from kd_lightning.core.hashing import weights_hash
 from kd_lightning.core.label_kinds import class_indices
 from kd_lightning.core.learner import Learner
@@ -81,7 +82,8 @@ def execute(spec: RunSpec, report_progress: ReportProgress) -> Result:
     data.setup("test")
     model.to(trainer.strategy.root_device)  # a fit moves it away, while the resident images stay there
     measured = measure_learner(model, data.test_dataloader(), spec.evaluate)
-    np.savez(spec.run_dir / OUTPUTS, logits=measured.outputs.numpy(), target=measured.target.numpy())
+    with atomic_write(spec.run_dir / OUTPUTS) as stream:
+        np.savez(stream, logits=measured.outputs.numpy(), target=measured.target.numpy())
     result: Result = {
         "network": network_key(spec.config),
         "start": start,

@@ -13,8 +13,9 @@ from kd_lightning.cli.components import parameters
 from kd_lightning.compare.messages import ReportProgress
 from kd_lightning.compare.plan.artifacts import CONFIG, LOG, RESULT, Result, RunSpec
 from kd_lightning.compare.plan.config import Config
+from kd_lightning.compare.plan.stored import sealed
 from kd_lightning.compare.run.worker import output_to
-from kd_lightning.core.files import atomic_write
+from kd_lightning.core.files import write_text
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,7 @@ class Training:
 
             _write(run_dir, without_unknown_seed(self.spec.config))
             result = execute(self.spec, report_progress) | {"digest": self.spec.digest}
-        with atomic_write(run_dir / RESULT) as stream:
-            stream.write(json.dumps(result, indent=1).encode())
+        write_text(run_dir / RESULT, json.dumps(sealed(result), indent=1))
         return result
 
 
@@ -53,7 +53,7 @@ def without_unknown_seed(config: Config) -> Config:
 
 
 def _write(run_dir: Path, config: Config) -> None:
-    (run_dir / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    write_text(run_dir / CONFIG, yaml.safe_dump(config, sort_keys=False))
 
 
 def _clear(run_dir: Path) -> None:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -80,6 +81,7 @@ class WarmUp:
 
 def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well, and the parent ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
@@ -93,6 +95,14 @@ def _serve(connection: Connection) -> None:
             except Exception as error:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 connection.send(Failed(reason, traceback.format_exc()))
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as its parent has ended, even by SIGKILL in the middle of a task."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @contextmanager
