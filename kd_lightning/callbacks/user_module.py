@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kd_lightning.core.activations import Call
-from kd_lightning.core.batch import split_batch
+from kd_lightning.core.batch import fields_of, split_batch
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.freezing import check_sharing
 from kd_lightning.core.lookup import find_network
@@ -20,7 +20,7 @@ from kd_lightning.core.teacher_holder import TeacherHolder
 
 def labels_of(batch: Any, names: list[str]) -> dict[str, Tensor]:
     """Return the labels of a batch: ``target``, ``index`` and, of a mapping, `names`; empty for other batches."""
-    if not isinstance(batch, Mapping) and not (isinstance(batch, tuple | list) and 1 <= len(batch) <= 3):
+    if isinstance(batch, tuple | list) and fields_of(batch, names) is None and not 1 <= len(batch) <= 3:
         return {}  # an unknown form, which is no mistake where no loss needs a label
     labels = cast("dict[str, Any]", split_batch(batch, names).labels)
     return {name: value for name, value in labels.items() if isinstance(value, Tensor)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -12,7 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from kd_lightning.core.compiled_calls import guard_compiled
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.lookup import choose, network_names
+from kd_lightning.core.lookup import nearest, network_names
+from kd_lightning.core.outputs import part_of, tensor_parts
 
 Activations = dict[str, Tensor]
 """Outputs of layers, by layer name."""
@@ -24,9 +26,11 @@ def record_activations(network: nn.Module, layers: Iterable[str] = LOGITS) -> Ge
     """Record the outputs of named layers while the context is open; the hooks are removed afterwards.
 
     A layer is the dotted name of a submodule, as in ``network.named_modules()``, or of a parameter or a buffer, whose
-    value is recorded. Two names are special: ``"logits"`` is the network's own output, a tensor or the ``.logits`` of
-    an object or a mapping, and ``"input"`` is its first input. A compiled network gets one graph for each set of
-    layers.
+    value is recorded. A part of an output that is a tuple, a mapping or an object is addressed behind its layer:
+    ``lstm.0`` is the first element of the output of ``lstm``, ``encoder.last_hidden_state`` the item or attribute of
+    that name, ``output.0`` a part of the network's own output. Two names are special: ``"logits"`` is the network's own
+    output, a tensor or the ``.logits`` of an object or a mapping, and ``"input"`` is its first input. A compiled
+    network gets one graph for each set of layers.
 
     Args:
         network: The network; it must run exactly once in the context.
@@ -169,7 +173,7 @@ def logits_of(output: object) -> object:
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
-        return cast("Mapping[str, object]", output).get("logits")
+        return cast("Mapping[str, object]", output).get("logits", output)
     return getattr(output, "logits", output)
 
 
@@ -196,7 +200,10 @@ def _single(layer: str, outputs: list[object]) -> Tensor:
             f"{what} ran {len(outputs)} times while its activations were recorded, so that it has no single activation"
         )
     if not isinstance(outputs[0], Tensor):
+        start = "output" if layer == "logits" else layer
+        there = [f"{start}{part}" for part in islice(tensor_parts(outputs[0]), 4)]
         remedy = "return one, or an object with .logits" if layer == "logits" else "name a layer that gives one"
+        remedy += f", or address a part of it: {', '.join(there)}" if there else ""
         raise UsageError(f"{what} gave {type(outputs[0]).__name__}, not a tensor: {remedy}")
     return outputs[0]
 
@@ -214,12 +221,45 @@ def _hook(network: nn.Module, layer: str, record: Callable[[str, object], None])
         return network.register_forward_pre_hook(on_input, with_kwargs=True)
     if layer == "logits":
         return network.register_forward_hook(on_output)
-    try:
-        return network.get_submodule(layer).register_forward_hook(on_output)
-    except AttributeError:
+    module, parts = _layer_of(network, layer)
+    if module is None or parts:
         own = {**dict(network.named_buffers()), **dict(network.named_parameters())}
         if layer in own:
             record(layer, own[layer])
             return None
-        choose(layer, network_names(network), f"{type(network).__name__} has no layer {{name}}")
-        return None
+    if module is None:
+        raise _no_layer(network, layer)
+
+    def on_part(_module: nn.Module, _args: Any, output: object) -> None:
+        value = output
+        for part in parts:
+            value = part_of(value, part)
+        if value is None:
+            start = layer.removesuffix("." + ".".join(parts))
+            raise _no_layer(network, layer, (start + part for part in islice(tensor_parts(output), 4) if part))
+        record(layer, value)
+
+    return module.register_forward_hook(on_part if parts else on_output)
+
+
+def _layer_of(network: nn.Module, name: str) -> tuple[nn.Module | None, list[str]]:
+    """Return the layer of a name, and what of the name leads into its output; no layer if there is none."""
+    names = name.split(".")
+    for length in range(len(names), 0, -1):
+        try:
+            module = network.get_submodule(".".join(names[:length]))
+        except AttributeError:
+            continue
+        inside = names[length:]
+        # what a container has no layer for is a mistake, and not a part of its output
+        is_container = isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        return (None, []) if inside and is_container else (module, inside)
+    return (network, names[1:]) if names[0] == "output" and len(names) > 1 else (None, [])
+
+
+def _no_layer(network: nn.Module, layer: str, parts: Iterable[str] = ()) -> UsageError:
+    near, there = nearest(layer, network_names(network)), ", ".join(parts)
+    return UsageError(
+        f"{type(network).__name__} has no layer {layer!r}; the nearest names are {near}"
+        + (f"; tensors in that output are at {there}" if there else "")
+    )

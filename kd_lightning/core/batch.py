@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
@@ -38,10 +39,11 @@ def split_batch(batch: Any, label_names: Iterable[str] = (), inputs_too: Iterabl
     A tensor is an unlabelled input; tuples and lists are ``(x,)``, ``(x, target)`` or ``(x, target, index)``. In a
     mapping, ``target``, ``label``, ``labels``, ``index`` and `label_names` are labels; the rest is the input, passed by
     name, or alone when it is a single tensor. The first of ``target``, ``label`` and ``labels`` that it holds is also
-    available as ``target``.
+    available as ``target``. A dataclass, and a named tuple with such a label among its fields, are mappings of their
+    fields. Any other object, such as a batch of graphs, is itself the input; its labels are its attributes.
 
     Args:
-        batch: A tensor, a tuple or list of at most three, or a mapping.
+        batch: A tensor, a tuple or list of at most three, a mapping, or an object.
         label_names: More names of labels in a mapping; ``input.<name>`` is an input that stays one.
         inputs_too: Those of `label_names` that are inputs of the networks as well, such as ``attention_mask``.
 
@@ -60,7 +62,11 @@ def split_batch(batch: Any, label_names: Iterable[str] = (), inputs_too: Iterabl
         return Batch(batch, batch, {})
     if not isinstance(batch, tuple | list) and isinstance(batch, Mapping):
         return _split_mapping(cast("Mapping[str, Any]", batch), label_names, inputs_too)
-    x, *rest = batch
+    if (named := fields_of(batch, label_names)) is not None:
+        return _split_mapping(named, label_names, inputs_too)
+    if not isinstance(batch, tuple | list):
+        return _split_object(batch, label_names)
+    x, *rest = cast("Sequence[Any]", batch)
     if len(rest) > 2:
         raise UsageError(f"a batch of {len(rest) + 1} parts is not (x, target, index): override split_batch")
     if isinstance(x, tuple | list) and rest and isinstance(rest[0], tuple | list) and isinstance(rest[0][0], Tensor):
@@ -83,6 +89,34 @@ def _split_mapping(items: Mapping[str, Any], label_names: Iterable[str], inputs_
         labels["target"] = target
     x = next(iter(inputs.values())) if len(inputs) == 1 else inputs
     return Batch(x, x, labels)
+
+
+def fields_of(batch: Any, label_names: Iterable[str] = ()) -> dict[str, Any] | None:
+    """Return the fields of a dataclass, or of a named tuple whose fields name a label, as a mapping; None otherwise.
+
+    Example:
+        >>> class Pair(NamedTuple):
+        ...     label: int
+        ...     image: str
+        >>> fields_of(Pair(3, "x")), fields_of((3, "x"))
+        ({'label': 3, 'image': 'x'}, None)
+    """
+    if is_dataclass(batch) and not isinstance(batch, type):
+        items = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        return {name: value for name, value in items.items() if value is not None}
+    names: tuple[str, ...] = getattr(batch, "_fields", ())
+    if not {*LABELS, *label_names} & set(names):
+        return None
+    return {name: getattr(batch, name) for name in names if getattr(batch, name) is not None}
+
+
+def _split_object(batch: Any, label_names: Iterable[str]) -> Batch:
+    addressed = {name: name.removeprefix(INPUT) for name in (*NEVER_INPUTS, *label_names)}
+    found = {name: getattr(batch, attribute, None) for name, attribute in addressed.items()}
+    labels = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    if (target := target_of(labels)) is not None:
+        labels["target"] = target
+    return Batch(batch, batch, labels)
 
 
 def _input(items: Mapping[str, Any], address: str) -> Any:

@@ -117,7 +117,7 @@ class Learner(LightningModule, ABC):
 
     def split_batch(self, batch: Any) -> Batch:
         """Split a batch into inputs and labels; see `kd_lightning.core.batch`."""
-        if isinstance(batch, tuple | list | Tensor):
+        if isinstance(batch, tuple | list | Tensor) and not hasattr(batch, "_fields"):
             return split_batch(batch) if self.input_keys is None else split_by_keys(batch, self.input_keys)
         labels = self.terms.labels()
         if self.input_keys is not None:
