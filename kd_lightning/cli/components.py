@@ -7,7 +7,7 @@ import re
 import traceback
 from collections.abc import Iterator
 from importlib import import_module
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_type_hints
 
 from jsonargparse import Namespace
 
@@ -25,6 +25,10 @@ PACKAGES = (
     "torch.optim.lr_scheduler",
 )
 """Packages whose classes a YAML file may name without their module."""
+
+
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+"""The kinds of ``*args`` and ``**kwargs``, which no setting can be."""
 
 
 class Component(NamedTuple):
@@ -64,7 +68,10 @@ def locate_component(error: BaseException, config: Any) -> Component:
 
 
 def unexpected_nulls(config: Any) -> Iterator[tuple[str, str]]:
-    """Yield each field that is null although its type is not, and the type: the parser accepts these."""
+    """Yield each field that is null although its type is not, and the type: the parser accepts these.
+
+    The type of a required argument without an annotation is empty: the parser makes it null where it is missing.
+    """
     for field, node in _nodes(config, ()):
         factory = resolve(node["class_path"])
         try:
@@ -75,6 +82,10 @@ def unexpected_nulls(config: Any) -> Iterator[tuple[str, str]]:
         for name, value in (node.get("init_args") or {}).items():
             parameter = signature.parameters.get(name)
             if value is None and parameter is not None and parameter.default is not None:
+                if parameter.annotation is parameter.empty:
+                    if parameter.default is parameter.empty:
+                        yield f"{field}.{name}", ""
+                    continue
                 expected = inspect.formatannotation(parameter.annotation)
                 if not re.search(r"None|Optional|Any\b|_empty", expected):
                     yield f"{field}.{name}", expected.strip("'")
@@ -90,9 +101,52 @@ def resolve(class_path: str) -> Any:
 
 
 def parameters(class_path: str) -> list[str]:
-    """List the arguments of a class or function; none if it does not exist."""
+    """List the arguments of a class or function, with those that ``**kwargs`` passes to its parents."""
     factory = resolve(class_path)
-    return list(inspect.signature(factory).parameters) if callable(factory) else []
+    if not callable(factory):
+        return []
+    found: dict[str, None] = {}
+    for function in _constructors(factory) if inspect.isclass(factory) else [factory]:
+        arguments = inspect.signature(function).parameters.values()
+        named = (argument.name for argument in arguments if argument.kind not in VARIADIC)
+        found |= dict.fromkeys(name for name in named if name != "self")
+        if not any(argument.kind is argument.VAR_KEYWORD for argument in arguments):
+            break
+    return list(found)
+
+
+def inherit_annotations(class_path: str) -> None:
+    """Give arguments without an annotation the type that a parent's constructor gives the argument of that name.
+
+    Without a type the parser would pass the plain mappings of the file in place of objects.
+    """
+    try:
+        factory = resolve(class_path)
+    except Exception:  # a module that fails at its import is the parser's to report
+        return
+    if not inspect.isclass(factory) or not inspect.isfunction(vars(factory).get("__init__")):
+        return
+    own, *parents = _constructors(factory)
+    for name, argument in inspect.signature(own).parameters.items():
+        if argument.annotation is not argument.empty or argument.kind in VARIADIC:
+            continue
+        for parent in parents:
+            if name in (types := _types(parent)):
+                own.__annotations__[name] = types[name]
+                break
+
+
+def _types(constructor: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(constructor)
+    except (NameError, TypeError):  # some types exist for type checkers only
+        return {}
+
+
+def _constructors(factory: type) -> list[Any]:
+    """List the constructors of a class and its parents that are written in Python, its own first."""
+    own = (vars(parent).get("__init__") for parent in factory.__mro__)
+    return [constructor for constructor in own if inspect.isfunction(constructor)]
 
 
 def importable_names(wrong: str) -> list[str]:

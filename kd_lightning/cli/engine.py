@@ -23,7 +23,7 @@ from typing_extensions import override
 import kd_lightning
 from kd_lightning.cli import run_dir, run_loggers
 from kd_lightning.cli.argparse_internals import destinations
-from kd_lightning.cli.components import PACKAGES, locate_component, unexpected_nulls
+from kd_lightning.cli.components import PACKAGES, WRAPPERS, inherit_annotations, locate_component, unexpected_nulls
 from kd_lightning.cli.config_errors import describe_parse_error, with_location
 from kd_lightning.cli.configs import Setting, find_config, merge, read_settings
 from kd_lightning.cli.errors import RunStopped, is_user_error, one_line, report_errors
@@ -87,12 +87,19 @@ class CLI(LightningCLI):
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         args, self.settings = _read(cast("list[str]", args))
+        for setting in self.settings:
+            if setting.value and (setting.path[-1] == "class_path" or setting.path == ("model",)):
+                inherit_annotations(setting.value)
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             raise UsageError(describe_parse_error(error, self.settings, destinations(parser))) from error
         for field, expected in unexpected_nulls(self.config):
-            raise self._error_at(field, f"expected {expected}, got null")
+            if expected:
+                raise self._error_at(field, f"expected {expected}, got null")
+            if not self._is_set(field):
+                owner, _, name = field.rpartition(".")
+                raise self._error_at(owner, f"{name} is missing: give it a value, or the argument a default")
         seed = self.config["seed_everything"]
         if not 0 <= seed < 2**32:
             raise self._error_at("seed_everything", f"{seed} must lie between 0 and {2**32 - 1}")
@@ -181,6 +188,10 @@ class CLI(LightningCLI):
         if named := re.match(r"([a-z]\w*)=", message):
             field += f".{named[1]}"
         raise (self._error_at(field, message) if field else UsageError(message)) from cause
+
+    def _is_set(self, field: str) -> bool:
+        keys = tuple(field.split("."))
+        return any(tuple(key for key in setting.path if key not in WRAPPERS) == keys for setting in self.settings)
 
     def _error_at(self, field: str, message: str) -> UsageError:
         return UsageError(with_location(self.settings, field.split("."), message))
