@@ -7,7 +7,9 @@ import os
 import runpy
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -26,24 +28,43 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
+class Ended(NamedTuple):
+    """How a rank has ended."""
+
+    code: int | None
+    """Its exit code, None if it was still running and had to be killed."""
+    output: str
+
+
 def run_two(module: str, out: Path) -> None:
     """Runs ``python -m module out`` as rank 0 and rank 1 of two."""
+    for rank in end_of_two(module, out):
+        assert rank.code == 0, rank.output
+
+
+def end_of_two(module: str, out: Path, *args: str, patience: float = 300) -> list[Ended]:
+    """Runs ``python -m module out *args`` as rank 0 and rank 1 of two.
+
+    Args:
+        patience: Seconds after the end of rank 0 at which rank 1 is killed.
+    """
     port = free_port()
-    ranks = [SERVER.Process(target=_run, args=(rank, port, module, out)) for rank in range(2)]
+    ranks = [SERVER.Process(target=_run, args=(rank, port, module, out, args)) for rank in range(2)]
     for rank in ranks:
         rank.start()
+    for rank, seconds in zip(ranks, (300, patience), strict=True):
+        rank.join(timeout=seconds)
+    codes = [rank.exitcode for rank in ranks]
     for rank in ranks:
-        rank.join(timeout=300)
-    for number, rank in enumerate(ranks):
         rank.kill()  # if it is still running
-        assert rank.exitcode == 0, _output(out, number).read_text()
+    return [Ended(code, _output(out, number).read_text()) for number, code in enumerate(codes)]
 
 
 def _output(out: Path, rank: int) -> Path:
     return out / f"output-{rank}.txt"
 
 
-def _run(rank: int, port: int, module: str, out: Path) -> None:
+def _run(rank: int, port: int, module: str, out: Path, args: Sequence[str]) -> None:
     with _output(out, rank).open("w") as output:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(output.fileno(), stream.fileno())
@@ -55,5 +76,5 @@ def _run(rank: int, port: int, module: str, out: Path) -> None:
         "LOCAL_RANK": str(rank),
         "OMP_NUM_THREADS": "1",
     }
-    sys.argv = [module, str(out)]
+    sys.argv = [module, str(out), *args]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -8,6 +8,7 @@ from argparse import ArgumentError
 from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path
+from signal import SIGINT
 from textwrap import shorten
 from typing import Any, NoReturn, cast
 
@@ -21,15 +22,18 @@ from safetensors.torch import save
 from typing_extensions import override
 
 import kd_lightning
+from kd_lightning.callbacks import FaultTolerance
+from kd_lightning.callbacks.fault_tolerance.ranks import wait_for_main_process
 from kd_lightning.cli import run_dir, run_loggers
 from kd_lightning.cli.argparse_internals import destinations
 from kd_lightning.cli.components import PACKAGES, WRAPPERS, inherit_annotations, locate_component, unexpected_nulls
 from kd_lightning.cli.config_errors import describe_parse_error, with_location
 from kd_lightning.cli.configs import Setting, find_config, merge, read_settings
-from kd_lightning.cli.errors import RunStopped, is_user_error, one_line, report_errors
+from kd_lightning.cli.errors import RunStopped, report_errors
 from kd_lightning.cli.log_filters import expected_messages_hidden
 from kd_lightning.core.directory_lock import DirectoryLock
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.failures import describe, exit_code, is_user_error, one_line, wants_traceback
 from kd_lightning.core.files import atomic_write
 
 HEADER = [f"kd_lightning=={kd_lightning.__version__}", f"lightning=={lightning.__version__}"]
@@ -48,13 +52,15 @@ class CLI(LightningCLI):
     Args:
         args: Options such as ``["--config", "configs/response/kd.yaml", "--trainer.max_epochs=1"]``.
         command: ``fit``, ``validate``, ``test`` or ``predict``.
+        handles_sigint: Stop at the end of an optimizer step after Ctrl-C: for a process that has no other program.
 
     Raises:
         UsageError: A setting of the configuration is wrong.
     """
 
-    def __init__(self, args: list[str], command: str = "fit") -> None:
+    def __init__(self, args: list[str], command: str = "fit", handles_sigint: bool = False) -> None:
         self.command = command
+        self.handles_sigint = handles_sigint
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -128,6 +134,7 @@ class CLI(LightningCLI):
             self.model,
             checkpoints=given["enable_checkpointing"] is not False,
             progress_bar=given["enable_progress_bar"] is not False,
+            handles_sigint=self.handles_sigint,
         )
         return super().instantiate_trainer(**kwargs)
 
@@ -151,16 +158,26 @@ class CLI(LightningCLI):
         except SystemExit as end:  # Lightning has saved and cleaned up
             saved = Path(self.trainer.default_root_dir) / "last.ckpt"
             resume = f": resume with --ckpt_path {saved}" if fits and saved.is_file() else ""
-            if isinstance(end, SIGTERMException):
-                raise RunStopped(f"terminated{resume}", 143) from end
-            if isinstance(end.__context__, KeyboardInterrupt):
+            is_stop = isinstance(end, SIGTERMException)
+            if is_stop:
+                wait_for_main_process(self.trainer)
+            if isinstance(end.__context__, KeyboardInterrupt) or (is_stop and self._received_signal() == SIGINT):
                 raise RunStopped(f"interrupted{resume}", 130) from end
+            if is_stop:
+                raise RunStopped(f"terminated{resume}", 143) from end
             raise
         except Exception as error:
+            if self.trainer.world_size > 1 and not is_user_error(error) and not wants_traceback():
+                raise RunStopped(describe(error), exit_code(error)) from error
             self._raise(error)
         finally:
             if lock is not None:
                 lock.release()
+
+    def _received_signal(self) -> int:
+        callbacks: list[Any] = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        found = (callback.received_signal for callback in callbacks if isinstance(callback, FaultTolerance))
+        return next(found, 0)
 
     def _write(self, batches: list[Any]) -> None:
         if self.trainer.world_size > 1 or not all(isinstance(batch, torch.Tensor) for batch in batches):
@@ -228,7 +245,7 @@ def main(args: list[str] | None = None) -> int:
         if not given or given[0] not in COMMANDS:
             raise UsageError(f"name a command: {', '.join(COMMANDS)}; got {given[0] if given else 'nothing'}")
         with expected_messages_hidden():
-            CLI(given[1:], given[0]).run()
+            CLI(given[1:], given[0], handles_sigint=True).run()
         return 0
 
     return report_errors(command)

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from kd_lightning.cli.argparse_internals import option_strings
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.failures import is_user_error, one_line, wants_traceback
 from kd_lightning.core.lookup import suggestion
 
 
@@ -65,17 +66,7 @@ def report_errors(command: Callable[[], int]) -> int:
         print(f"{name}: {stop}", file=sys.stderr)
         return stop.code
     except Exception as error:
-        if os.environ.get("KD_LIGHTNING_TRACEBACK") or not is_user_error(error):
+        if wants_traceback() or not is_user_error(error):
             raise
         print(f"{name}: {one_line(error)}", file=sys.stderr)
         return 2
-
-
-def is_user_error(error: BaseException) -> bool:
-    """Return True for an error whose message is for the user: ours, Lightning's or the system's. Others are bugs."""
-    return isinstance(error, UsageError | OSError) or type(error).__name__ == "MisconfigurationException"
-
-
-def one_line(error: BaseException) -> str:
-    """Return the message of an error without its line breaks, or its type if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__

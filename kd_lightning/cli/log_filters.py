@@ -22,6 +22,7 @@ LINES = (
     "💡 Tip:",
     "\nDetected KeyboardInterrupt",  # the command line prints its own line
     "An KeyboardInterrupt was raised",
+    "An SIGTERMException was raised",
 )
 """Beginnings of lines that Lightning logs."""
 

@@ -44,7 +44,12 @@ class SaveConfig(SaveConfigCallback):
 
 
 def add_default_callbacks(
-    given: list[Callback], folder: str | Path, learner: LightningModule, checkpoints: bool, progress_bar: bool
+    given: list[Callback],
+    folder: str | Path,
+    learner: LightningModule,
+    checkpoints: bool,
+    progress_bar: bool,
+    handles_sigint: bool = False,
 ) -> list[Callback]:
     """Add the default callbacks of each kind that a run lacks: fault tolerance, resume, freezing, speed, checkpoints.
 
@@ -55,8 +60,9 @@ def add_default_callbacks(
             has ``last.ckpt`` alone.
         checkpoints: Write ``best.ckpt`` and ``last.ckpt``.
         progress_bar: Show a progress bar.
+        handles_sigint: Stop at the end of an optimizer step after Ctrl-C.
     """
-    first: list[Callback] = [] if _any(given, FaultTolerance) else [FaultTolerance()]
+    first: list[Callback] = [] if _any(given, FaultTolerance) else [FaultTolerance(handles_sigint)]
     if not _any(given, ExactResume):
         first.append(ExactResume())  # before any callback that draws random numbers
     is_changed = any(has_trait(callback, "changes_teacher") for callback in given)

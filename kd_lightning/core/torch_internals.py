@@ -8,9 +8,11 @@ networks index ``_modules``, ``_parameters`` and ``_version`` themselves: they r
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -56,3 +58,16 @@ def is_of_convolution(output: Tensor) -> bool:
 def sample_dirichlet(concentration: Tensor) -> Tensor:
     """Draw from Dirichlet distributions (N, C) from torch's default generator of the tensor's device."""
     return torch._sample_dirichlet(concentration)
+
+
+def set_group_timeout(timeout: timedelta) -> None:
+    """Set the time-out of the following operations between all processes."""
+    private = "_set_pg_timeout"  # of torch before 2.15
+    set_timeout = getattr(dist, "set_timeout", None) or getattr(dist.distributed_c10d, private)
+    set_timeout(timeout, dist.group.WORLD)
+
+
+def abort_process_groups() -> None:
+    """End all operations between processes that are under way, where the backend can: NCCL's others wait for them."""
+    if dist.is_initialized() and dist.get_backend() == "nccl":
+        dist.distributed_c10d._abort_process_group()

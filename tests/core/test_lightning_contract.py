@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch._dynamo
 from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -31,16 +32,19 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.connectors.logger_connector import result
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
+from torch.distributed import distributed_c10d
 
 from kd_lightning.cli import argparse_internals
-from kd_lightning.core import lightning_internals, torch_internals
+from kd_lightning.core import launcher_internals, lightning_internals, torch_internals
 from tests import toys
 
 PACKAGE = Path(lightning_internals.__file__).parents[1]
-HOMES = {Path(module.__file__) for module in (argparse_internals, lightning_internals, torch_internals)}
+LIGHTNINGS = [Path(module.__file__) for module in (launcher_internals, lightning_internals)]
+HOMES = {*LIGHTNINGS, *(Path(module.__file__) for module in (argparse_internals, torch_internals))}
 
 
 class Step(Callback):
@@ -232,6 +236,9 @@ INSTANCES: dict[str, tuple[Callable[[], Any], Any]] = {
         {"find_unused_parameters": True},
     ),
     "DDPStrategy._model_averager": (lambda: DDPStrategy()._model_averager, None),
+    "Trainer._signal_connector._original_handlers": (lambda: Trainer()._signal_connector._original_handlers, {}),
+    "DDPStrategy._timeout": (lambda: DDPStrategy(timeout=timedelta(seconds=7))._timeout, timedelta(seconds=7)),
+    "_SubprocessScriptLauncher.procs": (lambda: _SubprocessScriptLauncher(LightningEnvironment(), 2, 1).procs, []),
     "WeightAveraging._average_model": (lambda: WeightAveraging()._average_model, None),
     "CSVLogger._experiment": (lambda: CSVLogger("", version="")._experiment, None),
     "Closure.warning_cache": (lambda: callable(automatic.Closure.warning_cache.warn), True),
@@ -258,6 +265,11 @@ INSTANCES: dict[str, tuple[Callable[[], Any], Any]] = {
         lambda: type(torch._dynamo.config.skip_nnmodule_hook_guards),
         bool,
     ),
+    "_set_pg_timeout, or a public one": (
+        lambda: callable(getattr(torch.distributed, "set_timeout", distributed_c10d._set_pg_timeout)),
+        True,
+    ),
+    "_abort_process_group": (lambda: callable(distributed_c10d._abort_process_group), True),
     "_BatchNorm": (lambda: issubclass(nn.BatchNorm2d, nn.modules.batchnorm._BatchNorm), True),
     "_DropoutNd": (lambda: issubclass(nn.Dropout2d, nn.modules.dropout._DropoutNd), True),
 }
@@ -336,9 +348,9 @@ def is_own(node: ast.expr) -> bool:
 
 @pytest.fixture(scope="module")
 def known() -> dict[str, set[str]]:
-    """Lightning's private names; those that the package's own classes define; those that its one file touches."""
+    """Lightning's private names; those that the package's own classes define; those that its two files touch."""
     own = [definitions(ast.parse(path.read_text(encoding="utf-8"))) for path in SOURCES]
-    home = Path(lightning_internals.__file__).read_text(encoding="utf-8")
+    home = "".join(path.read_text(encoding="utf-8") for path in LIGHTNINGS)
     touched = set(re.findall(r"(?:\.|\"|import |, |def )(_[A-Za-z]\w+)", home))
     return {"lightning": private_names_of_lightning(), "own": set().union(*own), "touched": touched}
 
