@@ -36,15 +36,15 @@ def products(one: Tensor, other: Tensor) -> Tensor:
         return one @ other.mT
 
 
-def unit(vectors: Tensor, shortest: float = 1e-6) -> Tensor:
-    """Scale vectors along the last dimension to length 1; a vector up to `shortest` becomes 0, with gradient 0.
+def unit(vectors: Tensor, shortest: float | Tensor = 1e-6, dim: int = -1) -> Tensor:
+    """Scale vectors along a dimension to length 1; a vector up to the length `shortest` becomes 0, with gradient 0.
 
     Example:
         >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
-    lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    lengths = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
     return vectors / lengths.masked_fill(lengths <= shortest, math.inf)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.checks import check_logits, check_not_negative, check_samples, check_temperature, upcast
-from kd_lightning.losses.common.vectors import squared_error
+from kd_lightning.losses.common.vectors import squared_error, unit
+
+SHORTEST = 1e-18
+"""Lengths up to this are 0: their squares leave single precision."""
 
 
 def dist_loss(
@@ -23,9 +25,10 @@ def dist_loss(
     Tao Huang, Shan You, Fei Wang, Chen Qian, Chang Xu: Knowledge Distillation from A Stronger Teacher. NeurIPS 2022
     (arXiv:2205.10536), with b = g = 1, T = 4 on CIFAR and T = 1 on ImageNet, and a weight of 2 beside the task loss.
 
-    1 - corr is computed as half the squared distance of the unit vectors, which keeps its digits where the two agree. A
-    norm below 1e-3 is replaced by 1e-3: a vector that does not vary, such as a class absent from the batch, contributes
-    0 if it is constant on both sides and 1/2 if on one. Other implementations add 1e-8 to the product of the norms, so
+    1 - corr is computed as half the squared distance of the unit vectors, which keeps its digits where the two agree.
+    Every class counts alike, however small its probabilities, as in the paper's formula. A vector without variation, up
+    to rounding (such as a class below 1e-18 in the whole batch), has no correlation: it contributes 0 if it is constant
+    on both sides and 1/2 if on one, without a gradient. Other implementations add 1e-8 to the product of the norms, so
     that it contributes 1.
 
     Args:
@@ -46,10 +49,12 @@ def dist_loss(
     check_logits(student, teacher)
     check_samples(student, teacher)
     check_temperature(temperature)
-    student, teacher = _centred_softmax(student, temperature), _centred_softmax(teacher, temperature)
-    of_classes = _distance(student, teacher, dim=1) / len(student)
-    of_samples = _distance(student - student.mean(dim=0), teacher - teacher.mean(dim=0), dim=0) / student.shape[1]
-    return (beta * of_classes + gamma * of_samples) * temperature**2
+    (student_rows, student_columns), (teacher_rows, teacher_columns) = (
+        _unit_deviations(side, temperature) for side in (student, teacher)
+    )
+    of_samples = squared_error(student_rows, teacher_rows, reduction="sum") / (2 * student.shape[0])
+    of_classes = squared_error(student_columns, teacher_columns, reduction="sum") / (2 * student.shape[1])
+    return (beta * of_samples + gamma * of_classes) * temperature**2
 
 
 class DISTLoss(DistillationLoss):
@@ -79,16 +84,22 @@ class DISTLoss(DistillationLoss):
         return dist_loss(student, teacher, self.temperature, self.beta, self.gamma)
 
 
-def _centred_softmax(logits: Tensor, temperature: float) -> Tensor:
-    """Compute softmax(z / T) - 1 / C, with full precision where the probabilities are nearly equal."""
+def _unit_deviations(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Compute each sample's and each class's deviations from its mean probability, scaled to length 1: (N, C) twice.
+
+    Probabilities far below 1 / C keep their digits as they are, nearly equal ones as differences from 1 / C.
+    """
     logits = upcast(logits)
     # subtracting the same value from all logits of a row has no effect, so the value needs no gradient
-    less_one = torch.expm1((logits - logits.detach().amax(dim=1, keepdim=True)) / temperature)
+    scaled = (logits - logits.detach().amax(dim=1, keepdim=True)) / temperature
+    less_one, likelihoods = torch.expm1(scaled), scaled.exp()
     mean = less_one.mean(dim=1, keepdim=True)
-    return (less_one - mean) / (logits.shape[1] * (1 + mean))
-
-
-def _distance(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
-    """Sum 1 - correlation, which for vectors of mean 0 and length 1 is half their squared distance."""
-    student, teacher = (functional.normalize(x, dim=dim, eps=1e-3) for x in (student, teacher))
-    return squared_error(student, teacher, reduction="sum") / 2
+    rows = less_one - mean
+    total = likelihoods.sum(dim=1, keepdim=True)
+    rare = (likelihoods.detach() / total.detach()).amax(dim=0) < 0.5 / logits.shape[1]
+    columns = torch.where(rare, likelihoods, rows) / total
+    with torch.no_grad():  # a class varies by rounding alone up to a few units in the last place of the terms above
+        terms = torch.where(rare, likelihoods, less_one + mean) / total
+        rounding = 16 * torch.finfo(terms.dtype).eps * torch.linalg.vector_norm(terms, dim=0)
+    columns = columns - columns.mean(dim=0)
+    return unit(rows, SHORTEST, dim=1), unit(columns, rounding.clamp(min=SHORTEST), dim=0)

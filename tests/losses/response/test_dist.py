@@ -84,6 +84,18 @@ def test_a_constant_vector_counts_0_on_both_sides_and_half_on_one():
     assert torch.autograd.grad(one, student)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_that_differ_by_rounding_alone_have_no_gradient(dtype):
+    """As those of a student that has collapsed, whose products round otherwise from one sample to the next."""
+    eps = torch.finfo(dtype).eps
+    row = torch.tensor([[0.25, -0.5, 0.125, 0.75]], dtype=dtype)
+    student = (row * (1 + eps * torch.eye(6, 4, dtype=dtype))).requires_grad_()
+    assert not torch.equal(student[:1].expand_as(student), student)
+    loss = dist_loss(student, logits(2).to(dtype), beta=0.0)
+    assert loss.item() == pytest.approx(16 / 2)
+    assert not torch.autograd.grad(loss, student)[0].any()
+
+
 def test_a_single_sample_is_refused():
     with pytest.raises(ValueError, match="use batches of at least 2"):
         dist_loss(torch.zeros(1, 3), torch.zeros(1, 3))
