@@ -8,7 +8,8 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-from kd_lightning.cli.configs import Config, list_configs, read_settings
+from kd_lightning.cli.configs import Config, list_configs
+from kd_lightning.cli.yaml_file import read_yaml
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 INTRODUCTION = """\
@@ -27,7 +28,7 @@ kd-lightning fit --config configs/response/kd.yaml
 def row(config: Config) -> str:
     """A method's row: link, header, scheme, losses, callbacks; a classifier without terms has its default loss."""
     named: dict[str, list[str]] = {"model": [], "loss": [], "callbacks": []}
-    for keys, value, _ in read_settings(config.path):
+    for keys, value, _ in read_yaml(config.path).settings:
         parent = keys[-3] if len(keys) > 2 and keys[-2].isdecimal() else ".".join(keys[-2:-1])
         if keys[-1:] == ("class_path",) and parent in named and value:
             named[parent].append(f"`{value.rpartition('.')[2]}`")

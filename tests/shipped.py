@@ -15,8 +15,9 @@ from pathlib import Path
 
 import yaml
 
-from kd_lightning.cli.configs import SHIPPED, Config, list_configs, read_settings
+from kd_lightning.cli.configs import SHIPPED, Config, list_configs
 from kd_lightning.cli.engine import main
+from kd_lightning.cli.yaml_file import read_yaml
 
 CONF = Path(__file__).parent / "conf"
 METHODS: dict[str, Config] = {method.name: method for method in list_configs()}
@@ -66,7 +67,7 @@ def needed_files(name: str) -> dict[Path, str]:
     A run directory such as ``runs/mnist/teacher-1`` is of ``mnist/teacher``, under another seed.
     """
     found: dict[Path, str] = {}
-    for setting in read_settings(METHODS[name].path):
+    for setting in read_yaml(METHODS[name].path).settings:
         path = Path(setting.value or "")
         if setting.path[-1:] != ("default_root_dir",) and path.parts[:1] == ("runs",) and path.suffix:
             source = re.sub(r"-\d+$", "", path.parent.relative_to("runs").as_posix())

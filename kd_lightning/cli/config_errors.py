@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kd_lightning.cli.components import WRAPPERS, importable_names, parameters, resolve
-from kd_lightning.cli.configs import Setting
+from kd_lightning.cli.yaml_file import Setting
 from kd_lightning.core.lookup import did_you_mean, suggestion
 from kd_lightning.core.renamed import renamed_argument, renamed_class
 

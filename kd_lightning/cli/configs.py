@@ -1,12 +1,13 @@
-"""YAML files: the shipped ones and their headers, a file by its name, and its settings. Loads no torch."""
+"""YAML files: the shipped ones and their headers, and a file by its name. Loads no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.failures import shortened
 from kd_lightning.core.lookup import suggestion
 
 _PACKAGE = Path(__file__).parents[1]
@@ -25,17 +26,6 @@ class Config(NamedTuple):
     title: str
     """The first line of its header: the method, its authors and where it was published."""
     path: Path
-
-
-class Setting(NamedTuple):
-    """A setting in a YAML file or an option."""
-
-    path: tuple[str, ...]
-    """Its keys from the top, ``init_args`` and the like included; an index in a list is a key as well."""
-    value: str | None
-    """The value as written; None for a mapping or a list."""
-    where: str
-    """``configs/response/kd.yaml:12``, or empty for an option."""
 
 
 def list_configs() -> list[Config]:
@@ -61,65 +51,22 @@ def find_config(name: str) -> Path:
     if not name:
         raise UsageError("--config: name a YAML file")
     path = Path(name).expanduser()
-    for candidate in (path, SHIPPED / name, SHIPPED / name.removeprefix("configs/")):
-        if candidate.is_file():
-            return candidate
+    try:
+        for candidate in (path, SHIPPED / name, SHIPPED / name.removeprefix("configs/")):
+            if candidate.is_file():
+                return candidate
+    except OSError as error:  # such as a name that is too long
+        raise UsageError(
+            f"--config {shortened(name, 80)}: cannot be read ({error.strerror}): name a YAML file"
+        ) from None
     if path.is_dir():
         there = ", ".join(sorted(file.name for file in path.glob("*.yaml"))) or "no YAML file"
         raise UsageError(f"--config {name}: is a directory, not a file: it contains {there}")
+    if path.exists():
+        raise UsageError(f"--config {name}: is not a regular file, but a pipe or a device: name a YAML file")
     shipped = [f"configs/{file.relative_to(SHIPPED).as_posix()}" for file in SHIPPED.rglob("*.yaml")]
     beside = [str(file) for file in path.parent.glob("*.yaml")]
     raise UsageError(f"--config {name}: no such file{suggestion(name, [*beside, *shipped])}")
-
-
-def read_settings(path: Path) -> list[Setting]:
-    """Read all settings of a YAML file, in its order.
-
-    Raises:
-        UsageError: The file cannot be read, is not YAML, is no mapping, or sets a key twice.
-    """
-    import yaml  # here, so that `list` and `--help` do not wait for it
-
-    try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: is not UTF-8 text, so not a YAML file") from None
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UsageError(f"{path}{line}: is not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
-
-    def walk(node: yaml.Node, keys: tuple[str, ...], line: int) -> Iterator[Setting]:
-        where = f"{path}:{line}"
-        if len(keys) > 50:
-            raise UsageError(
-                f"{where}: {'.'.join(keys[:3])}... contains itself: remove the alias that refers to itself"
-            )
-        if isinstance(node, yaml.ScalarNode):
-            yield Setting(keys, node.value, where)
-            return
-        yield Setting(keys, None, where)
-        if isinstance(node, yaml.SequenceNode):
-            for index, item in enumerate(node.value):
-                yield from walk(item, (*keys, str(index)), item.start_mark.line + 1)
-            return
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in seen:
-                name = ".".join((*keys, key.value))
-                raise UsageError(f"{path}:{line}: {name} is set twice, first in line {seen[key.value]}: remove one")
-            seen[key.value] = line
-            yield from walk(value, (*keys, str(key.value)), line)
-
-    if not isinstance(root, yaml.MappingNode):
-        raise UsageError(
-            f"{path}: {'is empty' if root is None else 'contains no mapping'}: write `model: ...`, `data: ...`"
-        )
-    return list(walk(root, (), 1))
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

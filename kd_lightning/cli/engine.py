@@ -25,12 +25,13 @@ import kd_lightning
 from kd_lightning.callbacks import FaultTolerance
 from kd_lightning.callbacks.fault_tolerance.ranks import wait_for_main_process
 from kd_lightning.cli import run_dir, run_loggers
-from kd_lightning.cli.argparse_internals import destinations
+from kd_lightning.cli.argparse_internals import destinations, values_read_by
 from kd_lightning.cli.components import PACKAGES, WRAPPERS, inherit_annotations, locate_component, unexpected_nulls
 from kd_lightning.cli.config_errors import describe_parse_error, with_location
-from kd_lightning.cli.configs import Setting, find_config, merge, read_settings
+from kd_lightning.cli.configs import find_config, merge
 from kd_lightning.cli.errors import RunStopped, report_errors
 from kd_lightning.cli.log_filters import expected_messages_hidden
+from kd_lightning.cli.yaml_file import Setting, ValueLoader, number_fault, read_yaml
 from kd_lightning.core.directory_lock import DirectoryLock
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.failures import describe, exit_code, is_user_error, one_line, wants_traceback
@@ -97,7 +98,8 @@ class CLI(LightningCLI):
             if setting.value and (setting.path[-1] == "class_path" or setting.path == ("model",)):
                 inherit_annotations(setting.value)
         try:
-            self.config = parser.parse_args(args)
+            with values_read_by(ValueLoader):
+                self.config = parser.parse_args(args)
         except ArgumentError as error:
             raise UsageError(describe_parse_error(error, self.settings, destinations(parser))) from error
         for field, expected in unexpected_nulls(self.config):
@@ -263,15 +265,17 @@ def _read(args: list[str]) -> tuple[list[str], list[Setting]]:
     for argument in rest:
         name, equals, value = argument.partition("=")
         if name in ("--config", "-c"):
-            path = find_config(value if equals else next(rest, ""))
-            settings += read_settings(path)
-            config = merge(config, yaml.safe_load(path.read_text(encoding="utf-8")))
+            file = read_yaml(find_config(value if equals else next(rest, "")))
+            settings += file.settings
+            config = merge(config, file.values)
         else:
             options.append(argument)
     for argument, following in zip_longest(options, options[1:]):
         if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
             settings.append(Setting(tuple(name.rstrip("+").split(".")), value if equals else following, ""))
+            if fault := number_fault(settings[-1].value or ""):
+                raise UsageError(f"--{name}: {fault}")
     files = [f"--config={yaml.safe_dump(_with_our_names(config), sort_keys=False)}"] if config else []
     return files + options, settings
 

@@ -236,7 +236,7 @@ FILES = {
 def test_a_file_without_a_configuration_gets_one_line(content, says, config, capsys):
     Path("mine.yaml").write_bytes(content)
     line = complaint(capsys, "fit", config)
-    assert line.startswith("mine.yaml: ")
+    assert line.startswith("mine.yaml:")
     assert says in line
 
 

@@ -1,6 +1,6 @@
 """Every private name that the package touches is there, with the type or signature that the package relies on.
 
-A new release of Lightning, torch or argparse that drops or changes one fails here, by the name.
+A new release of Lightning, torch, argparse or jsonargparse that drops or changes one fails here, by the name.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import lightning
 import pytest
 import torch
 import torch._dynamo
+from jsonargparse import _loaders_dumpers
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -255,6 +256,7 @@ INSTANCES: dict[str, tuple[Callable[[], Any], Any]] = {
         ["--help", "-h"],
     ),
     "ArgumentParser._actions": (lambda: [a.dest for a in argparse.ArgumentParser()._actions], ["help"]),
+    "_loaders_dumpers.yaml_default_loader": (lambda: hasattr(_loaders_dumpers, "yaml_default_loader"), True),
     "Optimizer._optimizer_step_pre_hooks": (lambda: [*of_an_optimizer()._optimizer_step_pre_hooks], []),
     "Optimizer._optimizer_step_post_hooks": (lambda: [*of_an_optimizer()._optimizer_step_post_hooks], []),
     "Module._compiled_call_impl": (lambda: nn.Linear(1, 1)._compiled_call_impl, None),

@@ -4,25 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, cast
-
-import yaml
-
-from kd_lightning.cli.configs import read_settings
 
 Config = dict[str, Any]
 """The plain values of a YAML file."""
-
-
-def read_yaml(path: Path) -> Config:
-    """Read a YAML file as plain values.
-
-    Raises:
-        UsageError: The file cannot be read, is not YAML, is no mapping, or sets a key twice.
-    """
-    read_settings(path)  # for its checks
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def texts(value: Any) -> Iterator[str]:

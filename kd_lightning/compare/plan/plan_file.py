@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from kd_lightning.cli.configs import find_config, merge
-from kd_lightning.compare.plan.config import Config, read_yaml, texts
+from kd_lightning.cli.yaml_file import read_yaml
+from kd_lightning.compare.plan.config import Config, texts
 from kd_lightning.compare.plan.variants import CHECKPOINT, Group, Plan, Variant
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.lookup import suggestion
@@ -47,7 +48,7 @@ def read_plan(path: Path) -> Plan:
     Raises:
         UsageError: The file, or a file that it names, has a mistake.
     """
-    content = _checked(str(path), read_yaml(path), _PLAN, required=["groups"])
+    content = _checked(str(path), read_yaml(path).values, _PLAN, required=["groups"])
     build = _Builder(path, content)
     groups = [build.group(name) for name in content["groups"]]
     return Plan(content.get("title", path.stem), content.get("notes", ""), groups)
@@ -126,7 +127,7 @@ class _Builder:
         for name in map(str, _listed(content["config"])):
             beside = self.path.parent / name
             try:
-                config = merge(config, read_yaml(beside if beside.is_file() else find_config(name)))
+                config = merge(config, read_yaml(beside if beside.is_file() else find_config(name)).values)
             except UsageError as error:
                 raise UsageError(f"{where}: {error}") from None
         for changes in (self.content, group, content):
