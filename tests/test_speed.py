@@ -22,10 +22,10 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("config", "more", "limit"),
     [
-        pytest.param("student", [], 300, marks=pytest.mark.slow),
-        pytest.param("student", [FUSED], 275, marks=pytest.mark.slow),
-        ("distilled", [CACHED, FUSED], 300),
-        ("distilled", [CACHED, FUSED, *BUSY], 400),
+        pytest.param("student", [], 320, marks=pytest.mark.slow),
+        pytest.param("student", [FUSED], 295, marks=pytest.mark.slow),
+        ("distilled", [CACHED, FUSED], 320),
+        ("distilled", [CACHED, FUSED, *BUSY], 420),
     ],
     ids=["student", "fused", "distilled", "busy"],
 )

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_lightning import Classifier, OfflineDistiller, Term
 from kd_lightning.callbacks import FastLoop, Linear, TeacherCache, TemperatureSchedule
+from kd_lightning.core import finite_check
 from kd_lightning.core.progress import should_log
 from kd_lightning.losses import HintLoss, KDLoss, RKDLoss, TaskLoss
 from kd_lightning.networks import ConvNet, freeze
@@ -129,7 +130,8 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("changes", [{}, {"gradient_clip_val": 0.1}], ids=["plain", "clipped"])
-def test_no_step_waits_for_the_device(name, changes, tmp_path):
+def test_no_step_waits_for_the_device(name, changes, tmp_path, monkeypatch):
+    monkeypatch.setattr(finite_check, "answers_at_once", lambda device: False)  # as on a device
     learner, callbacks = CASES[name](TeacherCache())
     steps = counted(tmp_path, learner, *callbacks, **changes)
     assert not steps.found[False]

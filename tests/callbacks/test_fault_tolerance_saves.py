@@ -54,7 +54,7 @@ def distillation() -> list[Callback]:
     return [Distillation("network", toys.network(16, seed=2), {"kd": Term(KDLoss(3.0), weight=0.5)})]
 
 
-class Case:
+class Run:
     """A run: the module, further callbacks, the data and the trainer's arguments."""
 
     def __init__(self, module: Callable[[], LightningModule], callbacks: Any = list, **more: Any) -> None:
@@ -64,14 +64,14 @@ class Case:
         return fit(folder, self.module(), *self.callbacks(), *callbacks, **self.more | more)
 
 
-CASES = {
-    "offline": Case(toys.offline),
-    "lightning's loop": Case(toys.offline, lambda: [FastLoop(enabled=False)]),
-    "accumulated": Case(toys.offline, accumulate_grad_batches=2),
-    "mutual": Case(mutual),
-    "several moves a batch": Case(zskt, data=lambda: data_free.numbers()),
-    "adversarial": Case(adversarial),
-    "drop-in": Case(Users, distillation),
+RUNS = {
+    "offline": Run(toys.offline),
+    "lightning's loop": Run(toys.offline, lambda: [FastLoop(enabled=False)]),
+    "accumulated": Run(toys.offline, accumulate_grad_batches=2),
+    "mutual": Run(mutual),
+    "several moves a batch": Run(zskt, data=lambda: data_free.numbers()),
+    "adversarial": Run(adversarial),
+    "drop-in": Run(Users, distillation),
 }
 
 
@@ -134,7 +134,7 @@ def whole(tmp_path_factory):
 
     def run(name: str) -> Result:
         if name not in made:
-            made[name] = CASES[name].fit(tmp_path_factory.mktemp("whole"))
+            made[name] = RUNS[name].fit(tmp_path_factory.mktemp("whole"))
         return made[name]
 
     return run
@@ -168,15 +168,15 @@ IN_A_STEP = [
 @pytest.mark.parametrize(("name", "point", "call", "action"), IN_A_STEP)
 def test_a_step_that_is_interrupted_is_not_saved(name, point, call, action, whole, tmp_path):
     with pytest.raises((RuntimeError, SystemExit)):
-        CASES[name].fit(tmp_path, At(point, 5, action, call))
+        RUNS[name].fit(tmp_path, At(point, 5, action, call))
     last = tmp_path / "last.ckpt"
     assert batches_in(last) == 4
-    assert same(CASES[name].fit(tmp_path, ckpt_path=last), whole(name))
+    assert same(RUNS[name].fit(tmp_path, ckpt_path=last), whole(name))
 
 
 def test_an_error_before_the_first_checkpoint_leaves_none(tmp_path):
     with pytest.raises(RuntimeError, match="injected"):
-        CASES["offline"].fit(tmp_path, At("after step", 2, raise_error))
+        RUNS["offline"].fit(tmp_path, At("after step", 2, raise_error))
     assert not list(tmp_path.glob("*.ckpt"))
 
 
@@ -191,11 +191,11 @@ def test_an_error_between_two_steps_is_saved(name, loader, whole, tmp_path, monk
     build = loader._batch
     monkeypatch.setattr(loader, "_batch", batch)
     with pytest.raises(RuntimeError, match="injected"):
-        CASES[name].fit(tmp_path)
+        RUNS[name].fit(tmp_path)
     monkeypatch.undo()
     last = tmp_path / "last.ckpt"
     assert batches_in(last) == 6
-    assert same(CASES[name].fit(tmp_path, ckpt_path=last), whole(name))
+    assert same(RUNS[name].fit(tmp_path, ckpt_path=last), whole(name))
 
 
 SIGNALS = [
@@ -214,12 +214,12 @@ def test_a_signal_stops_after_the_step(name, point, number, whole, tmp_path):
     before = signal.getsignal(number)
     tolerance = FaultTolerance(handles_sigint=True)
     with pytest.raises(SystemExit):
-        CASES[name].fit(tmp_path, tolerance, At(point, batch, send(number)))
+        RUNS[name].fit(tmp_path, tolerance, At(point, batch, send(number)))
     assert tolerance.received_signal == number
     assert signal.getsignal(number) is before
     last = tmp_path / "last.ckpt"
     assert batches_in(last) == 6
-    assert same(CASES[name].fit(tmp_path, ckpt_path=last), whole(name))
+    assert same(RUNS[name].fit(tmp_path, ckpt_path=last), whole(name))
 
 
 def test_a_second_ctrl_c_stops_at_once_and_saves_nothing(tmp_path):
@@ -230,7 +230,7 @@ def test_a_second_ctrl_c_stops_at_once_and_saves_nothing(tmp_path):
 
     reached = [True]
     with pytest.raises(SystemExit) as end:
-        CASES["offline"].fit(tmp_path, FaultTolerance(handles_sigint=True), At("after step", 1, twice))
+        RUNS["offline"].fit(tmp_path, FaultTolerance(handles_sigint=True), At("after step", 1, twice))
     assert isinstance(end.value.__context__, KeyboardInterrupt)
     assert not list(tmp_path.glob("*.ckpt"))
     assert len(rows(tmp_path)) == 1  # of the step before
@@ -242,7 +242,7 @@ def test_the_handlers_of_a_program_stay(tmp_path):
     signal.signal(signal.SIGINT, lambda number, _: received.append(number))
     signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     with pytest.raises(SystemExit):
-        CASES["offline"].fit(tmp_path, At("forward", 1, send(signal.SIGINT)), At("forward", 2, send(signal.SIGTERM)))
+        RUNS["offline"].fit(tmp_path, At("forward", 1, send(signal.SIGINT)), At("forward", 2, send(signal.SIGTERM)))
     assert received == [signal.SIGINT, signal.SIGTERM]
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
 

@@ -88,7 +88,7 @@ def test_position_t_predicts_the_label_of_the_next_in_task_distillation_and_eval
     nll = functional.cross_entropy(logits[kept], labels[:, 1:][kept]).item()
     wanted = {"task": nll, "kd": kd_loss(logits[kept], shown[kept], 2.0).item()}
     for found in both(student, teacher, terms, batch, tmp_path):
-        assert found == pytest.approx(wanted)
+        assert found == pytest.approx(wanted, abs=1e-6)  # of float32 sums
     (measured,) = toys.trainer(tmp_path).validate(
         OfflineDistiller(student, teacher, terms), toys.Loader([batch]), verbose=False
     )

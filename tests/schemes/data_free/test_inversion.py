@@ -78,10 +78,14 @@ def a_round(ours: InversionDistiller, num_images: int, number: int = 0) -> dict[
 
 
 def settle(ours: InversionDistiller) -> None:
-    """Rounds of ranks are those of one process: every image starts alike, and so does what it is of."""
+    """Rounds of ranks are those of one process: every image starts alike, and so does what it is of.
+
+    In double precision, for the rounding of a sum over equal images has one direction.
+    """
     one = ours.synthesizer.build(ours.teacher)
-    one["images"] = torch.rand(one["images"].shape, generator=torch.Generator().manual_seed(4))
+    one["images"] = torch.rand(one["images"].shape, generator=torch.Generator().manual_seed(4)).double()
     one["targets"] = ours.synthesizer.targets(1, ours.teacher)
+    ours.double()
 
     def made(given: SynthesisRound) -> dict[str, Tensor]:
         return {name: value.expand(given.num_images, *value.shape[1:]).clone() for name, value in one.items()}
