@@ -89,3 +89,7 @@ def test_tokens_are_measured_one_by_one():
     assert logits.shape == (600, 10)
     assert torch.equal(target, torch.cat([batch["target"] for batch in batches]).flatten()[:600])
     assert torch.equal(logits, learner.student(**batches[0]["told"]).flatten(0, 1)[:600])
+
+
+def test_the_divergence_from_a_teacher_that_masks_a_class_is_finite() -> None:
+    assert classification.divergence(torch.zeros(1, 2), torch.tensor([[0.0, -math.inf]])) == pytest.approx(math.log(2))

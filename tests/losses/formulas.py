@@ -82,8 +82,11 @@ def dkd(s: Tensor, t: Tensor, y: Tensor, temperature: float) -> Tensor:
 
 
 def pearson_distance(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    """1 - corr(a, b), or 1/2 where b does not vary, such as a class that the teacher masks."""
     a, b = (x - x.mean(dim=dim, keepdim=True) for x in (a, b))
-    return 1 - (a * b).sum(dim=dim) / (a.square().sum(dim=dim).sqrt() * b.square().sum(dim=dim).sqrt())
+    constant = ~b.any(dim=dim)
+    lengths = a.square().sum(dim=dim).sqrt() * b.square().sum(dim=dim).sqrt()
+    return (1 - (a * b).sum(dim=dim) / lengths.masked_fill(constant, 1)).masked_fill(constant, 0.5)
 
 
 def dist(s: Tensor, t: Tensor, y: Tensor, temperature: float) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kd_lightning.losses.common.divergence import mean_divergence
+
 BINS = 15
 
 
@@ -72,4 +74,4 @@ def divergence(student: Tensor, teacher: Tensor) -> float:
         0.6031
     """
     log_student, log_teacher = (logits.double().log_softmax(dim=1) for logits in (student, teacher))
-    return functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True).item()
+    return mean_divergence(log_student, log_teacher, temperature=1.0).item()

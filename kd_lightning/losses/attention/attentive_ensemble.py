@@ -9,7 +9,7 @@ from torch.nn import functional
 from kd_lightning.core.errors import UsageError, WidthError
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.checks import check_temperature, upcast
-from kd_lightning.losses.common.classes import check_classes
+from kd_lightning.losses.common.classes import NO_CLASS, check_classes
 from kd_lightning.losses.response.kd import kd_loss
 
 
@@ -112,4 +112,5 @@ class AttentiveEnsembleLoss(DistillationLoss):
 def _log_mixture(teacher: Tensor, temperature: float, confidence: Tensor) -> Tensor:
     """Compute log q^T, (N, C), in log space, so that no probability underflows."""
     shares = confidence.clamp(min=torch.finfo(confidence.dtype).tiny).log().unsqueeze(2)
-    return (shares + functional.log_softmax(upcast(teacher) / temperature, dim=2)).logsumexp(dim=1)
+    logs = functional.log_softmax(upcast(teacher) / temperature, dim=2).clamp(min=NO_CLASS)
+    return (shares + logs).logsumexp(dim=1)  # of finite numbers, else the gradient is NaN

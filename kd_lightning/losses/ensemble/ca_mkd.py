@@ -87,4 +87,5 @@ def confidences(logits: Tensor, target: Tensor) -> Tensor:
     errors = functional.cross_entropy(
         upcast(logits).flatten(0, 1), target.long().repeat_interleave(teachers), reduction="none"
     )
+    errors = errors.clamp(max=1e30)  # infinite for a teacher that gives the label probability 0
     return (1 - errors.view(samples, teachers).softmax(dim=1)) / (teachers - 1)

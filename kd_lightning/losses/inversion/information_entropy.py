@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.checks import check_one_side, upcast
+from kd_lightning.losses.common.classes import NO_CLASS
 
 
 def information_entropy_loss(student: Tensor) -> Tensor:
@@ -31,7 +32,8 @@ def information_entropy_loss(student: Tensor) -> Tensor:
         -1.0
     """
     check_one_side(student, at_least=2)
-    logs = upcast(student).log_softmax(dim=1).logsumexp(dim=0) - math.log(len(student))
+    logs = upcast(student).log_softmax(dim=1).clamp(min=NO_CLASS)  # a class of probability 0 contributes 0
+    logs = logs.logsumexp(dim=0) - math.log(len(student))
     return (logs.exp() * logs).sum() / math.log(10)
 
 

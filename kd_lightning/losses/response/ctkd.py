@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -50,7 +52,7 @@ def ctkd_loss(
     check_temperature(width, "width")
     temperature = lowest + width * _reversed(theta, reversal).sigmoid()
     log_student = functional.log_softmax(upcast(student) / temperature, dim=1)
-    log_teacher = functional.log_softmax(upcast(teacher) / temperature, dim=1)
+    log_teacher = functional.log_softmax(_divided(upcast(teacher), temperature), dim=1)
     return mean_divergence(log_student, log_teacher, lowest + width) * temperature**2
 
 
@@ -92,3 +94,9 @@ class CTKDLoss(DistillationLoss):
 def _reversed(values: Tensor, strength: float) -> Tensor:
     """Return the values, with their gradient multiplied by -`strength`."""
     return (1 + strength) * values.detach() - strength * values
+
+
+def _divided(logits: Tensor, temperature: Tensor) -> Tensor:
+    """Divide logits, those of minus infinity without a gradient for the temperature."""
+    absent = logits == -math.inf
+    return (logits.masked_fill(absent, 0) / temperature).masked_fill(absent, -math.inf)

@@ -27,6 +27,8 @@ def jsd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0, beta: f
     defined without these factors, as by the authors, so it is discontinuous there. Near its minimum it is b (1 - b)
     times `kd_loss`: a quarter for b = 1/2.
 
+    A teacher's logit of minus infinity is a probability of 0; for b = 1 the loss is then infinite.
+
     The factor T^2, as in `kd_loss`, keeps the size of the gradient when T changes. The paper has T = 1; implementations
     for language models divide the logits by T and omit the factor.
 

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.checks import check_logits, check_temperature, upcast
-from kd_lightning.losses.common.divergence import MAX_PLAIN_TEMPERATURE, divergences
+from kd_lightning.losses.common.divergence import mean_divergence
 
 
 def kd_loss(
@@ -23,6 +23,10 @@ def kd_loss(
     gradient when T changes. T is the student's temperature: softening the teacher alone, as in snapshot distillation
     (Yang et al., CVPR 2019, arXiv:1812.00123), changes the soft targets p in the gradient T (q - p) / N, not its
     factor.
+
+    A teacher's logit of minus infinity, such as that of a masked class or vocabulary entry, is a probability of 0, and
+    the class contributes 0. Mask the student's logits with a finite number, such as -1e9: what it gives probability 0
+    and the teacher does not is infinitely far.
 
     Other implementations differ: ``reduction="mean"`` divides by N * C instead of N, and some omit T^2, add it only
     together with a weight, or use the teacher's temperature, so their weights are not comparable.
@@ -52,11 +56,7 @@ def kd_loss(
         check_temperature(teacher_temperature, "teacher_temperature")
     log_student = functional.log_softmax(upcast(student) / temperature, dim=1)
     log_teacher = functional.log_softmax(upcast(teacher) / teacher_temperature, dim=1)
-    if temperature <= MAX_PLAIN_TEMPERATURE:
-        divergence = functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
-    else:
-        divergence = divergences(log_student, log_teacher, temperature).mean()
-    return divergence * temperature**2
+    return mean_divergence(log_student, log_teacher, temperature) * temperature**2
 
 
 class KDLoss(DistillationLoss):

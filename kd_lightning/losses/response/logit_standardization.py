@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
-from torch.nn import functional
 
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.checks import check_logits, check_temperature, upcast
@@ -23,6 +25,9 @@ def logit_standardization_kd_loss(student: Tensor, teacher: Tensor, temperature:
     factor sqrt((C - 1) / C). Their code adds 1e-7 to the deviation; here one below 1e-3 is replaced by 1e-3, so that
     the gradient for (nearly) equal logits, which is proportional to 1 / std, stays within the range of half precision.
 
+    Teacher logits of minus infinity (masked classes) keep probability 0; the teacher's mean and deviation, and C, are
+    those of its finite logits.
+
     Args:
         student: Logits (N, C).
         teacher: Logits (N, C).
@@ -40,7 +45,13 @@ def logit_standardization_kd_loss(student: Tensor, teacher: Tensor, temperature:
         tensor(True)
     """
     check_logits(student, teacher)
-    return kd_loss(_standardized(student), _standardized(teacher), temperature)
+    student, teacher = upcast(student), upcast(teacher)
+    classes = torch.full_like(student[:, :1], student.shape[1])
+    absent = teacher == -math.inf
+    finite, count = teacher.masked_fill(absent, 0), classes - absent.sum(dim=1, keepdim=True)
+    centred = (finite - finite.sum(dim=1, keepdim=True) / count).masked_fill(absent, 0)
+    teacher = _standardized(centred, count).masked_fill(absent, -math.inf)
+    return kd_loss(_standardized(student - student.mean(dim=1, keepdim=True), classes), teacher, temperature)
 
 
 class LogitStandardizationKDLoss(DistillationLoss):
@@ -62,8 +73,7 @@ class LogitStandardizationKDLoss(DistillationLoss):
         return logit_standardization_kd_loss(student, teacher, self.temperature)
 
 
-def _standardized(logits: Tensor) -> Tensor:
-    logits = upcast(logits)
-    centred = logits - logits.mean(dim=1, keepdim=True)
-    length = (logits.shape[1] - 1) ** 0.5  # the norm of a vector of deviation 1
-    return functional.normalize(centred, dim=1, eps=1e-3 * length) * length
+def _standardized(centred: Tensor, count: Tensor) -> Tensor:
+    """Divide rows of mean 0 by the standard deviation of their `count` (N, 1) entries."""
+    deviation = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / (count - 1).clamp(min=1).sqrt()
+    return centred / deviation.clamp(min=1e-3)

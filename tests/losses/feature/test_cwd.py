@@ -87,6 +87,13 @@ def test_different_widths_are_refused():
         build()(torch.zeros(2, 5, 4, 4), torch.zeros(2, 5, 4, 4))
 
 
+def test_a_masked_position_of_the_teacher_contributes_nothing():
+    student, teacher = torch.zeros(1, 1, 1, 3), torch.tensor([[[[4.0, 0.0, -math.inf]]]])
+    p = teacher.flatten().softmax(dim=0)[:2].tolist()
+    expected = sum(share * math.log(3 * share) for share in p)
+    assert cwd_loss(student, teacher, temperature=1.0).item() == pytest.approx(expected, rel=1e-5)
+
+
 def plain_cwd(m, s, t, y):
     s, t = F.log_softmax(m.connector(s).flatten(2) / 4, 2), F.log_softmax(t.flatten(2) / 4, 2)
     return F.kl_div(s, t, reduction="batchmean", log_target=True) * 16 / t.shape[1]
