@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 from torch import nn
 
+UNLABELED = -100
+"""The label of a sample without one, to every loss, whatever a term's ``ignore_index`` is."""
+
 LabelKind = Literal["classes", "multilabel", "values"]
 """Exclusive classes, classes that can hold together, or real values."""
 
@@ -40,6 +43,8 @@ class DistillationLoss(nn.Module):
     """It compares distributions over classes that exclude each other, so that no other kind of label fits it."""
     is_adversarial: bool = False
     """It has a discriminator that a scheme trains with a separate optimizer."""
+    skips_unlabeled: bool = False
+    """It averages over the samples with a label; those of class index -100 are left out."""
     label_kind: LabelKind | None = None
     """The kind of label that it takes as its target; a task loss declares it, and metrics follow it."""
 

@@ -13,7 +13,7 @@ from kd_lightning.core.activations import Activations
 from kd_lightning.core.distributed import all_gather_with_grad, is_distributed, rank_weight, rank_weight_of
 from kd_lightning.core.errors import UsageError, WidthError
 from kd_lightning.core.flatten import Positions, classes_last, fits_positions, flatten_positions, next_positions
-from kd_lightning.core.loss import loss_trait
+from kd_lightning.core.loss import UNLABELED, loss_trait
 from kd_lightning.core.zero_gradient import with_zero_gradient
 
 Address = str | list[str]
@@ -21,8 +21,6 @@ Address = str | list[str]
 Picked = Tensor | list[Tensor | None] | None
 """The tensors at an address; a label that the batch lacks is None."""
 Side = Literal["student", "teacher"]
-UNLABELED = -100
-"""The class index of an unlabeled sample to every loss, whatever a term's ``ignore_index`` is."""
 
 
 class Term(nn.Module):
@@ -98,7 +96,7 @@ class Term(nn.Module):
 
     def start(self) -> None:
         """Find out, for the steps that follow, if other processes may have other numbers of labeled samples."""
-        self.weighs_labels = self._is_task() and is_distributed()
+        self.weighs_labels = self._skips_unlabeled() and is_distributed()
 
     def forward(
         self,
@@ -166,12 +164,13 @@ class Term(nn.Module):
 
     def _with_unlabeled(self, label: Picked) -> Picked:
         """Return the class indices of samples with the losses' own index for the ignored ones."""
-        if self._is_task() and isinstance(label, Tensor) and not label.is_floating_point():
+        if self._skips_unlabeled() and isinstance(label, Tensor) and not label.is_floating_point():
             return label.long().masked_fill(label == self.ignore_index, UNLABELED)
         return label
 
-    def _is_task(self) -> bool:
-        return loss_trait(self.loss, "label_kind") in ("classes", "multilabel")
+    def _skips_unlabeled(self) -> bool:
+        kind = loss_trait(self.loss, "label_kind")
+        return kind in ("classes", "multilabel") or loss_trait(self.loss, "skips_unlabeled")
 
     def idle(self, student: Activations, value: Tensor) -> Tensor:
         """Return a value with a zero gradient for every tensor that the loss could have a gradient for.

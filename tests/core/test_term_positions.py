@@ -15,7 +15,17 @@ from torch.nn import functional
 
 from kd_lightning import Classifier, OfflineDistiller, Term
 from kd_lightning.callbacks import Distillation
-from kd_lightning.losses import BinaryTaskLoss, FeatureMSELoss, KDLoss, RKDLoss, TaskLoss, kd_loss
+from kd_lightning.losses import (
+    BinaryTaskLoss,
+    DKDLoss,
+    FeatureMSELoss,
+    KDLoss,
+    RKDLoss,
+    TaskLoss,
+    TfKDLoss,
+    WSLDLoss,
+    kd_loss,
+)
 from tests import toys
 from tests.ranks import run_two, two_processes
 
@@ -301,6 +311,12 @@ def shares() -> dict[str, tuple[nn.Module, dict[str, Term], Tensor, Tensor]]:
         "images": (flat(), {"task": hint["task"]}, images, torch.tensor([-100, -100, 0, 2])),
         "uneven images": (flat(), {"task": hint["task"]}, images, torch.tensor([1, -100, 0, 2])),
         "no images": (flat(), {"task": hint["task"]}, images, torch.full((4,), -100)),
+        "images of other losses that need labels": (
+            flat(),
+            {"dkd": Term(DKDLoss(1.0)), "wsld": Term(WSLDLoss()), "tf": Term(TfKDLoss(1.0), teacher=None)},
+            images,
+            torch.tensor([1, -100, 0, 2]),
+        ),
         "binary labels": (
             flat(),
             {"task": Term(BinaryTaskLoss(), teacher=None)},

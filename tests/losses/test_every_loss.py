@@ -271,6 +271,18 @@ def test_it_is_a_scalar_of_at_least_single_precision_for_any_two_types(name: str
     assert all(gradient.any() for gradient in gradients)
 
 
+@pytest.mark.parametrize("name", CONNECTED)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_module_in_half_precision_gives_a_finite_value_and_gradient(name: str, dtype: torch.dtype):
+    student, teacher, target = example(name)
+    for kind in (torch.float32, dtype):
+        seen, shown = (each(lambda value, kind=kind: value.detach().to(kind), side) for side in (student, teacher))
+        seen = each(Tensor.requires_grad_, seen)
+        loss = call(name, build(name).to(dtype), seen, shown, target)
+        assert loss.isfinite()
+        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, listed(seen)))
+
+
 # ---- wrong inputs
 
 UNLIKE = [

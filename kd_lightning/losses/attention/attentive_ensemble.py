@@ -9,7 +9,7 @@ from torch.nn import functional
 from kd_lightning.core.errors import UsageError, WidthError
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.checks import check_temperature, upcast
-from kd_lightning.losses.common.classes import NO_CLASS, check_classes
+from kd_lightning.losses.common.classes import NO_CLASS, check_classes, labeled_mean
 from kd_lightning.losses.response.kd import kd_loss
 
 
@@ -31,7 +31,7 @@ def attentive_ensemble_loss(
         student: Logits (N, C).
         teacher: Logits of K teachers, (N, K, C).
         confidence: The weights a, (N, K), whose rows sum to 1.
-        target: Class indices (N,).
+        target: Class indices (N,); those of -100, without a label, are left out of the second term.
         temperature: T > 0.
 
     Raises:
@@ -51,9 +51,8 @@ def attentive_ensemble_loss(
         )
     check_classes(student, target)
     mixture = temperature * _log_mixture(teacher, temperature, confidence.detach())
-    return kd_loss(student, mixture, temperature) + functional.nll_loss(
-        _log_mixture(teacher, 1.0, confidence), target.long()
-    )
+    task = functional.nll_loss(_log_mixture(teacher, 1.0, confidence), target.long(), reduction="none")
+    return kd_loss(student, mixture, temperature) + labeled_mean(task, target)
 
 
 class AttentiveEnsembleLoss(DistillationLoss):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.loss import UNLABELED
 
 
 def check_classes(student: Tensor, target: Tensor) -> None:
@@ -25,10 +26,29 @@ NO_CLASS = -1e30
 def split_off(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return the labelled class's logit (N, 1), and the logits (N, C) with `NO_CLASS` in its place.
 
+    For a sample without a label it is any class.
+
     Example:
         >>> own, others = split_off(torch.tensor([[1.0, 2.0]]), torch.tensor([1]))
         >>> own, others.softmax(dim=1)
         (tensor([[2.]]), tensor([[1., 0.]]))
     """
-    index = target.long().unsqueeze(1)
+    index = class_indices(target).unsqueeze(1)
     return logits.gather(1, index), logits.scatter(1, index, NO_CLASS)
+
+
+def class_indices(target: Tensor) -> Tensor:
+    """Return labels as indices that can be gathered: class 0 for samples without a label."""
+    target = target.long()
+    return target.masked_fill(target == UNLABELED, 0)
+
+
+def labeled_mean(values: Tensor, target: Tensor) -> Tensor:
+    """Average values (N,) over the samples that have a label; 0 with a gradient of 0 where none has.
+
+    Example:
+        >>> labeled_mean(torch.tensor([1.0, 5.0, 3.0]), torch.tensor([7, -100, 2]))
+        tensor(2.)
+    """
+    labeled = target.long() != UNLABELED
+    return values.where(labeled, 0).sum() / labeled.sum().clamp(min=1)

@@ -111,7 +111,7 @@ class CAMKDFeatureLoss(DistillationLoss):
             connect(connector, _resized(student, hint)) for connector, hint in zip(self.connectors, hints, strict=True)
         ]
         logits = [
-            classifier(functional.adaptive_avg_pool2d(part, self.pool_size).flatten(1))
+            connect(classifier, functional.adaptive_avg_pool2d(part, self.pool_size).flatten(1))
             for classifier, part in zip(self.classifiers, connected, strict=True)
         ]
         return ca_mkd_feature_loss(connected, hints, torch.stack(logits, dim=1), target)

@@ -31,7 +31,8 @@ def in_batch_crd_loss(student: Tensor, teacher: Tensor, target: Tensor, temperat
     Args:
         student: Embeddings of length one, (N, D).
         teacher: Embeddings of length one, (N, D).
-        target: Class indices (N,).
+        target: Class indices (N,). Samples of -100, without a label, are taken for one class: they are no negatives
+            of each other, and negatives of all samples with a label.
         temperature: T > 0, the divisor of the cosines.
 
     Raises:

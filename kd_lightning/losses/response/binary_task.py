@@ -5,12 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from kd_lightning.core.loss import DistillationLoss
+from kd_lightning.core.loss import UNLABELED, DistillationLoss
 from kd_lightning.losses.common.checks import upcast
 from kd_lightning.losses.common.targets import check_labels, of_one_shape
-
-UNLABELED = -100
-"""The whole number of an unknown label, as of an unknown class index."""
 
 
 def binary_task_loss(student: Tensor, target: Tensor) -> Tensor:

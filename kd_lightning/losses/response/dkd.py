@@ -8,8 +8,8 @@ from torch.nn import functional
 
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.checks import check_logits, check_not_negative, check_temperature, upcast
-from kd_lightning.losses.common.classes import check_classes, split_off
-from kd_lightning.losses.common.divergence import mean_divergence
+from kd_lightning.losses.common.classes import check_classes, labeled_mean, split_off
+from kd_lightning.losses.common.divergence import divergences
 
 
 def dkd_loss(
@@ -34,7 +34,7 @@ def dkd_loss(
     Args:
         student: Logits (N, C).
         teacher: Logits (N, C).
-        target: Class indices (N,).
+        target: Class indices (N,); samples of index -100, without a label, are left out of the mean.
         temperature: T > 0; higher is softer.
         alpha: Weight a of the labelled class, a >= 0.
         beta: Weight b of the other classes, b >= 0.
@@ -55,8 +55,8 @@ def dkd_loss(
         (z - z.detach().amax(dim=1, keepdim=True)) / temperature for z in map(upcast, (student, teacher))
     )
     (student, student_others), (teacher, teacher_others) = _split(student, target), _split(teacher, target)
-    binary = mean_divergence(student, teacher, temperature)
-    others = mean_divergence(student_others, teacher_others, temperature)
+    binary = labeled_mean(divergences(student, teacher, temperature), target)
+    others = labeled_mean(divergences(student_others, teacher_others, temperature), target)
     return (alpha * binary + beta * others) * temperature**2
 
 
@@ -74,6 +74,7 @@ class DKDLoss(DistillationLoss):
 
     takes_rows = True
     needs_target = True
+    skips_unlabeled = True
 
     def __init__(self, temperature: float = 4.0, alpha: float = 1.0, beta: float = 8.0) -> None:
         super().__init__()

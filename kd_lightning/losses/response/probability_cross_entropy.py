@@ -8,6 +8,7 @@ from torch.nn import functional
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.checks import upcast
+from kd_lightning.losses.common.classes import labeled_mean
 
 
 def probability_cross_entropy_loss(student: Tensor, teacher: Tensor | None, target: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ def probability_cross_entropy_loss(student: Tensor, teacher: Tensor | None, targ
     Args:
         student: Logits z, (N, C).
         teacher: Unused; all losses have the signature (student, teacher, target).
-        target: Class indices (N,).
+        target: Class indices (N,); samples of index -100, without a label, are left out of the mean.
 
     Raises:
         UsageError: The shapes do not fit each other.
@@ -48,7 +49,7 @@ def probability_cross_entropy_loss(student: Tensor, teacher: Tensor | None, targ
             f"logits {tuple(student.shape)} and target {tuple(target.shape)} do not fit: logits are (N, C), "
             "targets class indices (N,), N >= 1 and C >= 2"
         )
-    return functional.cross_entropy(upcast(student).softmax(dim=1), target)
+    return labeled_mean(functional.cross_entropy(upcast(student).softmax(dim=1), target, reduction="none"), target)
 
 
 class ProbabilityCrossEntropyLoss(DistillationLoss):

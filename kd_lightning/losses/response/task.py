@@ -7,12 +7,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.loss import DistillationLoss
+from kd_lightning.core.loss import UNLABELED, DistillationLoss
 from kd_lightning.losses.common.checks import check_fraction, upcast
 from kd_lightning.losses.common.targets import check_distributions
-
-UNLABELED = -100
-"""The class index of a sample without a label."""
 
 
 def task_loss(student: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:

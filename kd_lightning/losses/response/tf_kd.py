@@ -10,8 +10,8 @@ from torch import Tensor
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.checks import check_temperature, upcast
-from kd_lightning.losses.common.classes import check_classes
-from kd_lightning.losses.response.kd import kd_loss
+from kd_lightning.losses.common.classes import check_classes, class_indices, labeled_mean
+from kd_lightning.losses.common.divergence import divergences
 
 
 def tf_kd_loss(student: Tensor, target: Tensor, temperature: float = 20.0, correct: float = 0.99) -> Tensor:
@@ -29,7 +29,7 @@ def tf_kd_loss(student: Tensor, target: Tensor, temperature: float = 20.0, corre
 
     Args:
         student: Logits (N, C).
-        target: Class indices (N,).
+        target: Class indices (N,); samples of index -100, without a label, are left out of the mean.
         temperature: T > 0; higher is softer.
         correct: The virtual teacher's probability a of the labelled class, between 0 and 1.
 
@@ -43,9 +43,12 @@ def tf_kd_loss(student: Tensor, target: Tensor, temperature: float = 20.0, corre
     """
     check_classes(student, target)
     _check_correct(correct)
-    teacher = torch.full_like(upcast(student), math.log((1 - correct) / (student.shape[1] - 1)))
-    teacher.scatter_(1, target.long().unsqueeze(1), math.log(correct))
-    return kd_loss(student, teacher, temperature)
+    check_temperature(temperature)
+    student = upcast(student) / temperature
+    teacher = torch.full_like(student, math.log((1 - correct) / (student.shape[1] - 1)))
+    teacher.scatter_(1, class_indices(target).unsqueeze(1), math.log(correct))
+    log_student, log_teacher = student.log_softmax(dim=1), (teacher / temperature).log_softmax(dim=1)
+    return labeled_mean(divergences(log_student, log_teacher, temperature), target) * temperature**2
 
 
 class TfKDLoss(DistillationLoss):
@@ -60,6 +63,7 @@ class TfKDLoss(DistillationLoss):
 
     takes_rows = True
     needs_target = True
+    skips_unlabeled = True
 
     def __init__(self, temperature: float = 20.0, correct: float = 0.99) -> None:
         super().__init__()

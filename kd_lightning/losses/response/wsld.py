@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.checks import check_logits, check_temperature, upcast
-from kd_lightning.losses.common.classes import check_classes
+from kd_lightning.losses.common.classes import check_classes, labeled_mean
 from kd_lightning.losses.common.divergence import divergences
 
 
@@ -30,7 +30,7 @@ def wsld_loss(student: Tensor, teacher: Tensor, target: Tensor, temperature: flo
     Args:
         student: Logits (N, C).
         teacher: Logits (N, C).
-        target: Class indices (N,).
+        target: Class indices (N,); samples of index -100, without a label, are left out of the mean.
         temperature: T > 0; higher is softer.
 
     Raises:
@@ -50,7 +50,7 @@ def wsld_loss(student: Tensor, teacher: Tensor, target: Tensor, temperature: flo
         weights = -torch.expm1(-ce_student / (ce_teacher + 1e-7))
     log_student = functional.log_softmax(student / temperature, dim=1)
     log_teacher = functional.log_softmax(teacher / temperature, dim=1)
-    return (weights * divergences(log_student, log_teacher, temperature)).mean() * temperature**2
+    return labeled_mean(weights * divergences(log_student, log_teacher, temperature), target) * temperature**2
 
 
 class WSLDLoss(DistillationLoss):
@@ -62,6 +62,7 @@ class WSLDLoss(DistillationLoss):
 
     takes_rows = True
     needs_target = True
+    skips_unlabeled = True
 
     def __init__(self, temperature: float = 2.0) -> None:
         super().__init__()
