@@ -1,6 +1,6 @@
 # Every target makes the environment first: with uv where it can be had, with plain pip where not.
 .DEFAULT_GOAL := help
-.PHONY: help compare pages zoo families bench growth seeds bench-gpu origin test test-all test-gpu test-oldest lint
+.PHONY: help compare pages zoo families bench growth seeds bench-gpu origin test test-all test-gpu test-oldest test-faults lint
 export OMP_NUM_THREADS := 1
 
 comma := ,
@@ -66,6 +66,9 @@ OLDEST_TESTS := kd_lightning tests/losses tests/networks tests/callbacks tests/s
 test-oldest: .venv-oldest/ready  ## run quick tests on Python 3.11 with the oldest dependencies that pyproject.toml allows
 	.venv-oldest/bin/pytest -n 2 --dist loadgroup -m "not slow" $(OLDEST_TESTS)
 	.venv-oldest/bin/pytest notebooks/02_temperature.ipynb
+
+test-faults: .venv/ready  ## inject some 400 faults into runs of every family of schemes, and write what was lost into docs/reliability.md
+	$(BIN)/python -m benchmarks.faults --report
 
 lint: .venv/ready  ## check format, style and types
 	$(BIN)/ruff format --check .

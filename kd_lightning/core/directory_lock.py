@@ -152,6 +152,24 @@ class DirectoryLock:
         return UsageError(f"{self.directory}: {who} has {self.what} there: wait for its end, or {self.elsewhere}")
 
 
+def release_all() -> None:
+    """Release all locks of this process, which is about to exit without the end of its blocks, and remove their files.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     DirectoryLock(folder, "a run", "name another directory").acquire()
+        ...     release_all()
+        ...     (Path(folder) / NAME).exists()
+        False
+    """
+    for directory, held in list(_held.items()):
+        with suppress(OSError):
+            (directory / NAME).unlink()
+        os.close(held.descriptor)
+    _held.clear()
+
+
 def _close_in_child() -> None:
     for held in _held.values():
         with suppress(OSError):

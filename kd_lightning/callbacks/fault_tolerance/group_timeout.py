@@ -15,7 +15,8 @@ class GroupTimeout(Callback):
     """Shorten the time-out of operations between processes from the second batch of a series of batches on.
 
     Before the first batch one process alone may cache teacher outputs, compile or save, and before the next series
-    validate or save: there, the strategy's own time-out holds.
+    validate or save: there, the strategy's own time-out holds. Before it does, the processes wait for each other within
+    the short one, so that a process that hangs in the last batch of a series is found as well.
 
     Args:
         seconds: The time-out between two training batches; a longer one than the strategy's has no effect.
@@ -41,12 +42,12 @@ class GroupTimeout(Callback):
             set_group_timeout(self._short)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the strategy's time-out."""
-        self._restore()
+        """Wait for the last batch of all processes, and restore the strategy's time-out."""
+        self._end_series(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the strategy's time-out."""
-        self._restore()
+        """Wait for the last batch of all processes, and restore the strategy's time-out."""
+        self._end_series(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the strategy's time-out."""
@@ -54,6 +55,11 @@ class GroupTimeout(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Restore the strategy's time-out, for the other processes wait while the first one writes the file."""
+        self._restore()
+
+    def _end_series(self, trainer: Trainer) -> None:
+        if self._is_short:
+            trainer.strategy.barrier()
         self._restore()
 
     def _restore(self) -> None:

@@ -11,6 +11,7 @@ import traceback
 import torch.distributed as dist
 from lightning.pytorch import Trainer
 
+from kd_lightning.core.directory_lock import release_all
 from kd_lightning.core.failures import describe, exit_code, is_of_another_process, wants_traceback
 from kd_lightning.core.launcher_internals import launched_scripts, was_launched
 from kd_lightning.core.torch_internals import abort_process_groups
@@ -36,6 +37,7 @@ def leave_group(trainer: Trainer, error: BaseException) -> None:
         print(f"kd-lightning (process {trainer.global_rank}): {describe(error)}", file=sys.stderr)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
+        release_all()
         os._exit(exit_code(error))
     abort_process_groups()
     scripts = launched_scripts(trainer)

@@ -96,9 +96,14 @@ class FewShotDistiller(FrozenTeacher):
 
     @staticmethod
     def _mixing(ours: Tensor, theirs: Tensor) -> Tensor:
-        """Compute Q (C, C) from all processes' outputs (N, C, ...); the smallest where several fit equally well."""
+        """Compute Q (C, C) from all processes' outputs (N, C, ...); the smallest where several fit equally well.
+
+        It is NaN where an output is not finite, for the check of the loss to find; the decomposition would raise.
+        """
         f, g = (side.movedim(1, -1).flatten(0, -2).double() for side in (ours, theirs))
         squares, products = all_reduce_sum(f.mT @ f), all_reduce_sum(f.mT @ g)
+        if not squares.isfinite().all():
+            return torch.full_like(squares, torch.nan)
         return (torch.linalg.pinv(squares, rtol=1e-10, hermitian=True) @ products).mT
 
 

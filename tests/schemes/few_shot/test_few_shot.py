@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.core.errors import NonFiniteError
 from kd_lightning.networks import ConvNet
 from kd_lightning.schemes import FewShotDistiller
 from kd_lightning.weights.pruning import prune
@@ -92,3 +93,10 @@ def test_arguments_that_do_not_fit_are_refused():
         FewShotDistiller(network, network, LAYERS)
     with pytest.raises(ValueError, match="is not a convolution, linear or BatchNorm layer"):
         FewShotDistiller(ConvNet(4), ConvNet(6), ["conv.1"])
+
+
+def test_an_input_that_is_not_finite_is_one_line(tmp_path):
+    images = torch.rand(4, 3, 28, 28)
+    images[0, 0, 0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"term 'conv_0' is not finite at step 0"):
+        toys.trainer(tmp_path, max_steps=1).fit(learner(), toys.Loader([images]))

@@ -1,0 +1,65 @@
+"""What a run leaves: its checkpoints, its weights and rows of metrics, and files that should not be there."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from kd_lightning.core.hashing import hash_tensors
+from tests.run_rows import rows
+
+OF_A_RUN = re.compile(r"(config\.yaml|metrics\.csv|best\.ckpt|last\.ckpt|events\.out\..*)")
+
+
+def write_result(folder: Path, weights: dict[str, Tensor], **more: Any) -> None:
+    """Write beside a finished run what another run is compared with: weights, the best ones, and the rows."""
+    best = folder / "best.ckpt"
+    content = {
+        "weights": hash_tensors(weights),
+        "best": hash_tensors(torch.load(best, weights_only=True)["state_dict"]) if best.exists() else "",
+        "rows": rows(folder),
+    }
+    folder.with_name("result.json").write_text(json.dumps(content | more))
+
+
+def unreadable(folder: Path) -> list[str]:
+    """List the checkpoints that cannot be read, or hold weights or moments that are not finite."""
+    found: list[str] = []
+    for path in sorted(folder.glob("*.ckpt")):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            content = torch.load(path, weights_only=True)
+        except Exception as error:  # whatever a torn file leads to
+            found.append(f"{path.name}: {error}")
+            continue
+        state = tree_leaves([content["state_dict"], content["optimizer_states"]])
+        tensors = [each for each in state if isinstance(each, Tensor) and each.is_floating_point()]
+        if damaged or not all(each.isfinite().all() for each in tensors):
+            found.append(f"{path.name}: {damaged or 'a value is not finite'}")
+    return found
+
+
+def lost(folder: Path) -> list[str]:
+    """List the checkpoints that were written, and are older now or gone."""
+    listed = folder.with_name("saves")
+    newest = dict(line.split() for line in listed.read_text().splitlines()) if listed.exists() else {}
+    found: list[str] = []
+    for name, step in newest.items():
+        path = folder / name
+        here = torch.load(path, weights_only=True)["global_step"] if path.exists() else -1
+        if here < int(step):
+            found.append(f"{name}: step {here} instead of {step}")
+    return found
+
+
+def strays(*folders: Path) -> list[str]:
+    """List the files, in run directories and in directories of temporary files, that are no part of a run."""
+    return [path.name for folder in folders for path in folder.rglob("*") if not OF_A_RUN.fullmatch(path.name)]

@@ -1,0 +1,90 @@
+"""The runs that faults are injected into: three epochs of four batches, one run of each family of schemes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from torch import nn
+
+from kd_lightning import OfflineDistiller, Term
+from kd_lightning.losses import CAMKDLoss, CRDLoss, HintLoss, TaskLoss
+from kd_lightning.networks import Ensemble
+from tests import run_rows, toys
+from tests.callbacks import test_fault_tolerance_saves as fault_tolerance
+from tests.schemes.adversarial import test_adversarial_distiller as adversarial
+from tests.schemes.cross_modal import test_cross_modal as cross_modal
+from tests.schemes.data_free import test_data_free as data_free
+from tests.schemes.few_shot import test_few_shot as few_shot
+from tests.schemes.online import test_mutual as mutual
+from tests.schemes.self import test_self_distiller as self_distillation
+
+
+@dataclass(frozen=True)
+class Family:
+    """A run that can be built again and again, each time the same."""
+
+    module: Callable[[], LightningModule]
+    callbacks: Callable[[], Sequence[Callback]] = list
+    data: Callable[[], LightningDataModule] = run_rows.with_validation
+    other: str = "teacher"
+    """Dotted name of a network or layer whose outputs the student learns from; empty for the callback's teacher."""
+    student: str = "student"
+    """Dotted name of the network that learns."""
+    validates: bool = True
+
+
+def _offline(
+    terms: dict[str, Term], student: nn.Module | None = None, teacher: nn.Module | None = None
+) -> OfflineDistiller:
+    task = {"task": Term(TaskLoss(), weight=0.5, teacher=None)}
+    return OfflineDistiller(student or toys.network(8, seed=1), teacher or toys.network(16, seed=2), task | terms)
+
+
+def _feature() -> LightningModule:
+    torch.manual_seed(3)
+    networks = self_distillation.network(), self_distillation.network()
+    return _offline({"hint": Term(HintLoss(8, 8), student="2", teacher="2", weight=0.1)}, *networks)
+
+
+def _contrastive() -> LightningModule:
+    torch.manual_seed(3)
+    loss = CRDLoss(student_channels=8, teacher_channels=16, num_samples=60_000, dim=4, negatives=32)
+    return _offline({"crd": Term(loss, student="4", teacher="4", target=["target", "index"], weight=0.1)})
+
+
+def _teachers() -> LightningModule:
+    ensemble = Ensemble([toys.network(16, seed=2), toys.network(12, seed=3)])
+    return _offline({"kd": Term(CAMKDLoss(temperature=4.0), weight=0.5)}, teacher=ensemble)
+
+
+FAMILIES = {
+    "response": Family(toys.offline),
+    "feature": Family(_feature, other="teacher.2"),
+    "relation, memory bank": Family(_contrastive, other="teacher.4"),
+    "several teachers": Family(_teachers, other="teacher.members.1"),
+    "online": Family(mutual.mutual, other="peers.1"),
+    "self": Family(
+        lambda: self_distillation.byot(deploy="student.network"), other="student.network.4", student="student.network"
+    ),
+    "adversarial": Family(adversarial.learner),
+    "cross-modal": Family(cross_modal.learner, data=lambda: cross_modal.data(val_size=32)),
+    "graph": Family(cross_modal.of_graphs, data=cross_modal.graph_data),
+    "few-shot": Family(few_shot.learner, other="teacher.conv.0"),
+    "data-free": Family(fault_tolerance.zskt, data=data_free.numbers, validates=False),
+    "drop-in": Family(fault_tolerance.Users, fault_tolerance.distillation, other="", student="network"),
+}
+"""By name, in the order of the table."""
+
+
+def network_of(family: Family, module: LightningModule, callbacks: Sequence[Callback], name: str) -> nn.Module:
+    """Give the student or the other network of a run; the drop-in callback has the teacher, and the module has none."""
+    if name:
+        first, _, rest = name.partition(".")
+        root: Any = getattr(module, first)  # a frozen teacher is an attribute, and no submodule
+        return root.get_submodule(rest) if rest else root
+    held: Any = next(each for each in callbacks if hasattr(each, "held"))
+    return held.teacher

@@ -1,0 +1,212 @@
+"""Actions at a chosen moment: of training, of the writing of a checkpoint, or at any call of a function."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback
+from torch import nn
+
+from kd_lightning.core import files
+
+Action = Callable[[], object]
+
+HALF = 3000
+"""Bytes of a checkpoint that are written before a fault in the midst of it."""
+
+
+def kill(number: int = signal.SIGKILL) -> Action:
+    """Send a signal to this process."""
+    return lambda: os.kill(os.getpid(), number)
+
+
+def fail(error: BaseException) -> Action:
+    """Raise an error."""
+
+    def action() -> None:
+        raise error
+
+    return action
+
+
+def disk_full() -> None:
+    """Raise what the system raises when a disk is full."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def hang() -> None:
+    """Wait for ten minutes."""
+    time.sleep(600)
+
+
+def marked(marker: Path, action: Action) -> Action:
+    """Write a marker before an action: a fault that never happened proves nothing."""
+
+    def both() -> None:
+        marker.touch()
+        action()
+
+    return both
+
+
+class Moment(Callback):
+    """Does something once in training, in the batch of a number, counted from 0 over all epochs.
+
+    Args:
+        point: ``batch start``, ``forward``, ``before step``, ``after step``, ``batch end``, ``epoch end``; or
+            ``validation``, in the first one after that batch.
+        batch: The number of the batch.
+        action: What is done.
+        student: The network a layer of which is called at ``forward``.
+    """
+
+    def __init__(self, point: str, batch: int, action: Action, student: nn.Module) -> None:
+        self.point, self.batch, self.action, self.student = point, batch, action, student
+        self.is_done = False
+
+    def _reach(self, *_: Any) -> None:
+        ready = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
+        is_later = self.point in ("validation", "epoch end") and ready > self.batch
+        if not self.is_done and (ready == self.batch or is_later) and not self.trainer.sanity_checking:
+            self.is_done = True
+            self.action()
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Attach to what is complete by now."""
+        self.trainer = trainer
+        if self.point == "forward":
+            for each in self.student.modules():
+                each.register_forward_hook(lambda *_: self._reach() if trainer.training else None)
+        for optimizer in trainer.optimizers:
+            if self.point == "before step":
+                optimizer.register_step_pre_hook(self._reach)
+            if self.point == "after step":
+                optimizer.register_step_post_hook(self._reach)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Reach the start of a batch."""
+        if self.point == "batch start":
+            self._reach()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Reach the end of a batch."""
+        if self.point == "batch end":
+            self._reach()
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        """Reach a batch of a validation."""
+        if self.point == "validation":
+            self._reach()
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        """Reach the end of an epoch."""
+        if self.point == "epoch end":
+            self._reach()
+
+
+class AtCall(Callback):
+    """Does something at the call or return of a function of this number, counted from the start of training.
+
+    Args:
+        number: The number; 0 only counts.
+        action: What is done.
+    """
+
+    def __init__(self, number: int = 0, action: Action = lambda: None) -> None:
+        self.number, self.action = number, action
+        self.count = 0
+
+    def on_train_start(self, *_: Any) -> None:
+        """Begin to count."""
+        sys.setprofile(self._count)
+
+    def on_train_end(self, *_: Any) -> None:
+        """Stop counting."""
+        sys.setprofile(None)
+
+    def _count(self, *_: Any) -> None:
+        self.count += 1
+        if self.count == self.number:
+            sys.setprofile(None)
+            self.action()
+
+
+class Pause(Callback):
+    """Waits in a batch until a file is there.
+
+    Args:
+        batch: Number of the batch.
+        waits: Written when the wait begins.
+        until: The file.
+    """
+
+    def __init__(self, batch: int, waits: Path, until: Path) -> None:
+        self.batch, self.waits, self.until = batch, waits, until
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        """Wait in the batch."""
+        if trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1 == self.batch:
+            self.waits.touch()
+            while not self.until.exists():
+                time.sleep(0.01)
+
+
+def in_a_save(stage: str, number: int, action: Action, stays: bool = False) -> None:
+    """Do something while this process writes a checkpoint.
+
+    Args:
+        stage: ``before`` the first byte, in the ``middle`` of them, before the ``rename``, or ``after`` it.
+        number: The number of the checkpoint, from 1.
+        action: What is done.
+        stays: It is done in all later ones as well.
+    """
+    count = [0]
+
+    class Faulty(files.AtomicFile):
+        def __init__(self, directory: Path, name: str, *rest: str) -> None:
+            count[0] += name.endswith(".ckpt")
+            self.is_chosen = name.endswith(".ckpt") and (count[0] == number or (stays and count[0] > number))
+            if self.is_chosen and stage == "before":
+                action()
+            super().__init__(directory, name, *rest)
+            if self.is_chosen and stage == "middle":
+                self.stream: Any = _Torn(self.stream, action)
+
+        def commit(self, path: Path) -> None:
+            if self.is_chosen and stage == "rename":
+                self.stream.flush()
+                os.fsync(self.stream.fileno())
+                action()
+            super().commit(path)
+            if self.is_chosen and stage == "after":
+                action()
+
+    vars(files)["AtomicFile"] = Faulty
+
+
+class _Torn:
+    """A file in whose midst something happens."""
+
+    def __init__(self, stream: Any, action: Action) -> None:
+        self._stream, self._action, self._left = stream, action, HALF
+
+    def write(self, content: Any) -> int:
+        view = memoryview(content).cast("B")
+        if len(view) > self._left:
+            self._stream.write(view[: self._left])
+            self._stream.flush()
+            self._left = 1 << 60
+            self._action()
+            return len(view)
+        self._left -= len(view)
+        return self._stream.write(content)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
