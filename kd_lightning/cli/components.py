@@ -115,6 +115,11 @@ def parameters(class_path: str) -> list[str]:
     return list(found)
 
 
+def argument_names(config: Any, field: str) -> list[str]:
+    """List the arguments of the class at a dotted place of a configuration; empty if there is none."""
+    return next((parameters(node["class_path"]) for place, node in _nodes(config, ()) if place == field), [])
+
+
 def inherit_annotations(class_path: str) -> None:
     """Give arguments without an annotation the type that a parent's constructor gives the argument of that name.
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from argparse import ArgumentError
 from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path
 from signal import SIGINT
-from textwrap import shorten
 from typing import Any, NoReturn, cast
 
 import lightning
@@ -26,15 +24,17 @@ from kd_lightning.callbacks import FaultTolerance
 from kd_lightning.callbacks.fault_tolerance.ranks import wait_for_main_process
 from kd_lightning.cli import run_dir, run_loggers
 from kd_lightning.cli.argparse_internals import destinations, values_read_by
-from kd_lightning.cli.components import PACKAGES, WRAPPERS, inherit_annotations, locate_component, unexpected_nulls
+from kd_lightning.cli.components import PACKAGES, WRAPPERS, inherit_annotations, unexpected_nulls
+from kd_lightning.cli.config_checks import config_faults, section_faults
 from kd_lightning.cli.config_errors import describe_parse_error, with_location
 from kd_lightning.cli.configs import find_config, merge
 from kd_lightning.cli.errors import RunStopped, report_errors
 from kd_lightning.cli.log_filters import expected_messages_hidden
+from kd_lightning.cli.run_errors import cause_of, usage_error
 from kd_lightning.cli.yaml_file import Setting, ValueLoader, number_fault, read_yaml
 from kd_lightning.core.directory_lock import DirectoryLock
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.failures import describe, exit_code, is_user_error, one_line, wants_traceback
+from kd_lightning.core.failures import describe, exit_code, is_user_error, wants_traceback
 from kd_lightning.core.files import atomic_write
 
 HEADER = [f"kd_lightning=={kd_lightning.__version__}", f"lightning=={lightning.__version__}"]
@@ -97,6 +97,8 @@ class CLI(LightningCLI):
         for setting in self.settings:
             if setting.value and (setting.path[-1] == "class_path" or setting.path == ("model",)):
                 inherit_annotations(setting.value)
+        for field, problem in section_faults(self.settings, destinations(parser)):
+            raise self._error_at(field, problem)
         try:
             with values_read_by(ValueLoader):
                 self.config = parser.parse_args(args)
@@ -108,11 +110,9 @@ class CLI(LightningCLI):
             if not self._is_set(field):
                 owner, _, name = field.rpartition(".")
                 raise self._error_at(owner, f"{name} is missing: give it a value, or the argument a default")
-        seed = self.config["seed_everything"]
-        if not 0 <= seed < 2**32:
-            raise self._error_at("seed_everything", f"{seed} must lie between 0 and {2**32 - 1}")
-        if not (folder := self.config["trainer.default_root_dir"]):
-            raise self._error_at("trainer.default_root_dir", f"expected the run directory, got {folder!r}")
+        for field, problem in config_faults(self.config, self.settings, self.command):
+            raise self._error_at(field, problem)
+        folder = self.config["trainer.default_root_dir"]
         wanted = self.config["ckpt_path"] or (None if self.command == "fit" else run_dir.default_checkpoint(folder))
         self.ckpt_path = run_dir.find_checkpoint(folder, wanted)
 
@@ -192,21 +192,11 @@ class CLI(LightningCLI):
 
     def _raise(self, error: BaseException) -> NoReturn:
         """Raise a `UsageError` with the setting that caused an error, or the error itself if it is a bug."""
-        cause = error
-        while cause.__cause__ and str(cause).startswith("Does not validate against any of the Union"):
-            cause = cause.__cause__  # jsonargparse wraps the errors of constructors
-        field, in_constructor = locate_component(cause, self.config)
-        message = one_line(cause)
-        if message.startswith("Error(s) in loading state_dict"):
-            field, in_constructor = "ckpt_path", True
-            details = shorten(message.partition(": ")[2], 300, placeholder=" ...")
-            message = f"{self.ckpt_path} is not of these networks ({details}): name a checkpoint of this run"
-        of_arguments = in_constructor and isinstance(cause, ValueError | TypeError | RuntimeError)
-        if not is_user_error(cause) and not of_arguments:
+        cause = cause_of(error)
+        known = usage_error(cause, self.config, self.settings, self.ckpt_path)
+        if known is None:
             raise cause
-        if named := re.match(r"([a-z]\w*)=", message):
-            field += f".{named[1]}"
-        raise (self._error_at(field, message) if field else UsageError(message)) from cause
+        raise known from cause
 
     def _is_set(self, field: str) -> bool:
         keys = tuple(field.split("."))

@@ -17,7 +17,7 @@ import yaml
 
 from kd_lightning.core.errors import UsageError
 
-MOST_BYTES, MOST_VALUES, MOST_LEVELS, MOST_DIGITS = 2**20, 20_000, 50, 300
+MOST_BYTES, MOST_VALUES, MOST_LEVELS, MOST_DIGITS = 2**20, 10_000, 50, 300
 """Limits of a file: its size, its values with every alias expanded, its nesting, and the digits of a number."""
 
 _TAG = "tag:yaml.org,2002:"

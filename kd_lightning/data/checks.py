@@ -19,6 +19,25 @@ def check_whole(name: str, value: object, least: int, optional: bool = False) ->
         raise UsageError(f"{name}={value!r} is not a whole number of at least {least}{' or null' if optional else ''}")
 
 
+MOST_ROWS = 10**9
+"""Rows of an epoch whose order is drawn at once: of more, the order alone takes over 8 GB."""
+
+
+def check_epoch(steps_per_epoch: int | None, batch_size: int) -> None:
+    """Raise a UsageError if an epoch of so many batches has more rows than can be drawn at once.
+
+    Example:
+        >>> check_epoch(10**12, batch_size=50)
+        Traceback (most recent call last):
+        kd_lightning.core.errors.UsageError: steps_per_epoch=1000000000000 batches of batch_size=50 are more than 10...
+    """
+    if steps_per_epoch is not None and steps_per_epoch * batch_size > MOST_ROWS:
+        raise UsageError(
+            f"steps_per_epoch={steps_per_epoch} batches of batch_size={batch_size} are more than {MOST_ROWS} rows an "
+            "epoch: set fewer, and more trainer.max_epochs"
+        )
+
+
 def check_classes(classes: object, num_classes: int) -> None:
     """Raise a UsageError unless `classes` is a list of different classes, at least one, or None for all of them.
 

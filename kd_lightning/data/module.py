@@ -12,7 +12,7 @@ from torch import Tensor
 from kd_lightning.core.errors import UsageError
 from kd_lightning.data.augmentation import Augmentation, view_seeds
 from kd_lightning.data.base import SourceDataModule
-from kd_lightning.data.checks import check_classes, check_whole
+from kd_lightning.data.checks import check_classes, check_epoch, check_whole
 from kd_lightning.data.loaders import EvaluationLoader, TrainLoader
 from kd_lightning.data.sources.base import LabeledImages, Source
 from kd_lightning.data.split import TrainingRequest, TrainingSplit, check_sizes
@@ -99,6 +99,7 @@ class ResidentDataModule(SourceDataModule):
         check_whole("val_size", val_size, least=0)
         check_whole("seed", seed, least=0)
         check_whole("steps_per_epoch", steps_per_epoch, least=1, optional=True)
+        check_epoch(steps_per_epoch, batch_size)
         check_whole("num_augmented_views", num_augmented_views, least=1, optional=True)
         if source.num_train is not None:
             check_sizes(train_size, val_size, source.num_train)

@@ -209,6 +209,28 @@ EDITS = {  # what is written, what is written instead, and all that the line mus
     "a section that is set twice": ("trainer:", "data: {}\ntrainer:", ["mine.yaml:15:", "data", "line 12"]),
     "a tab": ("  max_epochs", "\tmax_epochs", ["mine.yaml:16:", "YAML"]),
     "a bracket that is not closed": ("val_size: 100}", "val_size: 100", ["mine.yaml:15", "YAML"]),
+    "no trainer": (CONFIG[CONFIG.index("trainer:") :], "trainer: null\n", ["mine.yaml:15: trainer:", "got null"]),
+    "a number for the trainer": (CONFIG[CONFIG.index("trainer:") :], "trainer: 3\n", [":15: trainer:", "got 3"]),
+    "an empty mapping that is unknown": ("trainer:", "distiller: {}\ntrainer:", [":15: distiller: there is no"]),
+    "an empty mapping that the trainer has not": ("trainer:", "trainer:\n  foo: {}", [":16: trainer.foo: there is no"]),
+    "an empty mapping that data has not": ("{batch_size", "{bath: {}, batch_size", [":14: data.bath: there is no"]),
+    "a list of arguments": ("{batch_size: 50, train_size: 100, val_size: 100}", "[1]", [":12: data:", "is a list"]),
+    "a number for a class": ("MNISTDataModule", "3", [":12: data: class_path is 3"]),
+    "no class": ("MNISTDataModule", "null", [":12: data: class_path is null"]),
+    "an argument that no class takes": ("  init_args: {b", "  dict_kwargs: {a: 1}\n  init_args: {b", ["data", "'a'"]),
+    "images of two channels": ("{batch_size", "{num_channels: 2, batch_size", [":4: model.student:", "in_channels"]),
+    "a validation after the last batch": (
+        "  max_epochs",
+        "  val_check_interval: 1000000\n  max_epochs",
+        [":16: trainer.val_check_interval:", "1000000"],
+    ),
+    "an epoch without end": (
+        "{batch_size",
+        "{steps_per_epoch: 1000000000000, batch_size",
+        [":14: data.steps_per_epoch:"],
+    ),
+    "a temperature next to zero": ("3.0", "1.0e-320", [":10: model.terms.kd.loss.temperature:", "1e-06"]),
+    "a temperature without measure": ("3.0", "1.0e+300", [":10: model.terms.kd.loss.temperature:", "1e+06"]),
     "an alias of itself": ("trainer:", "x: &a [*a]\ntrainer:", ["mine.yaml:15", "x"]),
 }
 

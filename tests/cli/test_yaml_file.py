@@ -28,9 +28,9 @@ FAULTS = {  # what a file has, the line of the fault, and a part of the message
     "an explicit date": ("x: !!timestamp 2024-13-45", 1, "has the tag !!timestamp"),
     "a tag that does not fit": ("x: 1\ny: !!int five", 2, "'five' is not !!int"),
     "another one": ("x: !!bool perhaps", 1, "'perhaps' is not !!bool"),
-    "aliases without end": (BOMB, 5, "more than 20,000 values"),
-    "values without end": ("x:\n" + "- 1\n" * 50_000, 39_999, "more than 20,000 values"),
-    "merge keys without end": (MERGES, 6, "more than 20,000 values"),
+    "aliases without end": (BOMB, 5, "more than 10,000 values"),
+    "values without end": ("x:\n" + "- 1\n" * 20_000, 19_999, "more than 10,000 values"),
+    "merge keys without end": (MERGES, 5, "more than 10,000 values"),
     "an alias of itself": ("x: 1\ny: &a [*a]", 2, "remove the alias of itself"),
     "a merge of itself": ("x: &a\n  <<: *a", 2, "not itself"),
     "an unknown alias": ("x: *a", 1, "undefined alias"),
@@ -61,14 +61,14 @@ FAULTS = {  # what a file has, the line of the fault, and a part of the message
 def test_a_fault_is_one_line_with_its_place(text: str, line: int, says: str, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("bad.yaml").write_text(text)
-    start = time.monotonic()
+    start = time.process_time()
     for args in (["fit", "--config=bad.yaml"], ["compare", "--config=bad.yaml"]):
         assert main(args) == 2
         (error,) = capsys.readouterr().err.splitlines()
         assert error.startswith(f"kd-lightning: bad.yaml:{line}: ")
         assert says in error
         assert len(error) < 250
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 10
     assert [path.name for path in Path().iterdir()] == ["bad.yaml"]  # nothing was executed
 
 

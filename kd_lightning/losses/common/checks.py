@@ -9,11 +9,19 @@ from torch import Tensor
 
 from kd_lightning.core.errors import UsageError, WidthError
 
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-6, 1e6
+"""Limits between which logits of any usual size, divided by the temperature, and its square are finite in float32."""
+
 
 def check_temperature(temperature: float, name: str = "temperature") -> float:
-    """Return `temperature` if it is finite and above zero, else raise a `UsageError` that names it `name`."""
+    """Return `temperature` if it is above zero and computable, else raise a `UsageError` that names it `name`."""
     if not (math.isfinite(temperature) and temperature > 0):
         raise UsageError(f"{name}={temperature} must be a finite number above 0, e.g. 4.0")
+    if not LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:
+        raise UsageError(
+            f"{name}={temperature} must lie between {LOWEST_TEMPERATURE:g} and {HIGHEST_TEMPERATURE:g}, e.g. 4.0: "
+            "float32 holds no softmax or factor of it"
+        )
     return temperature
 
 
