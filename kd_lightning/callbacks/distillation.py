@@ -28,6 +28,7 @@ from kd_lightning.core.finite_check import attach_finite_check
 from kd_lightning.core.freezing import exclude_from_state_dict
 from kd_lightning.core.lightning_internals import active_results, average_model
 from kd_lightning.core.loss import loss_trait
+from kd_lightning.core.network_call import call as call_network, without_graph
 from kd_lightning.core.progress import should_log
 from kd_lightning.core.teacher_holder import TeacherHolder
 from kd_lightning.core.term import Term
@@ -202,7 +203,7 @@ class Distillation(Callback):
         if not layers:
             return {}
         with record_activations(self.teacher, layers) as activations:
-            self.teacher(*call.args, **call.kwargs)
+            call_network(self.teacher, *without_graph(call.args), **without_graph(call.kwargs))
         return {layer: activation.detach() for layer, activation in activations.items()}
 
     def _teacher_changes(self, trainer: Trainer) -> bool:

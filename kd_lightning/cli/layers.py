@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from kd_lightning.cli.engine import build
 from kd_lightning.cli.log_filters import expected_messages_hidden
-from kd_lightning.core.activations import logits_of, run
+from kd_lightning.core.activations import logits_of
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import Learner
+from kd_lightning.core.network_call import run
 
 Shapes = dict[str, tuple[int, ...]]
 """Output shapes of a network's layers, by name, in the order in which they run."""

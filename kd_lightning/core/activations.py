@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from kd_lightning.core.compiled_calls import guard_compiled
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.lookup import nearest, network_names
+from kd_lightning.core.network_call import run, tensors_in
 from kd_lightning.core.outputs import part_of, tensor_parts
 
 Activations = dict[str, Tensor]
@@ -92,6 +93,10 @@ def tap(network: nn.Module, inputs: Any, layers: Iterable[str] = LOGITS) -> Acti
     Returns:
         The activations by layer, these layers alone.
 
+    Raises:
+        UsageError: As for `record_activations`; or another network has overwritten the input in place, or torch refuses
+            it.
+
     Example:
         >>> import torch
         >>> network = nn.Sequential(nn.Linear(4, 2))
@@ -146,7 +151,7 @@ def record_calls(network: nn.Module) -> Generator[list[Call]]:
 
 
 def _versions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
-    return [value._version for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    return [value._version for value in tensors_in((args, kwargs)) if not value.is_inference()]
 
 
 def differentiable(inputs: Any) -> Any:
@@ -159,13 +164,6 @@ def differentiable(inputs: Any) -> Any:
         found = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
         raise UsageError(f"a term takes derivatives by the input, which is {found}: it must be a floating-point tensor")
     return inputs if inputs.requires_grad else inputs.detach().requires_grad_()
-
-
-def run(network: nn.Module, inputs: Any) -> Any:
-    """Call a network: a mapping becomes keyword arguments, anything else the one positional argument."""
-    if isinstance(inputs, Tensor) or not isinstance(inputs, Mapping):
-        return network(inputs)
-    return network(**inputs)
 
 
 def logits_of(output: object) -> object:

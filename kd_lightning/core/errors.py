@@ -22,6 +22,10 @@ class NonFiniteError(UsageError):
     """A loss, gradient, weight or output of a run is not finite: no file is written of its state."""
 
 
+class InputRefusedError(UsageError):
+    """A network cannot take its input: torch refuses its shape or its type."""
+
+
 class WidthError(UsageError):
     """Features have another width than a loss was built for; a term adds the layer.
 

@@ -13,13 +13,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 
-from kd_lightning.core.activations import Activations, differentiable, logits, logits_of, run, tap
+from kd_lightning.core.activations import Activations, differentiable, logits, logits_of, tap
 from kd_lightning.core.batch import Batch, InputKeys, accepted_inputs, check_inputs, split_batch, split_by_keys
 from kd_lightning.core.evaluation import Evaluation, Stage
 from kd_lightning.core.finite_check import attach_finite_check
 from kd_lightning.core.freezing import freeze, is_frozen
 from kd_lightning.core.hyperparameters import save_plain_hyperparameters
 from kd_lightning.core.loss import loss_trait
+from kd_lightning.core.network_call import run
 from kd_lightning.core.progress import should_log
 from kd_lightning.core.protocols import data_module_of
 from kd_lightning.core.term import Term

@@ -15,6 +15,7 @@ from kd_lightning.core.batch import Batch
 from kd_lightning.core.freezing import check_sharing, freeze
 from kd_lightning.core.learner import Learner
 from kd_lightning.core.lightning_internals import attached_trainer
+from kd_lightning.core.network_call import check_unchanged, tensors_in, without_graph
 from kd_lightning.core.teacher_holder import TeacherHolder, load_held
 
 TeacherSource = Callable[[Batch], Activations]
@@ -59,12 +60,27 @@ class FrozenTeacher(Learner, ABC):
         return self.run_teacher(batch) if self.teacher_source is None else self.teacher_source(batch)
 
     def run_teacher(self, batch: Batch) -> Activations:
-        """Run the teacher once and return the activations that the terms address; a subclass may run it differently."""
+        """Run the teacher once and return the activations that the terms address; a subclass may run it differently.
+
+        An input that the student made to require a gradient, by ``requires_grad_()``, gets none through the teacher,
+        unless a loss takes derivatives by the input.
+
+        Raises:
+            UsageError: As for `tap`; or the teacher overwrote the student's input in place.
+        """
         layers = self.terms.layers("teacher")
         if not layers:
             return {}
-        inputs = differentiable(batch.teacher) if self.differentiates_input else batch.teacher
-        return tap(self.teacher, inputs, layers)
+        inputs, is_tensor = batch.teacher, isinstance(batch.teacher, Tensor)
+        if self.differentiates_input:
+            inputs = differentiable(inputs)
+        elif not is_tensor or inputs.requires_grad:
+            inputs = without_graph(inputs)
+        activations = tap(self.teacher, inputs, layers)
+        if not is_tensor or inputs.__dict__:
+            for tensor in tensors_in(inputs):
+                check_unchanged(self.student, tensor)
+        return activations
 
     def register_teacher(self) -> nn.Module:
         """Make the teacher a submodule and return it: in checkpoints, as it changes, but still frozen."""

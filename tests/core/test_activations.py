@@ -226,7 +226,7 @@ def test_a_tap_that_a_later_layer_overwrites_in_place_is_refused(mode: Any):
 
 def test_hooks_are_gone_when_the_network_or_the_caller_fails():
     network = Net()
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(UsageError, match="shapes cannot be multiplied"):
         tap(network, torch.zeros(5, 7), ["body", "input"])
     assert hooks(network) == []
     with pytest.raises(KeyboardInterrupt), record_activations(network, ["body"]):

@@ -10,10 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from kd_lightning.core.activations import logits_of, run
+from kd_lightning.core.activations import logits_of
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.files import atomic_write
 from kd_lightning.core.hashing import weights_hash
+from kd_lightning.core.network_call import run
 from kd_lightning.data.affine import Affine
 from kd_lightning.data.sources.base import LabeledImages, Source
 from kd_lightning.data.split import TrainingRequest, TrainingSplit, split_rows

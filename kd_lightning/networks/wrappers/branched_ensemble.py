@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kd_lightning.core.activations import tap
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.network_call import run
 
 
 class GatingNetwork(nn.Module):
@@ -82,6 +83,6 @@ class BranchedEnsemble(nn.Module):
         """Return the logits of each branch, and those of the ensemble."""
         activations = tap(self.network, inputs, [self.layer, "logits"])
         features = activations[self.layer]
-        logits = [activations["logits"], *(upper_layers(features) for upper_layers in self.branches)]
+        logits = [activations["logits"], *(run(upper_layers, features) for upper_layers in self.branches)]
         # n = batch, k = branches
         return logits, torch.einsum("nk,nk...->n...", self.gate(features), torch.stack(logits, dim=1))

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.core.activations import logits_of, run, tap
+from kd_lightning.core.activations import logits_of, tap
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.lookup import choose, network_names
+from kd_lightning.core.network_call import run
 from kd_lightning.core.torch_internals import reset_of
 
 

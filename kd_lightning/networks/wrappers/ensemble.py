@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kd_lightning.core.activations import logits_of
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.network_call import call
 
 
 class Ensemble(nn.Module):
@@ -27,8 +28,8 @@ class Ensemble(nn.Module):
         (N, C, H, W) to (N, K, C, H, W).
 
     Raises:
-        UsageError: There are no members, or two are the same object; at a call: a member returns no logits, or the
-            members' logits differ in shape.
+        UsageError: There are no members, or two are the same object; at a call: a member returns no logits, the
+            members' logits differ in shape, or a member overwrites the input of the others in place.
 
     Example:
         >>> from kd_lightning.networks import StudentConvNet, TeacherConvNet
@@ -51,7 +52,7 @@ class Ensemble(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the stacked logits, (N, K, ...); the arguments are passed to each member."""
         return stack_logits(
-            {f"members.{i}": (member, member(*args, **kwargs)) for i, member in enumerate(self.members)}
+            {f"members.{i}": (member, call(member, *args, **kwargs)) for i, member in enumerate(self.members)}
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.network_call import run
 from kd_lightning.networks.wrappers.ensemble import stack_logits
 
 
@@ -45,4 +46,4 @@ class ModalityEnsemble(nn.Module):
                 "modalities.teacher"
             )
         members = self.members.items()
-        return stack_logits({f"members.{name}": (member, member(modalities[name])) for name, member in members})
+        return stack_logits({f"members.{name}": (member, run(member, modalities[name])) for name, member in members})

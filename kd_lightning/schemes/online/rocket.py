@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from kd_lightning.core.activations import Activations, tap
-from kd_lightning.core.errors import UsageError
+from kd_lightning.core.errors import InputRefusedError, UsageError
 from kd_lightning.core.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.core.term import Term
 from kd_lightning.networks.wrappers.branches import check_layer
@@ -84,12 +84,11 @@ class RocketLaunching(Learner):
         student = tap(self.student, inputs, student_layers)
         try:
             return student, tap(self.booster, student[self.layer], booster_layers)
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
+        except InputRefusedError as error:
             raise UsageError(
                 f"the booster cannot take the output {tuple(student[self.layer].shape)} of the student's layer "
-                f"{self.layer!r} ({error}): build it for that, e.g. with in_channels={student[self.layer].shape[1]}"
+                f"{self.layer!r} ({error.__cause__}): build it for that, e.g. with "
+                f"in_channels={student[self.layer].shape[1]}"
             ) from error
 
     def evaluated_logits(self, inputs: Any) -> dict[str, Tensor]:
