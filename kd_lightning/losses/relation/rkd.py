@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch.nn import functional
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.relations import as_rows, squared_distances
+
+AT_ONCE = 2**21
+"""Angles that are in memory at a time, on each side."""
 
 
 def rkd_loss(student: Tensor, teacher: Tensor, distance: float = 25.0, angle: float = 50.0) -> Tensor:
@@ -24,9 +28,12 @@ def rkd_loss(student: Tensor, teacher: Tensor, distance: float = 25.0, angle: fl
     Wonpyo Park, Dongju Kim, Yan Lu, Minsu Cho: Relational Knowledge Distillation. CVPR 2019 (arXiv:1904.05068). The
     paper gives angles twice the weight of distances; RepDistiller takes 25 and 50, and means over all pairs and
     triplets as here. The loss does not depend on the scale, position, rotation or width of the features. Samples that
-    coincide have distance 0, cosine 0 and no gradient; for a batch of two samples the loss is 0. The angles need memory
-    for N^3 numbers a side. They are computed from the distances by the law of cosines, whose error in single precision
-    is about 1e-7 times the ratio of the two sides of the angle.
+    coincide have distance 0, cosine 0 and no gradient; for a batch of two samples the loss is 0. The angles are
+    computed from the distances by the law of cosines, whose error in single precision is about 1e-7 times the ratio of
+    the two sides of the angle.
+
+    The N^3 angles take time, but not memory: from 129 samples on they are computed a few vertices j at a time (all at
+    once where the gradient is differentiated again). On several processes each one computes those of the whole batch.
 
     Other implementations differ: some exclude pairs that coincide from the mean distance.
 
@@ -50,7 +57,7 @@ def rkd_loss(student: Tensor, teacher: Tensor, distance: float = 25.0, angle: fl
     if distance:
         loss = loss + distance * functional.smooth_l1_loss(_over_mean(student), _over_mean(teacher))
     if angle:
-        loss = loss + angle * functional.smooth_l1_loss(_cosines(student), _cosines(teacher))
+        loss = loss + angle * _angle_error(student, teacher)
     return loss
 
 
@@ -92,10 +99,64 @@ def _over_mean(lengths: Tensor) -> Tensor:
     return lengths / mean.masked_fill(mean == 0, 1)
 
 
-def _cosines(lengths: Tensor) -> Tensor:
-    """Compute the cosines of the angles at sample j between i and k, (N, N, N), by the law of cosines."""
-    squares, inverse = lengths.square(), 1 / lengths.masked_fill(lengths == 0, math.inf)
-    twice_products = squares.unsqueeze(2) + squares.unsqueeze(1) - squares  # (j, i, k)
+def _angle_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """Compute the mean Huber loss between the cosines of all triplets, from the distances (N, N) of both sides."""
+    n = len(student)
+    vertices = max(1, AT_ONCE // n**2)
+    if vertices >= n:
+        return functional.smooth_l1_loss(_cosines(student), _cosines(teacher))
+
+    return cast("Tensor", _AngleError.apply(student, teacher, vertices))
+
+
+class _AngleError(torch.autograd.Function):
+    """The same a few vertices at a time, with both gradients in closed form, so that no angle is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, vertices: int) -> Tensor:
+        """Return the error, and keep its derivative by the distances of each side that needs one."""
+        n = len(student)
+        total = student.new_zeros(())
+        of_student, of_teacher = torch.zeros_like(student), torch.zeros_like(teacher)
+        for first in range(0, n, vertices):
+            at = slice(first, first + vertices)
+            cosines, others = _cosines(student, at), _cosines(teacher, at)
+            total += functional.smooth_l1_loss(cosines, others, reduction="sum")
+            slopes = (cosines - others).clamp_(-1, 1)  # of the Huber loss by the student's cosines
+            if ctx.needs_input_grad[0]:
+                _add_gradient(of_student, student, at, slopes, cosines)
+            if ctx.needs_input_grad[1]:
+                _add_gradient(of_teacher, teacher, at, -slopes, others)
+        ctx.save_for_backward(student, teacher, of_student / n**3, of_teacher / n**3)
+        return total / n**3
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Scale the derivatives; a gradient that is differentiated itself needs all angles."""
+        student, teacher, *derivatives = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return *(gradients[0] * derivative for derivative in derivatives), None
+        needed = ctx.needs_input_grad[:2]
+        error = functional.smooth_l1_loss(_cosines(student), _cosines(teacher))
+        sides = [side for side, is_needed in zip((student, teacher), needed, strict=True) if is_needed]
+        found = iter(torch.autograd.grad(error, sides, gradients[0], create_graph=True))
+        return *(next(found) if is_needed else None for is_needed in needed), None
+
+
+def _add_gradient(gradient: Tensor, lengths: Tensor, at: slice, slopes: Tensor, cosines: Tensor) -> None:
+    """Add the derivative by the distances: cos_jik = (d_ji^2 + d_jk^2 - d_ik^2) / (2 d_ji d_jk), symmetric in i, k."""
+    inverse = 1 / lengths[at].masked_fill(lengths[at] == 0, math.inf)
+    gradient[at] -= 2 * inverse * (slopes * cosines).sum(dim=2)
+    slopes = slopes * inverse.unsqueeze(2) * inverse.unsqueeze(1)
+    gradient[at] += 2 * lengths[at] * slopes.sum(dim=2)
+    gradient -= lengths * slopes.sum(dim=0)
+
+
+def _cosines(lengths: Tensor, at: slice = slice(None)) -> Tensor:
+    """Compute the cosines of the angles at samples j between i and k, (J, N, N), by the law of cosines."""
+    squares = lengths.square()
+    sides, inverse = squares[at], 1 / lengths[at].masked_fill(lengths[at] == 0, math.inf)
+    twice_products = sides.unsqueeze(2) + sides.unsqueeze(1) - squares  # (j, i, k)
     return twice_products * (inverse / 2).unsqueeze(2) * inverse.unsqueeze(1)
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kd_lightning.losses.relation import rkd
 from kd_lightning.losses.relation.rkd import RKDLoss, rkd_loss
 from tests.losses.case import Case, other_implementation
 from tests.losses.plain import ROWS, Plain, squared_distances
@@ -86,6 +87,41 @@ def test_coinciding_samples_have_no_gradient_and_do_not_change_that_of_others(dt
     same = torch.ones(4, 3, dtype=dtype, requires_grad=True)
     (gradient,) = torch.autograd.grad(rkd_loss(same, t[:4]), same)
     assert not gradient.any()
+
+
+def value_and_gradients(*sides: Tensor) -> tuple[Tensor, ...]:
+    """Return the value of the angles alone, and the gradients of both sides."""
+    sides = tuple(side.detach().requires_grad_() for side in sides)
+    value = rkd_loss(*sides, distance=0.0, angle=50.0)
+    return value.detach(), *torch.autograd.grad(value, sides)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("vertices", [1, 7, 20])
+def test_angles_of_a_few_vertices_at_a_time_are_those_of_all(vertices, dtype, monkeypatch):
+    s, t = rows(20, 4, seed=1).to(dtype), rows(20, 9, seed=2).to(dtype)
+    s[3] = s[4]  # without a gradient
+    expected = value_and_gradients(s, t)
+    monkeypatch.setattr(rkd, "AT_ONCE", 400 * vertices)
+    for found, whole in zip(value_and_gradients(s, t), expected, strict=True):
+        assert (found - whole).norm() <= 1e-6 * whole.norm()
+
+
+def test_second_derivatives_of_a_few_vertices_at_a_time_are_those_of_all(monkeypatch):
+    s, t = rows(8, 3, seed=1).requires_grad_(), rows(8, 5, seed=2)
+    expected = torch.autograd.functional.hessian(lambda x: rkd_loss(x, t), s)
+    monkeypatch.setattr(rkd, "AT_ONCE", 64)
+    torch.testing.assert_close(torch.autograd.functional.hessian(lambda x: rkd_loss(x, t), s), expected)
+
+
+def test_a_large_batch_does_not_hold_all_angles():
+    held: list[int] = []
+    student, teacher = rows(160, 8, seed=1).float().requires_grad_(), rows(160, 8, seed=2).float()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (held.append(x.numel()), x)[1], lambda x: x):
+        loss = rkd_loss(student, teacher)
+    assert sum(held) < 160**3 / 4
+    loss.backward()
+    assert student.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("weights", [(0, 0), (-1, 1), (1, math.nan), (math.inf, 1)])
