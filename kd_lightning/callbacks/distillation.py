@@ -22,6 +22,7 @@ from kd_lightning.callbacks.user_module import (
     weight_averages,
 )
 from kd_lightning.core.activations import Activations, Call, record_activations, record_calls
+from kd_lightning.core.checkpoint_monitors import attach_monitors
 from kd_lightning.core.compiled_calls import anything_compiled, hook_guards
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.finite_check import attach_finite_check
@@ -33,6 +34,7 @@ from kd_lightning.core.progress import should_log
 from kd_lightning.core.teacher_holder import TeacherHolder
 from kd_lightning.core.term import Term
 from kd_lightning.core.terms import Terms, finetunes
+from kd_lightning.core.training_means import TrainingMeans
 from kd_lightning.core.traits import is_changed
 
 
@@ -52,7 +54,8 @@ class Distillation(Callback):
     callback's state: the module's class loads its checkpoints without this package.
 
     **Logging.** Each term is logged unweighted as ``train/<name>`` and each temperature as ``temperature/<name>``, at
-    the steps that the loggers keep; the module's own loss is logged by the module alone.
+    the steps that the loggers keep, and monitors find the means over the epoch; the module's own loss is logged by the
+    module alone.
 
     **Labels** are ``target`` and ``index`` of a batch ``(x, target, index)``, and have their own names in a mapping: a
     term on torchgeo's batches has ``target="label"``.
@@ -95,6 +98,7 @@ class Distillation(Callback):
         self._expected: str | None = None  # the hash of the resumed run's teacher
         self._has_logged = False
         self._compiles = True
+        self._means = TrainingMeans()  # outside of a fit
 
     @property
     def teacher(self) -> nn.Module:
@@ -122,6 +126,7 @@ class Distillation(Callback):
         if stage != "fit":
             return
         attach_finite_check(trainer, pl_module)
+        self._means = attach_monitors(trainer, pl_module)
         self.held.hold()
         self._expected, self._has_logged, self._compiles = None, False, True
         self.terms.is_checked = finetunes(trainer)
@@ -175,7 +180,8 @@ class Distillation(Callback):
     ) -> Any:
         """Return the output of the original step, with the terms added to its loss."""
         logged = should_log(trainer)
-        vars(self.terms)["skip_unweighted"] = not logged
+        is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        vars(self.terms)["skip_unweighted"] = not (logged or is_last)
         student = module.get_submodule(self.student)
         labels = labels_of(args[0] if args else None, self.terms.labels())  # first, as the step may take them out
         output: Any = None
@@ -190,6 +196,7 @@ class Distillation(Callback):
             return output
         self._compiles = self._compiles and anything_compiled()
         losses = self.terms.losses(recorded, self._teacher_activations(calls[0]), labels)
+        self._means.add(self.terms, losses)
         if logged:
             self._log(trainer, module, losses)
         total = loss + self.terms.weighted_sum(losses)

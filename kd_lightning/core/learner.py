@@ -15,6 +15,7 @@ from torchmetrics import MetricCollection
 
 from kd_lightning.core.activations import Activations, differentiable, logits, logits_of, tap
 from kd_lightning.core.batch import Batch, InputKeys, accepted_inputs, check_inputs, split_batch, split_by_keys
+from kd_lightning.core.checkpoint_monitors import attach_monitors
 from kd_lightning.core.evaluation import Evaluation, Stage
 from kd_lightning.core.finite_check import attach_finite_check
 from kd_lightning.core.freezing import freeze, is_frozen
@@ -25,6 +26,7 @@ from kd_lightning.core.progress import should_log
 from kd_lightning.core.protocols import data_module_of
 from kd_lightning.core.term import Term
 from kd_lightning.core.terms import Terms, finetunes
+from kd_lightning.core.training_means import TrainingMeans
 
 OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
 LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
@@ -34,7 +36,8 @@ class Learner(LightningModule, ABC):
     """A student and the terms that train it; a scheme defines the losses in `compute_losses`.
 
     Every term is logged by name and unweighted as ``train/<name>``, their weighted sum as ``train/loss`` and each
-    temperature as ``temperature/<name>``, at the steps that the loggers keep. Evaluation logs the metrics of the
+    temperature as ``temperature/<name>``, at the steps that the loggers keep; monitors find the means over the epoch
+    (`kd_lightning.core.training_means`) under the same names. Evaluation logs the metrics of the
     inference network as ``val/<metric>`` and ``test/<metric>``, exact on uneven ranks: by default accuracy (``acc``)
     and negative log-likelihood in nats (``nll``), for the kind of label that the task loss declares.
 
@@ -75,6 +78,7 @@ class Learner(LightningModule, ABC):
         self.evaluated_networks: Sequence[str] = ["student"]
         self.differentiates_input = any(loss_trait(term.loss, "differentiates_input") for term in terms.values())
         self._inputs_too: list[str] | None = None
+        self._means = TrainingMeans()  # outside of a fit
 
     # ---- to override
 
@@ -152,6 +156,7 @@ class Learner(LightningModule, ABC):
         """Freeze frozen networks again, after every callback's setup, and let every step be checked to be finite."""
         if stage == "fit":
             attach_finite_check(self.trainer, self)
+            self._means = attach_monitors(self.trainer, self)
         for module in self.modules():
             if is_frozen(module):
                 freeze(module)
@@ -173,10 +178,14 @@ class Learner(LightningModule, ABC):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the weighted sum of the scheme's losses."""
-        terms, logged = self.terms, should_log(self.trainer)
-        vars(terms)["skip_unweighted"] = not logged  # an assignment would be three calls, and this is every step
+        terms, trainer = self.terms, self.trainer
+        logged = should_log(trainer)
+        is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        # an assignment would be three calls, and this is every step
+        vars(terms)["skip_unweighted"] = not (logged or is_last)
         losses = self.compute_losses(batch)
         total = terms.weighted_sum(losses)
+        self._means.add(terms, losses, total)
         if logged:
             self._log_training(losses, total.detach())
         return total

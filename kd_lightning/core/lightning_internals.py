@@ -50,16 +50,20 @@ __all__ = [
     "count_epoch_as_started",
     "data_fetcher",
     "epoch_results",
+    "epoch_save_is_unset",
     "has_model_averager",
     "is_restarting",
     "is_validation_due",
+    "logged_names",
     "logger_connector",
     "num_ready_batches_reached",
     "replaces_files",
     "restore_sigterm_broadcast",
     "save_interval",
+    "saves_at_epoch_end",
     "saves_by_time",
     "set_csv_writer",
+    "set_epoch_save",
     "should_accumulate",
     "signal_connector",
     "silence_sigterm_broadcast",
@@ -182,6 +186,12 @@ def active_results(trainer: Trainer) -> dict[str, Any]:
     return trainer._results or {}
 
 
+def logged_names(trainer: Trainer) -> set[str]:
+    """Give the names of the values that were logged in the active loop, with those that Lightning derives from them."""
+    names = {metric.meta.name for metric in active_results(trainer).values() if not metric.has_reset}
+    return names | {f"{name}_{kind}" for name in names for kind in ("step", "epoch")}
+
+
 def validate_at_train_start(trainer: Trainer) -> None:
     """Run a validation before the first training step, from `on_train_start`: Lightning skips one due at a resume."""
     loop = trainer.fit_loop.epoch_loop.val_loop
@@ -236,6 +246,22 @@ def replaces_files(callback: ModelCheckpoint) -> bool:
 def saves_by_time(callback: ModelCheckpoint) -> bool:
     """Tell if `train_time_interval` is set."""
     return callback._train_time_interval is not None
+
+
+def epoch_save_is_unset(callback: ModelCheckpoint) -> bool:
+    """Tell if ``save_on_train_epoch_end`` is left to Lightning."""
+    return callback._save_on_train_epoch_end is None
+
+
+def set_epoch_save(callback: ModelCheckpoint, value: bool | None) -> None:
+    """Set ``save_on_train_epoch_end``; None leaves it to Lightning."""
+    callback._save_on_train_epoch_end = value
+
+
+def saves_at_epoch_end(callback: ModelCheckpoint, trainer: Trainer) -> bool:
+    """Tell if a checkpoint of epochs is saved at the end of the current one, and not at a validation."""
+    every = callback._every_n_epochs
+    return every > 0 and (trainer.current_epoch + 1) % every == 0 and callback._should_save_on_train_epoch_end(trainer)
 
 
 def skip_save_on_exception(callback: ModelCheckpoint, trainer: Trainer) -> None:

@@ -184,6 +184,7 @@ METHODS: dict[tuple[Any, str], str] = {
     (LightningOptimizer, "step"): "(self, closure=None, **kwargs)",
     (Precision, "clip_gradients"): "(self, optimizer, clip_val=0.0, "
     "gradient_clip_algorithm=<GradClipAlgorithmType.NORM: 'norm'>)",
+    (ModelCheckpoint, "_should_save_on_train_epoch_end"): "(self, trainer)",
     (ExperimentWriter, "_check_log_dir_exists"): "(self)",
     (ExperimentWriter, "_rewrite_with_new_header"): "(self, fieldnames)",
     (ExperimentWriter, "log_metrics"): "(self, metrics_dict, step=None)",
@@ -230,6 +231,9 @@ INSTANCES: dict[str, tuple[Callable[[], Any], Any]] = {
         lambda: ModelCheckpoint(train_time_interval=timedelta(1))._train_time_interval,
         timedelta(1),
     ),
+    "ModelCheckpoint._every_n_epochs": (lambda: ModelCheckpoint(every_n_epochs=3)._every_n_epochs, 3),
+    "ModelCheckpoint._every_n_epochs, of steps": (lambda: ModelCheckpoint(every_n_train_steps=3)._every_n_epochs, 0),
+    "ModelCheckpoint._save_on_train_epoch_end": (lambda: ModelCheckpoint()._save_on_train_epoch_end, None),
     "ModelCheckpoint._train_time_interval, of epochs": (lambda: ModelCheckpoint()._train_time_interval, None),
     "ModelCheckpoint._last_global_step_saved": (lambda: ModelCheckpoint()._last_global_step_saved, 0),
     "DDPStrategy._ddp_kwargs": (

@@ -166,6 +166,8 @@ class TwoPlayerLearner(AlternatingLearner, ABC, Generic[Outputs]):
 
         if self.lr_interval == "step":
             self._step_schedulers()
+        self._means.add(self.terms, losses, total)
+        self._means.add_values({"discriminator": of_discriminators})
         if should_log(self.trainer):
             self._log_training(losses, total.detach())
             self.log("train/discriminator", of_discriminators.detach())

@@ -144,12 +144,17 @@ class DataFreeDistiller(FrozenTeacher, AlternatingLearner):
 
         if self.lr_interval == "step":
             self._step_schedulers()
+        total = self.weighted_sum(losses).detach()
+        generator_total = torch.zeros((), device=self.device)
+        if of_generator:
+            generator_total = self.generator_terms.weighted_sum(of_generator).detach()
+        generators = {f"generator/{name}": loss.detach() for name, loss in of_generator.items()}
+        generators["generator"] = generator_total
+        self._means.add(self.terms, losses, total)
+        self._means.add_values(generators)
         if should_log(self.trainer):
-            zero = torch.zeros((), device=self.device)
-            generator_total = self.generator_terms.weighted_sum(of_generator).detach() if of_generator else zero
-            self._log_training(losses, self.weighted_sum(losses).detach())
-            self.log_dict({f"train/generator/{name}": loss.detach() for name, loss in of_generator.items()})
-            self.log("train/generator", generator_total)
+            self._log_training(losses, total)
+            self.log_dict({f"train/{name}": value for name, value in generators.items()})
 
     def _student_losses(self, *noise: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():

@@ -14,11 +14,13 @@ from lightning.pytorch.callbacks import (
     TQDMProgressBar,
 )
 
+from kd_lightning.core.checkpoint_monitors import CheckpointMonitors
 from kd_lightning.core.lightning_internals import CURRENT_HOOK, saves_by_time
+from kd_lightning.core.training_means import TrainingMeans
 from kd_lightning.core.traits import is_idle_hook
 
-ACTIVE_WHEN_LOGGED = (LearningRateMonitor, DeviceStatsMonitor)
-"""Callbacks whose hooks around a batch do something only in the steps that are logged."""
+IDLE_BETWEEN = (LearningRateMonitor, DeviceStatsMonitor, CheckpointMonitors)
+"""Callbacks whose hooks around a batch do something only in the steps that are logged, or that a checkpoint follows."""
 PROGRESS_BARS = (RichProgressBar, TQDMProgressBar)
 
 
@@ -93,4 +95,6 @@ def needs_idle_steps(hook: Hook) -> bool:
     if isinstance(callback, ModelCheckpoint):
         overrides = type(callback).on_train_batch_end is not ModelCheckpoint.on_train_batch_end
         return overrides or saves_by_time(callback)
-    return type(callback) not in ACTIVE_WHEN_LOGGED and not is_progress_bar(callback)
+    if isinstance(callback, TrainingMeans):
+        return callback.is_read_every_step
+    return type(callback) not in IDLE_BETWEEN and not is_progress_bar(callback)
