@@ -32,8 +32,8 @@ def multi_head_graph_loss(student: Tensor, teacher: Tensor) -> Tensor:
         tensor(0.2169)
     """
     check_same_shape(student, teacher)
-    log_q, log_p = (_to_double(side).tanh().log_softmax(dim=-1) for side in (student, teacher))
-    return (log_q.exp() * (log_q - log_p)).sum(dim=-1).mean().to(upcast(student).dtype)
+    log_q, log_p = (upcast(side).tanh().log_softmax(dim=-1) for side in (student, teacher))
+    return (log_q.exp() * (log_q - log_p)).sum(dim=-1).mean()
 
 
 class MultiHeadGraphLoss(DistillationLoss):
@@ -47,12 +47,13 @@ class MultiHeadGraphLoss(DistillationLoss):
     batch by the attention. The first part trains the student, and not the heads.
 
     Seunghyun Lee, Byung Cheol Song: Graph-based Knowledge Distillation by Multi-head Attention Network. BMVC 2019
-    (arXiv:1907.02226), with 8 heads. The authors train the heads for 40 epochs before the student, then keep them
-    fixed; here they are trained together, with the term's weight. The authors reduce a map to its first right singular
-    vector, whose gradient is not always finite; for maps after a ReLU the average is close to it. Their heads have
-    BatchNorm, where here the teacher's mean and variance in the batch standardise both sides, and half of their rows
-    are dropped at random in training. They sum over heads and samples, and clip the gradient to that of the task loss.
-    Both networks have the same widths there; here a linear layer maps the student's features to the teacher's width.
+    (arXiv:1907.02226), with 8 heads, and no division of the attention by the root of its width. The authors train the
+    heads for 40 epochs before the student, then keep them fixed; here they are trained together, with the term's
+    weight. The authors reduce a map to its first right singular vector, whose gradient is not always finite; for maps
+    after a ReLU the average is close to it. Their heads have BatchNorm, where here the teacher's mean and variance in
+    the batch standardise both sides, and half of their rows are dropped at random in training. They sum over heads and
+    samples, and clip the gradient to that of the task loss. Both networks have the same widths there; here a linear
+    layer maps the student's features to the teacher's width.
 
     Args:
         student_channels: Widths of the student's layers, at least two.
@@ -128,16 +129,11 @@ class _Graph(nn.Module):
         """Return the graph (H, N, N); with `estimate`, a prediction of the next layer, (N, next_width)."""
         query, key = connect(self.query, next_layer), connect(self.key, layer)
         query, key = (side.unflatten(1, (self.heads, -1)).transpose(0, 1) for side in (query, key))  # (H, N, D)
-        graph = query @ key.mT / query.shape[2] ** 0.5
+        graph = query @ key.mT
         if not estimate:
             return graph
         attended = graph.softmax(dim=-1) @ connect(self.value, layer).relu()  # (H, N, D)
         return unit(connect(self.join, attended.transpose(0, 1).flatten(1)))
-
-
-def _to_double(graph: Tensor) -> Tensor:
-    """Convert to double precision where the device has it: the slope of tanh near 1 is lost in single precision."""
-    return upcast(graph) if graph.device.type == "mps" else graph.double()
 
 
 def _standardised(rows: Tensor, like: Tensor) -> Tensor:

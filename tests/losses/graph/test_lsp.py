@@ -28,9 +28,12 @@ CASES = {
 }
 
 
-def naive(student: Tensor, teacher: Tensor, edges: list[tuple[int, int]], sigma: float) -> float:
+def naive(student: Tensor, teacher: Tensor, edges: list[tuple[int, int]], sigma: float | None) -> float:
+    def scale(x: list[list[float]]) -> float:
+        return 2 * sigma if sigma else sum(math.dist(x[i], x[j]) ** 2 for i, j in edges) / len(edges)
+
     def structure(x: list[list[float]], i: int) -> list[float]:
-        kernels = [math.exp(-(math.dist(x[i], x[j]) ** 2) / (2 * sigma)) for j, k in edges if k == i]
+        kernels = [math.exp(-(math.dist(x[i], x[j]) ** 2) / scale(x)) for j, k in edges if k == i]
         return [math.exp(k) / sum(map(math.exp, kernels)) for k in kernels]
 
     s, t = student.tolist(), teacher.tolist()
@@ -40,9 +43,9 @@ def naive(student: Tensor, teacher: Tensor, edges: list[tuple[int, int]], sigma:
     return total / len(s)
 
 
-@pytest.mark.parametrize("sigma", [0.5, 10.0, 100.0])
+@pytest.mark.parametrize("sigma", [0.5, 10.0, 100.0, None])
 @pytest.mark.parametrize("width", [4, 7])
-def test_value_is_that_of_naive_loops(sigma: float, width: int):
+def test_value_is_that_of_naive_loops(sigma: float | None, width: int):
     generator = torch.Generator().manual_seed(0)
     student = torch.randn(6, 4, generator=generator, dtype=torch.float64)
     teacher = torch.randn(6, width, generator=generator, dtype=torch.float64)
@@ -57,7 +60,32 @@ def test_it_depends_on_distances_and_not_on_positions():
     teacher = torch.randn(6, 4, generator=generator, dtype=torch.float64)
     rotation, _ = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64))
     assert lsp_loss(teacher @ rotation + 3, teacher, edges()).item() == pytest.approx(0, abs=1e-12)
-    assert lsp_loss(2 * teacher, teacher, edges()) > 1e-3
+    assert lsp_loss(2 * teacher, teacher, edges(), sigma=10.0) > 1e-3
+    assert lsp_loss(2 * teacher, teacher, edges()).item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_it_has_a_gradient_whatever_the_scale_and_width_of_the_layers(scale: float):
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(N, 512, generator=generator)
+    teacher = student[:, :256] + torch.randn(N, 256, generator=generator)
+    values = []
+    for factor in (1.0, scale):
+        given = (factor * student).requires_grad_()
+        loss = lsp_loss(given, teacher, plain_edges())
+        (gradient,) = torch.autograd.grad(loss, given)
+        values.append((loss.item(), (factor * gradient).norm().item()))
+    assert values[0] == pytest.approx(values[1], rel=1e-3)
+    assert values[0][0] > 1e-5
+    assert abs(lsp_loss(student, teacher, plain_edges(), sigma=10.0)) < 1e-6
+
+
+def test_nodes_that_coincide_are_equally_similar():
+    same = torch.ones(6, 4, requires_grad=True)
+    teacher = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    loss = lsp_loss(same, teacher, edges())
+    assert loss > 0
+    assert not torch.autograd.grad(loss, same)[0].any()
 
 
 def test_invalid_inputs_are_refused():

@@ -19,7 +19,15 @@ CASES = {
         kinked=True,  # who is nearest
         limits={torch.float16: 1e3},  # its gradient grows with the features
         wrong=WRONG,
-    )
+    ),
+    "LocalityPreservingLoss of the batch's width": Case(
+        lambda: LocalityPreservingLoss(neighbours=3),
+        (6, 4),
+        (6, 7),
+        minimum="elsewhere",
+        kinked=True,
+        limits={torch.float16: 1e3},
+    ),
 }
 
 
@@ -27,23 +35,37 @@ def rows(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def naive(student: Tensor, teacher: Tensor, neighbours: int, width: float) -> float:
+def naive(student: Tensor, teacher: Tensor, neighbours: int, width: float | None) -> float:
     s, t = student.flatten(1).tolist(), teacher.flatten(1).tolist()
-    total = 0.0
+    pairs = []
     for i in range(len(s)):
         others = sorted((j for j in range(len(s)) if j != i), key=lambda j: math.dist(t[i], t[j]))
-        for j in others[:neighbours]:
-            total += math.exp(-(math.dist(t[i], t[j]) ** 2) / width**2) * math.dist(s[i], s[j]) ** 2
+        pairs += [(i, j) for j in others[:neighbours]]
+    squares = [math.dist(t[i], t[j]) ** 2 for i, j in pairs]
+    square = sum(squares) / len(squares) if width is None else width**2
+    total = sum(math.exp(-d / square) * math.dist(s[i], s[j]) ** 2 for d, (i, j) in zip(squares, pairs, strict=True))
     return total / (2 * len(s))
 
 
-@pytest.mark.parametrize(("neighbours", "width"), [(5, 1.0), (1, 2.0), (3, 0.5), (99, 3.0)])
+@pytest.mark.parametrize(("neighbours", "width"), [(5, 1.0), (1, 2.0), (3, 0.5), (99, 3.0), (5, None), (3, None)])
 @pytest.mark.parametrize(("student", "teacher"), [((9, 4), (9, 3)), ((3, 2, 3, 3), (3, 2)), ((2, 3), (2, 1))])
 def test_value_is_that_of_naive_loops(student, teacher, neighbours, width):
     s, t = rows(*student, seed=1), rows(*teacher, seed=2)
     expected = naive(s, t, neighbours, width)
     assert LocalityPreservingLoss(neighbours, width)(s, t).item() == pytest.approx(expected, rel=1e-9)
-    assert neighbours != 5 or locality_preserving_loss(s, t).item() == pytest.approx(expected, rel=1e-9)
+    if (neighbours, width) == (5, None):
+        assert locality_preserving_loss(s, t).item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_the_batchs_own_width_does_not_depend_on_the_teachers_scale_and_width(scale: float):
+    s, t = rows(64, 512, seed=1).requires_grad_(), rows(64, 512, seed=2)
+    loss = locality_preserving_loss(s, scale * t)
+    assert loss.item() == pytest.approx(locality_preserving_loss(s, t).item(), rel=1e-9)
+    squares = torch.cdist(s, s).square().sum().item() / (64 * 63)
+    assert loss.item() == pytest.approx(5 / 2 * math.exp(-1) * squares, rel=0.05)  # 512 values are all equally far
+    assert torch.autograd.grad(loss, s)[0].any(dim=1).all()
+    assert locality_preserving_loss(s, t, width=1.0) == 0
 
 
 def test_it_is_zero_if_all_samples_of_the_student_coincide():

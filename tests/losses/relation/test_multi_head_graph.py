@@ -75,8 +75,7 @@ def test_value_is_that_of_naive_loops():
         for side in (s, t):
             query = heads_of(linear(graph.query, standardised(side[k + 1], t[k + 1])), heads)
             key = heads_of(linear(graph.key, standardised(side[k], t[k])), heads)
-            scale = math.sqrt(len(query[0][0]))
-            logits.append([[[dot(a, b) / scale for b in key[h]] for a in query[h]] for h in range(heads)])
+            logits.append([[[dot(a, b) for b in key[h]] for a in query[h]] for h in range(heads)])
         for h in range(heads):
             for i in range(6):
                 log_q, log_p = (naive.log_softmax([math.tanh(x) for x in logits[side][h][i]]) for side in (0, 1))
@@ -149,12 +148,8 @@ def plain_multi_head_graph(m, s, t, y):
     s = [F.batch_norm(x, to.mean(0), to.var(0, correction=0)) for x, to in zip(s, t, strict=True)]
     seen, loss = [F.batch_norm(x, None, None, training=True) for x in t], 0
     for i, graph in enumerate(m.graphs):
-        shown = plain_heads(graph.query(seen[i + 1])) @ plain_heads(graph.key(seen[i])).mT / math.sqrt(128)
-        mine = (
-            plain_heads(plain_frozen(graph.query, s[i + 1]))
-            @ plain_heads(plain_frozen(graph.key, s[i])).mT
-            / math.sqrt(128)
-        )
+        shown = plain_heads(graph.query(seen[i + 1])) @ plain_heads(graph.key(seen[i])).mT
+        mine = plain_heads(plain_frozen(graph.query, s[i + 1])) @ plain_heads(plain_frozen(graph.key, s[i])).mT
         log_p, log_q = shown.detach().tanh().log_softmax(2), mine.tanh().log_softmax(2)
         picked = (shown.softmax(2) @ graph.value(seen[i]).relu()).transpose(0, 1).flatten(1)
         loss = loss + F.kl_div(log_p, log_q, reduction="sum", log_target=True) / log_q[:, :, 0].numel()
