@@ -22,7 +22,7 @@ from kd_lightning.core.learner import Learner
 from kd_lightning.core.lookup import suggestion
 from kd_lightning.core.traits import has_trait
 from kd_lightning.weights.checkpoint_io import ELSEWHERE
-from kd_lightning.weights.reading import WeightsError, read_weights
+from kd_lightning.weights.reading import WeightsError, check_version, read_weights
 
 BAR_REFRESH = 50
 """Steps between two updates of the progress bar: at every step they would take a fifth of a small student's time."""
@@ -119,6 +119,10 @@ def check_checkpoint(path: str) -> None:
     except WeightsError as error:
         raise UsageError(f"ckpt_path: {error}") from None
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if is_zipfile(path) else {}
+    try:
+        check_version(content, path)
+    except WeightsError as error:
+        raise UsageError(f"ckpt_path: {error}") from None
     if "pytorch-lightning_version" not in content:
         raise UsageError(
             f"ckpt_path: {path} contains weights, but is not a run's checkpoint: name a last.ckpt or best.ckpt"

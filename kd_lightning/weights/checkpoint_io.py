@@ -11,7 +11,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from typing_extensions import override
 
 from kd_lightning.core.files import atomic_write
-from kd_lightning.weights.reading import check_archive, corrupt
+from kd_lightning.weights.reading import check_archive, check_version, corrupt
 
 ELSEWHERE = "name another directory with trainer.default_root_dir (of a ModelCheckpoint: dirpath)"
 
@@ -58,16 +58,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint.
 
         Raises:
-            WeightsError: The file is truncated, or a checksum in it does not match.
+            WeightsError: The file is truncated, a checksum in it does not match, or its version of Lightning cannot be.
         """
         if _is_local(path) and Path(path).is_file():
             check_archive(Path(path))
         try:
-            return super().load_checkpoint(os.fspath(path), map_location, weights_only)
+            content = super().load_checkpoint(os.fspath(path), map_location, weights_only)
         except (RuntimeError, EOFError) as error:
             if "PytorchStreamReader" not in str(error) and not isinstance(error, EOFError):
                 raise
             raise corrupt(path, str(error)) from None
+        check_version(content, path)
+        return content
 
 
 class _KeepsError:

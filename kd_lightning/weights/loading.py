@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.core.channels import repeat_channels
-from kd_lightning.core.errors import UsageError
 from kd_lightning.core.freezing import exclude_from_state_dict, freeze
 from kd_lightning.core.lookup import nearest
-from kd_lightning.core.renamed import renamed_class
 from kd_lightning.core.torch_internals import uncompiled
-from kd_lightning.weights.copying import copy_layers
 from kd_lightning.weights.names import tied_names, with_tied, without_wrappers
-from kd_lightning.weights.pruning import prune
 from kd_lightning.weights.reading import WeightsError, WeightsFile, read_weights
+from kd_lightning.weights.rebuilding import rebuild
 
 
 def load_teacher(network: nn.Module, checkpoint: str | PathLike[str], prefix: str | None = None) -> nn.Module:
@@ -50,21 +44,28 @@ def load_teacher(network: nn.Module, checkpoint: str | PathLike[str], prefix: st
     return exclude_from_state_dict(freeze(network))
 
 
-def load_student(path: str | PathLike[str], network: nn.Module | None = None, name: str | None = None) -> nn.Module:
+def load_student(
+    path: str | PathLike[str],
+    network: nn.Module | None = None,
+    name: str | None = None,
+    classes: Collection[type[nn.Module]] = (),
+) -> nn.Module:
     """Load the student of a checkpoint or of an export; no teacher's file is needed.
 
     Args:
         path: A local checkpoint of a `Learner`, which names its inference network (``student`` in most), or a file of
             ``export_student``.
-        network: The network to fill. By default it is built from the hyper-parameters in the file, of classes whose
-            modules are already imported: loading a file imports nothing.
+        network: The network to fill. By default it is built from the hyper-parameters in the file, of the classes of
+            `kd_lightning.networks`, ``torch.nn`` and `classes` alone: loading a file imports nothing.
         name: Another network of the checkpoint than the inference network, e.g. ``peers.0``; needs `network`.
+        classes: Your own classes that the file may name, with any arguments: name those that only build a network.
 
     Returns:
         The student, in eval mode and not frozen: call ``train()`` to train it further.
 
     Raises:
-        WeightsError: The file cannot be read, has no hyper-parameters of the student, or does not fit it.
+        WeightsError: The file cannot be read, has no hyper-parameters of the student, names another class, or does not
+            fit it.
 
     Example:
         >>> load_student("https://example.org/student.ckpt")
@@ -79,7 +80,7 @@ def load_student(path: str | PathLike[str], network: nn.Module | None = None, na
         raise WeightsError(f"{file.path}: has no network {name!r}; {_nearest(name, networks)}")
     elif network is None:
         raise WeightsError(f"{file.path}: pass {name!r} as `network`: a file can build the inference network alone")
-    student = _rebuild(file) if network is None else network
+    student = rebuild(file, classes) if network is None else network
     _load(student, WeightsFile(file.path, tensors, None), prefix=None)
     return student.eval()
 
@@ -185,49 +186,3 @@ def _check_tensor(network: nn.Module, name: str, tensor: Tensor, own: Tensor, pa
 
 def _nearest(name: str, names: list[str]) -> str:
     return f"the nearest in the file: {nearest(name, names, most=2) or 'none'}"
-
-
-def _rebuild(file: WeightsFile) -> nn.Module:
-    if file.student is None:
-        raise WeightsError(f"{file.path}: has no hyper-parameters to build its student: pass it as `network`")
-    try:
-        return _build(file.student)
-    except Exception as error:  # a constructor may raise any error
-        reason = " ".join(str(error).split())
-        raise WeightsError(f"{file.path}: its student cannot be built ({reason}): pass it as `network`") from None
-
-
-def _build(value: Any) -> Any:
-    """Build the network of every dict with a ``class_path``; other values are returned unchanged."""
-    if isinstance(value, list):
-        return [_build(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "class_path" not in value:
-        return {key: _build(item) for key, item in value.items()}
-    if unknown := value.keys() - {"class_path", "init_args"}:
-        raise UsageError(f"besides class_path and init_args it has {', '.join(map(repr, unknown))}")
-    found, arguments = _find(value["class_path"]), value.get("init_args") or {}
-    for function, filled in ((copy_layers, "student"), (prune, "student"), (load_student, "network")):
-        if found is function and filled in arguments:  # the file has its weights
-            return _build(arguments[filled])
-    if found is repeat_channels:
-        return repeat_channels(**_build(arguments))
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        new = renamed_class(value["class_path"])
-        raise UsageError(f"{value['class_path']} is " + (f"now {new}" if new else "not a class of networks"))
-    return found(**_build(arguments))
-
-
-def _find(class_path: str) -> Any:
-    module_name, _, name = class_path.rpartition(".")
-    # Looked up and never imported; in `vars`, because `getattr` may import lazily.
-    module = sys.modules.get(module_name or "kd_lightning.networks")
-    if module is None and module_name.startswith("kd_lightning.networks."):  # the class may have moved since
-        module = sys.modules.get("kd_lightning.networks")
-    if module is None:
-        new = renamed_class(class_path)
-        raise UsageError(
-            f"{class_path} is now {new}" if new else f"the module of {class_path} is not imported: import it first"
-        )
-    return vars(module).get(name)

@@ -154,11 +154,54 @@ def check_archive(path: Path) -> None:
         raise WeightsError(f"{path}: is truncated (its end is missing): write or download it again")
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_entries(path, archive.infolist())
             damaged = archive.testzip()
+    except WeightsError:
+        raise
     except Exception as error:  # a corrupt archive may raise any error
         raise corrupt(path, str(error) or type(error).__name__) from None
     if damaged is not None:
         raise corrupt(path, f"the checksum of its entry {damaged} does not match")
+
+
+def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    """Refuse entries that ``torch.save`` never writes: compressed or overlapping ones, and paths out of the archive."""
+    wrong = ""
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        wrong = "compressed entries"
+    elif sum(entry.file_size for entry in entries) > path.stat().st_size:
+        wrong = "entries that overlap"
+    elif names := [
+        name for name in (entry.filename for entry in entries) if ".." in name.split("/") or name[:1] == "/"
+    ]:
+        wrong = f"the entry {names[0][:60]!r}"
+    if wrong:
+        raise WeightsError(
+            f"{path}: has {wrong}, which `torch.save` never writes: save the network's `state_dict()` again"
+        )
+
+
+def check_version(content: object, path: str | PathLike[str]) -> None:
+    """Refuse a run's checkpoint of a release of Lightning that cannot be: Lightning would try to migrate it.
+
+    Args:
+        content: The content of the file; one without a version passes.
+        path: The file, for the message.
+
+    Raises:
+        WeightsError: The version is not that of a release from 2.0 on.
+
+    Example:
+        >>> check_version({"pytorch-lightning_version": "0.0.1"}, "last.ckpt")
+        Traceback (most recent call last):
+        kd_lightning.weights.reading.WeightsError: last.ckpt: claims to be of Lightning '0.0.1', and only checkpoints...
+    """
+    version = content.get("pytorch-lightning_version") if isinstance(content, Mapping) else None
+    if version is not None and not re.fullmatch(r"(?:[2-9]|[1-9]\d)\.\d{1,4}[\w.+]{0,40}", str(version)):
+        raise WeightsError(
+            f"{path}: claims to be of Lightning {str(version)[:40]!r}, and only checkpoints of Lightning 2 or later "
+            "are resumed: name a last.ckpt or best.ckpt of a run"
+        )
 
 
 def corrupt(path: str | PathLike[str], reason: str) -> WeightsError:

@@ -227,7 +227,7 @@ LINEAR = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 2, "out_
     ],
 )
 def test_a_student_is_built_from_the_file_s_own_hyper_parameters(student, built_from, tmp_path: Path) -> None:
-    loaded = load_student(checkpoint(student, built_from, tmp_path / "best.ckpt"))
+    loaded = load_student(checkpoint(student, built_from, tmp_path / "best.ckpt"), classes=[Wrapper])
     assert type(loaded) is type(student)
     assert weights_hash(loaded) == weights_hash(student)
     assert not any(layer.training for layer in loaded.modules())
@@ -267,7 +267,10 @@ def test_a_given_network_is_filled_whatever_the_file_says(tmp_path: Path) -> Non
         (None, "has no hyper-parameters to build its student: pass it as `network`"),
         ("StudentConvNet", "has no hyper-parameters to build its student"),
         ({"class_path": "kd_lightning.networks.convnet.Gone"}, r"Gone is not a class of networks\): pass it as"),
-        ({"class_path": "nowhere.Student"}, r"\(the module of nowhere\.Student is not imported: import it first\)"),
+        (
+            {"class_path": "nowhere.Student"},
+            r"nowhere\.Student is not imported: import it, and pass its class",
+        ),
         ({"class_path": "StudentNet"}, r"\(StudentNet is not a class of networks\): pass it as `network`"),
         ({"class_path": "StudentConvNet", "init_args": {"batchnorm": True}}, r"unexpected keyword .*'batchnorm'"),
         ({"class_path": "torch.nn.Identity"}, "Identity has no weights to load"),

@@ -67,7 +67,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "truncated safetensors": ("t.safetensors", as_bytes(save(STATE)[:-4]), "corrupt or truncated safetensors"),
     "text": ("t.pt", as_bytes(b"hello world, these are no weights"), "is corrupt, or not a checkpoint"),
     "noise": ("t.pt", as_bytes(bytes(range(7, 200))), "is corrupt, or not a checkpoint"),
-    "archive that climbs out": ("t.pt", archive, "is corrupt, or not a checkpoint"),
+    "archive that climbs out": ("t.pt", archive, "has the entry '../../escaped'"),
     "nothing in it, safetensors": ("t.safetensors", as_bytes(save({})), "has no weights"),
     "a tensor": ("t.pt", as_torch(torch.ones(2)), "has a Tensor without weights"),
     "nothing in it": ("t.pt", as_torch({}), "has a dict without weights"),
