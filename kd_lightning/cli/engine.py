@@ -29,7 +29,7 @@ from kd_lightning.cli.config_checks import config_faults, section_faults
 from kd_lightning.cli.config_errors import describe_parse_error, with_location
 from kd_lightning.cli.configs import find_config, merge
 from kd_lightning.cli.errors import RunStopped, report_errors
-from kd_lightning.cli.log_filters import expected_messages_hidden
+from kd_lightning.cli.log_filters import expected_messages_hidden, show_announcements
 from kd_lightning.cli.run_errors import cause_of, usage_error
 from kd_lightning.cli.yaml_file import Setting, ValueLoader, number_fault, read_yaml
 from kd_lightning.core.directory_lock import DirectoryLock
@@ -155,6 +155,7 @@ class CLI(LightningCLI):
                 run_dir.check_checkpoint(self.ckpt_path)
             command = getattr(self.trainer, self.command)
             result = command(self.model, datamodule=self.datamodule, ckpt_path=self.ckpt_path, weights_only=True)
+            show_announcements()  # of a run without callbacks, such as a validation
             if self.command == "predict":
                 self._write(result)
         except SystemExit as end:  # Lightning has saved and cleaned up

@@ -14,6 +14,7 @@ from torch import nn
 from typing_extensions import override
 
 from kd_lightning.callbacks import ExactResume, FastLoop, FaultTolerance, TeacherFreezing
+from kd_lightning.cli.log_filters import show_announcements
 from kd_lightning.core.directory_lock import DirectoryLock
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.files import atomic_write
@@ -29,7 +30,10 @@ BAR_REFRESH = 50
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` into ``trainer.default_root_dir``; a run that is resumed there keeps its own."""
+    """Writes ``config.yaml`` into ``trainer.default_root_dir``; a run that is resumed there keeps its own.
+
+    Lightning's announcements of seed and devices are logged once the run has started.
+    """
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -41,6 +45,18 @@ class SaveConfig(SaveConfigCallback):
         if trainer.is_global_zero and not _resumes(folder, trainer.ckpt_path):
             with atomic_write(folder / self.config_filename, ELSEWHERE) as stream:
                 stream.write(self.parser.dump(self.config, skip_unset=False).encode())
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        show_announcements()
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        show_announcements()
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        show_announcements()
 
 
 def add_default_callbacks(

@@ -667,3 +667,26 @@ def test_our_short_names_are_ours_whatever_else_is_imported(config, monkeypatch)
     elsewhere.KDLoss = type("KDLoss", (nn.Module,), {"__module__": "elsewhere"})
     monkeypatch.setitem(sys.modules, "elsewhere", elsewhere)
     assert type(build([config]).model.terms["kd"].loss) is KDLoss
+
+
+def test_errors_before_the_run_stand_alone(config):
+    options = ["--trainer.val_check_interval=1000000", "--trainer.default_root_dir=mine.yaml"]
+    program = f"from kd_lightning.__main__ import main; [print(main(['fit', '{config}', o])) for o in {options}]"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert run.stdout.split() == ["2", "2"]
+    interval, directory = run.stderr.splitlines()
+    assert "trainer.val_check_interval" in interval
+    assert "mine.yaml" in directory
+    assert "trainer.default_root_dir" in directory
+
+
+def test_announcements_are_logged_when_the_run_starts(config, caplog):
+    with caplog.at_level("INFO"):
+        assert main(["fit", config]) == 0
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message for message in messages if message.startswith("Seed set to 0")]
+    assert [message for message in messages if message.startswith("GPU available")]
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        assert main(["fit", config]) == 2  # its directory has a run
+    assert not [record for record in caplog.records if record.getMessage().startswith(("Seed", "GPU", "TPU"))]
