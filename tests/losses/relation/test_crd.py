@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd_lightning import losses
+from kd_lightning.losses.relation import crd
 from kd_lightning.losses.relation.crd import CRDLoss, crd_loss
 from tests.losses.case import Case, classes
 from tests.losses.plain import ROWS, N, Plain, labels
@@ -125,6 +126,74 @@ def test_each_call_draws_new_negatives_and_a_restored_loss_draws_the_same():
     assert torch.equal(step(again, 4), step(loss, 4))
 
 
+def values(loss: CRDLoss, steps: int = 3) -> list[Tensor]:
+    """Return losses and student gradients of a few steps, in the last of which an image is twice in the batch."""
+    found: list[Tensor] = []
+    for step in range(steps):
+        s, t = rows(4, 4, seed=step).float().requires_grad_(), rows(4, 5, seed=step).float()
+        loss_value = loss(s, t, [torch.tensor([0, 1, 2, 3]), torch.tensor([6, 2, 0, 5 if step < steps - 1 else 2])])
+        found += [loss_value.detach(), *torch.autograd.grad(loss_value, s)]
+    return found
+
+
+def test_a_restored_loss_forgets_what_it_has_read_before():
+    loss, other = build(training=True, negatives=40), build(training=True, negatives=40)
+    values(loss)
+    state = loss.state_dict()
+    values(other, steps=5)  # counts, and Z, of another run
+    other.load_state_dict(state)
+    assert all(torch.equal(one, two) for one, two in zip(values(loss), values(other), strict=True))
+
+
+def test_buffers_are_read_once(monkeypatch):
+    loss = build(training=True, negatives=40)
+    values(loss, steps=1)
+    written: list[int] = []
+    remember = loss._remember
+    monkeypatch.setattr(loss, "_remember", lambda calls, is_begun: (written.append(calls), remember(calls, is_begun)))
+    values(loss)
+    assert written == [int(loss.calls) - 2, int(loss.calls) - 1, int(loss.calls)]  # by each step, of what it wrote
+
+
+def test_images_not_seen_yet_need_not_be_left_out_on_the_host(monkeypatch):
+    expected = values(build(training=True, negatives=40))
+    draw = CRDLoss._draw
+    monkeypatch.setattr(CRDLoss, "_draw", lambda self, labels, label, seen_only: draw(self, labels, label, False))
+    for found, one in zip(values(build(training=True, negatives=40)), expected, strict=True):
+        torch.testing.assert_close(found, one)
+
+
+def test_few_negatives_of_many_images_are_compared_alone():
+    loss = build(training=True, negatives=2, num_samples=100)
+    loss.labels.copy_(torch.arange(100) % 10)
+    known, draws, _ = loss._draw(loss.labels, torch.arange(4))
+    anchors = rows(4, 3, seed=1).float()
+    assert draws.shape[1] * 3 < 100
+    expected = (anchors.unsqueeze(1) * loss.student_bank[known[draws]]).sum(dim=2)
+    torch.testing.assert_close(crd._cosines(anchors, loss.student_bank, known, draws), expected)
+    torch.testing.assert_close(crd._cosines(anchors, loss.student_bank, known, draws.repeat(1, 30))[:, :2], expected)
+
+
+def test_of_an_image_that_is_twice_in_a_batch_the_last_is_kept():
+    loss = build(training=True, negatives=5)
+    s, t = rows(3, 4, seed=1).float(), rows(3, 5, seed=2).float()
+    before = loss.student_bank.clone()
+    loss(s, t, [torch.tensor([0, 1, 2]), torch.tensor([6, 3, 6])])
+    embedded = crd.embed(loss.student_embedding, s, "student").detach()
+    kept = torch.nn.functional.normalize((embedded[2] + before[6]) / 2, dim=0)
+    torch.testing.assert_close(loss.student_bank[6], kept)
+    assert loss.labels.tolist() == [-1, -1, -1, 1, -1, -1, 2, -1]
+
+
+def test_an_image_without_a_label_is_no_negative():
+    loss = build(training=True, negatives=50)
+    loss(rows(3, 4, seed=1).float(), rows(3, 5, seed=2).float(), [torch.tensor([0, -100, 2]), torch.tensor([6, 3, 1])])
+    for seen_only in (True, False):
+        known, draws, is_negative = loss._draw(loss.labels, torch.tensor([0, -100, 2]), seen_only)
+        assert is_negative.all()
+        assert [set(drawn) for drawn in known[draws].tolist()] == [{1}, {1, 6}, {6}]
+
+
 def test_gradients_are_those_of_the_banks_before_their_update():
     gradients = []
     for training in (False, True):
@@ -163,6 +232,10 @@ def test_the_loss_is_smallest_for_a_likely_positive_and_unlikely_negatives():
         (
             [torch.zeros(2, dtype=torch.long), torch.tensor([1, 8])],
             "index 8 is not below num_samples=8: set num_samples",
+        ),
+        (
+            [torch.zeros(2, dtype=torch.long), torch.tensor([1, -1])],
+            "index -1 is negative: number the rows of the full training set from 0",
         ),
         (None, r"set the term's target to \[target, index\]"),
     ],
