@@ -22,7 +22,8 @@ def review_kd_loss(student: Features, teacher: Features) -> Tensor:
 
     Pengguang Chen, Shu Liu, Hengshuang Zhao, Jiaya Jia: Distilling Knowledge via Knowledge Review. CVPR 2021
     (arXiv:2104.09044). The authors' weights lie between 0.6 and 8 on CIFAR-100, increased linearly over the first 20
-    of 240 epochs. The formula equals torchdistill's and mdistiller's.
+    of 240 epochs. On square maps the formula equals torchdistill's and mdistiller's; on others they compare a pooled
+    size with the height alone, and this one with the shorter side.
 
     Args:
         student: The student's fused maps (N, C, H, W), or a list of those of several layers.
