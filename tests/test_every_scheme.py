@@ -10,10 +10,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from kd_lightning import schemes
+from kd_lightning import UsageError, schemes
 from kd_lightning.callbacks import Constant, Linear, TemperatureSchedule, TermWeightSchedule
 from kd_lightning.callbacks.schedules.base import find_terms
 from kd_lightning.core.learner import Learner
@@ -98,10 +99,11 @@ class Watch(Callback):
 
     def on_train_start(self, trainer, pl_module):
         for optimizer in trainer.optimizers:
-            optimizer.register_step_post_hook(lambda *_: self.look(pl_module))
+            optimizer.register_step_post_hook(lambda optimizer, *_: self.look(pl_module, optimizer))
 
-    def look(self, pl_module):
-        gradients = {n: p.grad for n, p in pl_module.named_parameters() if p.grad is not None}
+    def look(self, pl_module, optimizer):
+        own = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        gradients = {n: p.grad for n, p in pl_module.named_parameters() if p.grad is not None and p in own}
         self.norms.append(math.sqrt(sum(g.double().square().sum().item() for g in gradients.values())))
         self.learned |= {name for name, gradient in gradients.items() if gradient.any()}
 
@@ -116,14 +118,32 @@ def test_runs_under_clipping_accumulation_and_bf16(name, tmp_path):
         assert len(watch.norms) == 6
         assert max(watch.norms) <= 0.05 * 1.001
     else:  # players that move in turn
-        for refused in changes:
-            with pytest.raises(MisconfigurationException, match="not supported for manual optimization"):
-                fit(CASES[name](), tmp_path, **{refused: changes[refused]})
-        steps = fit(case, tmp_path, watch, precision="bf16-mixed").global_step
-        assert steps == 3 * 4 * case.learner.optimizer_steps_per_batch
+        with pytest.raises(UsageError, match=r"accumulate_grad_batches=2: .* updates its players in turn"):
+            fit(CASES[name](), tmp_path, **changes)
+        trainer = fit(case, tmp_path, watch, precision="bf16-mixed", gradient_clip_val=0.05)
+        assert trainer.global_step == 3 * 4 * case.learner.optimizer_steps_per_batch
+        assert len(watch.norms) == trainer.global_step
+        assert max(watch.norms) <= 0.05 * 1.001
+        assert trainer.gradient_clip_val == 0.05
     assert all(value.isfinite().all() for value in case.learner.state_dict().values())
     trained = {name for name, parameter in case.learner.named_parameters() if parameter.requires_grad}
     assert trained == watch.learned  # nothing is there in vain
+
+
+@every_case
+def test_a_plateau_of_the_training_loss_lowers_each_rate(name, tmp_path):
+    case = CASES[name]()
+    case.learner.build_lr_scheduler = lambda optimizer: ReduceLROnPlateau(optimizer, threshold=1e9, patience=1)
+    case.learner.lr_interval = "epoch"
+    rates = [[group["lr"] for group in each.param_groups] for each in built(case.learner.configure_optimizers())]
+    trainer = fit(case, tmp_path, log_every_n_steps=50)
+    lowered = [[group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers]
+    factor = 1.0 if name == "born_again" else 0.1  # each of its epochs is a generation, with a new scheduler
+    assert lowered == [[pytest.approx(factor * rate) for rate in of_one] for of_one in rates]
+
+
+def built(configured: Any) -> list[Optimizer]:
+    return configured[0] if isinstance(configured, tuple) else [configured["optimizer"]]
 
 
 @every_case

@@ -22,6 +22,7 @@ from kd_lightning.core.freezing import freeze, is_frozen
 from kd_lightning.core.hyperparameters import save_plain_hyperparameters
 from kd_lightning.core.loss import loss_trait
 from kd_lightning.core.network_call import run
+from kd_lightning.core.plateau import scheduler_config
 from kd_lightning.core.progress import should_log
 from kd_lightning.core.protocols import data_module_of
 from kd_lightning.core.term import Term
@@ -45,7 +46,8 @@ class Learner(LightningModule, ABC):
         student: The network to train. It returns logits, or an object that has ``.logits``.
         terms: The losses by name, each with its addresses and weight.
         optimizer: Builds the optimizer from the trainable parameters.
-        lr_scheduler: Builds a learning-rate scheduler from the optimizer.
+        lr_scheduler: Builds a learning-rate scheduler from the optimizer; torch's ``ReduceLROnPlateau`` follows
+            ``train/loss``, and Lightning's its ``monitor``.
         lr_interval: The scheduler is stepped at each optimizer step or at each epoch.
         metrics: Any torchmetrics collection to evaluate by, such as `kd_lightning.core.metrics.Metrics`.
 
@@ -169,8 +171,8 @@ class Learner(LightningModule, ABC):
         optimizer = self.build_optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
         if self.build_lr_scheduler is None:
             return optimizer
-        scheduler = {"scheduler": self.build_lr_scheduler(optimizer), "interval": self.lr_interval}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        scheduler = self.build_lr_scheduler(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler_config(scheduler, self.lr_interval)}
 
     def on_fit_start(self) -> None:
         """Let the first step check that every term can teach, unless layers are to be unfrozen later."""

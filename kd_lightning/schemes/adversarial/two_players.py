@@ -6,15 +6,20 @@ from abc import ABC, abstractmethod
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.core.lightning_internals import waits_for_all_gradients
+from kd_lightning.core.plateau import plateau_monitor, step_scheduler
 from kd_lightning.core.progress import should_log
 from kd_lightning.core.term import Term
+from kd_lightning.schemes.adversarial.player_clipping import PlayerClipping
 
 Outputs = TypeVar("Outputs")
 
@@ -23,7 +28,8 @@ class AlternatingLearner(Learner, ABC):
     """Base class of schemes with two players that are updated in turn, each by its own optimizer.
 
     Lightning's ``max_steps`` and ``global_step`` count the updates of both; the schedules of this package count
-    batches. Optimization is manual, for which Lightning supports neither clipping nor accumulation.
+    batches. The trainer's gradient clipping holds for each optimizer by itself. Accumulation is refused: the players
+    would be updated against each other's weights of other batches than with a batch in one piece.
 
     Args:
         student: The network that is trained, evaluated and exported.
@@ -58,6 +64,26 @@ class AlternatingLearner(Learner, ABC):
     def adversary_modules(self) -> list[nn.Module]:
         """Return the modules of the adversary."""
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Take the trainer's gradient clipping over, which Lightning refuses for manual optimization.
+
+        Raises:
+            UsageError: Gradients are to be accumulated.
+        """
+        trainer = self.trainer
+        if trainer.state.fn != "fit":
+            return []
+        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        schedule = next((each for each in callbacks if isinstance(each, GradientAccumulationScheduler)), None)
+        number = trainer.accumulate_grad_batches
+        if number != 1 or (schedule is not None and schedule.going_to_accumulate_grad_batches()):
+            setting = f"accumulate_grad_batches={number}" if number != 1 else "GradientAccumulationScheduler"
+            raise UsageError(
+                f"{setting}: {type(self).__name__} updates its players in turn in each batch, which accumulated "
+                "gradients would not equal: use larger batches"
+            )
+        return [PlayerClipping(trainer)] if trainer.gradient_clip_val else []
+
     def setup(self, stage: str) -> None:
         """Check that the strategy does not wait for the gradients of all parameters."""
         super().setup(stage)
@@ -74,7 +100,10 @@ class AlternatingLearner(Learner, ABC):
         ours = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter not in known]
         optimizers = [self.build_optimizer(ours), self.build_adversary_optimizer(theirs)]
         build = self.build_lr_scheduler
-        return optimizers, [] if build is None else [build(optimizer) for optimizer in optimizers]
+        schedulers: list[LRScheduler] = [] if build is None else [build(optimizer) for optimizer in optimizers]
+        for scheduler in schedulers:
+            plateau_monitor(scheduler, self.lr_interval)
+        return optimizers, schedulers
 
     def on_train_epoch_end(self) -> None:
         """Step the schedulers that count epochs."""
@@ -84,7 +113,7 @@ class AlternatingLearner(Learner, ABC):
     def _step_schedulers(self) -> None:
         schedulers: Any = self.lr_schedulers()
         for scheduler in schedulers or ():
-            scheduler.step()
+            step_scheduler(scheduler, self.lr_interval, self.trainer)
 
 
 class TwoPlayerLearner(AlternatingLearner, ABC, Generic[Outputs]):

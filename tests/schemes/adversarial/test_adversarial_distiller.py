@@ -4,14 +4,18 @@ import copy
 
 import pytest
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.cli import ReduceLROnPlateau as PlateauOfLightning
 from torch import nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import StepLR
+from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
-from kd_lightning import Term
+from kd_lightning import OfflineDistiller, Term, UsageError
 from kd_lightning.losses import AdversarialLoss, KDLoss, TaskLoss
 from kd_lightning.networks import Discriminator
 from kd_lightning.schemes import AdversarialDistiller
+from kd_lightning.schemes.adversarial.player_clipping import PlayerClipping
 from tests import toys
 from tests.schemes.online.test_mutual import kl, without_dropout
 from tests.schemes.two_player_steps import follows, sgd
@@ -129,3 +133,38 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path):
     ours.trainer = toys.trainer(tmp_path, strategy="ddp", devices=1)
     with pytest.raises(ValueError, match="set strategy='ddp_find_unused_parameters_true'"):
         ours.setup("fit")
+
+
+def test_a_plateau_follows_its_monitor_or_says_what_is_missing(tmp_path):
+    def plateau(optimizer, **changes):
+        return PlateauOfLightning(
+            optimizer, **{"monitor": "val/acc", "mode": "max", "patience": 0, "threshold": 2.0} | changes
+        )
+
+    ours = learner(lr_scheduler=plateau)
+    toys.trainer(tmp_path, max_epochs=3).fit(ours, toys.data(val_size=16))
+    assert [each.param_groups[0]["lr"] for each in ours.trainer.optimizers] == pytest.approx([1e-5, 1e-5])
+    with pytest.raises(UsageError, match=r"monitor='val/acc'\) follows what nothing logs: monitor one of train/"):
+        toys.trainer(tmp_path, max_epochs=1).fit(learner(lr_scheduler=plateau), toys.data())
+    for changes, message in (
+        ({"lr_interval": "step"}, "set lr_interval='epoch'"),
+        ({"lr_scheduler": lambda optimizer: ReduceLROnPlateau(optimizer, "max")}, "use lightning.pytorch.cli.Reduce"),
+    ):
+        for build in (learner, lambda **given: OfflineDistiller(*pair(), toys.terms(), **given)):
+            with pytest.raises(UsageError, match=message):
+                build(**{"lr_scheduler": plateau} | changes).configure_optimizers()
+
+
+def test_accumulation_by_a_callback_is_refused_and_clipping_is_given_back(tmp_path):
+    with pytest.raises(UsageError, match=r"GradientAccumulationScheduler: AdversarialDistiller updates its players"):
+        toys.trainer(tmp_path, GradientAccumulationScheduler({1: 2})).fit(learner(), toys.data())
+
+    class Fails(Callback):
+        def on_train_batch_end(self, *_):
+            raise RuntimeError("in the midst")
+
+    run = toys.trainer(tmp_path, Fails(), gradient_clip_val=0.1, gradient_clip_algorithm="value")
+    with pytest.raises(RuntimeError, match="midst"):
+        run.fit(learner(), toys.data())
+    assert run.gradient_clip_val == 0.1
+    assert not [each for each in run.callbacks if isinstance(each, PlayerClipping)]
