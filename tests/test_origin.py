@@ -44,7 +44,18 @@ def wide_student(gap: float) -> nn.Module:
     return student
 
 
-def test_the_distilled_loss_is_half_of_each_without_t_squared():
+def test_the_distilled_loss_has_t_squared_on_two_logits():
+    """Student (3, 0), teacher (0, 6), label 0, T = 3: softened to (e, 1) / (e + 1) and (1, e^2) / (1 + e^2)."""
+    student, teacher, target = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 6.0]]), torch.tensor([0])
+    sure = math.exp(3) / (math.exp(3) + 1)
+    hard = math.log(1 + math.exp(1 - sure - sure))
+    soft = math.log(1 + math.e) - 1 / (1 + math.exp(2))
+    for name in ("distilled", "distilled_log_softmax"):
+        loss = VARIANTS[name].loss(student, teacher, target).item()
+        assert loss == pytest.approx(0.5 * hard + 0.5 * 9 * soft, rel=1e-6)
+
+
+def test_the_distilled_loss_is_half_of_each():
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 5, 10, generator=generator, dtype=torch.float64) * 4
     target = torch.arange(5)
@@ -52,7 +63,7 @@ def test_the_distilled_loss_is_half_of_each_without_t_squared():
     for z_s, z_t, label in zip(student.tolist(), teacher.tolist(), target.tolist(), strict=True):
         hard = -math.log(softmax(softmax(z_s))[label])
         soft = -sum(t * math.log(s) for s, t in zip(softmax(z_s, 3.0), softmax(z_t, 3.0), strict=True))
-        expected += (0.5 * hard + 0.5 * soft) / 5
+        expected += (0.5 * hard + 0.5 * 9 * soft) / 5
     for name in ("distilled", "distilled_log_softmax"):
         assert VARIANTS[name].loss(student, teacher, target).item() == pytest.approx(expected, rel=1e-9)
 
@@ -62,7 +73,7 @@ def test_log_of_softmax_overflows_where_log_softmax_does_not():
     for gap, finite in ((250.0, True), (400.0, False)):
         student = torch.tensor([[gap] + [0.0] * 9])
         assert notebook_soft_cross_entropy(student, teacher).isfinite().item() is finite
-        assert sound_soft_cross_entropy(student, teacher).item() == pytest.approx(0.9 * gap / 3, rel=1e-5)
+        assert sound_soft_cross_entropy(student, teacher).item() == pytest.approx(9 * 0.9 * gap / 3, rel=1e-5)
     overflow = Overflow()
     for gap in (0.0, 400.0, 250.0, math.nan):  # the last are not finite themselves, and not counted
         overflow.count(torch.tensor([[gap] + [0.0] * 9]), teacher)
@@ -161,7 +172,7 @@ def test_the_command_runs_unfinished_jobs(tmp_path: Path, capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert printed.startswith("5 runs to do")
     for name in VARIANTS:
-        assert f"seed 0 · {name} · epoch 1 · loss: train 0.0" in printed
+        assert f"seed 0 · {name} · epoch 1 · loss: train 0." in printed
     assert printed.rstrip().endswith("0 min left")
     main([*command, "2"])
     assert capsys.readouterr().out.startswith("0 runs to do")

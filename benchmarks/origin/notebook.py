@@ -26,14 +26,14 @@ Loss = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 
 
 def notebook_soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
-    """Soft cross-entropy as in the notebook, without T^2: where the softmax underflows to 0, the loss is infinite."""
+    """Soft cross-entropy times T^2, as in the notebook: where the softmax underflows to 0, the loss is infinite."""
     log_student = (student / TEMPERATURE).softmax(dim=1).log()
-    return -(log_student * (teacher / TEMPERATURE).softmax(dim=1)).sum(dim=1).mean()
+    return TEMPERATURE**2 * -(log_student * (teacher / TEMPERATURE).softmax(dim=1)).sum(dim=1).mean()
 
 
 def sound_soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
-    """The same quantity through log_softmax; the package's loss has the factor T^2, the notebook's did not."""
-    return soft_cross_entropy_loss(student, teacher, TEMPERATURE) / TEMPERATURE**2
+    """The same quantity through log_softmax: the package's loss."""
+    return soft_cross_entropy_loss(student, teacher, TEMPERATURE)
 
 
 def logit_loss(student: Tensor, teacher: Tensor | None, target: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def logit_loss(student: Tensor, teacher: Tensor | None, target: Tensor) -> Tenso
 
 
 def distilled_loss(soft: Callable[[Tensor, Tensor], Tensor]) -> Loss:
-    """Half the loss of the labels and half the soft loss: the notebook's lambda is .5."""
+    """Half the loss of the labels and half the soft loss, T^2 included: the notebook's lambda is .5."""
 
     def loss(student: Tensor, teacher: Tensor | None, target: Tensor) -> Tensor:
         assert teacher is not None
