@@ -12,14 +12,9 @@ from typing import Any
 from kd_lightning.cli.components import locate_component
 from kd_lightning.cli.config_errors import with_location
 from kd_lightning.cli.yaml_file import Setting
-from kd_lightning.core.errors import UsageError
+from kd_lightning.core.errors import InputRefusedError, UsageError
 from kd_lightning.core.failures import is_user_error, one_line, shortened
-
-_OTHER_INPUTS = re.compile(
-    r"to have \d+ channels|mat1 and mat2 shapes cannot be multiplied|Kernel size can't be greater"
-)
-"""torch's messages about inputs of other widths or sizes than a network was built for."""
-_OTHER_WIDTHS = "set its widths, such as in_channels, to the data's, or the data's, such as num_channels, to them"
+from kd_lightning.core.network_call import other_widths
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -40,7 +35,8 @@ def usage_error(
         settings: Everything that files and options set.
         ckpt_path: The checkpoint that was loaded.
     """
-    field, in_constructor = locate_component(cause, config)
+    raised = cause.__cause__ if isinstance(cause, InputRefusedError) and cause.__cause__ else cause
+    field, in_constructor = locate_component(raised, config)  # the network's own frames are in the error of torch
     message = one_line(cause)
     if message.startswith("Error(s) in loading state_dict"):
         field, in_constructor = "ckpt_path", True
@@ -51,8 +47,8 @@ def usage_error(
             field, in_constructor = f"trainer.{name}", True
         elif name := _unknown_argument(message, settings):
             field, in_constructor, message = name, True, f"there is no such argument ({message}): remove it"
-        elif not in_constructor and field and isinstance(cause, RuntimeError) and _OTHER_INPUTS.search(message):
-            in_constructor, message = True, f"its inputs do not fit ({message}): {_OTHER_WIDTHS}"
+        elif not in_constructor and field and isinstance(cause, RuntimeError) and (remedy := other_widths(message)):
+            in_constructor, message = True, f"its inputs do not fit: {message}{remedy}"
     of_arguments = in_constructor and isinstance(cause, ValueError | TypeError | RuntimeError)
     if not is_user_error(cause) and not of_arguments:
         return None

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dis import opmap
 from pathlib import Path
@@ -157,8 +158,15 @@ def _explain(network: nn.Module, inputs: Any, error: Exception) -> NoReturn:
     given = ", ".join(f"{tuple(tensor.shape)} of {_type(tensor)}" for tensor in tensors[:4]) or "no tensor"
     text = " ".join(str(error).split())
     raise InputRefusedError(
-        f"{_name(network)} cannot take its input {given}: {text}{_remedy(network, tensors)}"
+        f"{_name(network)} cannot take its input {given}: {text}{_remedy(network, tensors) or other_widths(text)}"
     ) from error
+
+
+def other_widths(message: str) -> str:
+    """Return the remedy for torch's message about inputs of another width or size; empty for any other message."""
+    if not re.search(r"to have \d+ channels|mat1 and mat2 shapes cannot|Kernel size can't be greater", message):
+        return ""
+    return ": set its widths, such as in_channels, to the data's, or the data's, such as num_channels, to its own"
 
 
 def _remedy(network: nn.Module, tensors: list[Tensor]) -> str:
