@@ -15,6 +15,7 @@ from kd_lightning.callbacks.user_module import (
     NoLossError,
     add_to_optimizer,
     check_calls,
+    check_resumed_terms,
     check_student,
     labels_of,
     loss_of,
@@ -120,6 +121,10 @@ class Distillation(Callback):
         self.terms.load_state_dict(state_dict["terms"])
 
     # ---- Lightning hooks
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Check that the resumed run had the parameters of these terms, as its optimizer's state fits no others."""
+        check_resumed_terms(self.terms, self.student, checkpoint["callbacks"].get(self.state_key))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Register the terms in the module, for devices, processes and schedules, and replace two of its methods."""

@@ -112,6 +112,31 @@ def add_to_optimizer(module: LightningModule, optimizers: list[Optimizer], terms
         group["param_names"].extend(new)
 
 
+def check_resumed_terms(terms: nn.Module, student: str, state: Mapping[str, Any] | None) -> None:
+    """Check that a checkpoint is of a run whose terms had the same parameters.
+
+    Args:
+        terms: The terms of this run.
+        student: The student's name.
+        state: The state of `Distillation` in the checkpoint; None if the run had none.
+
+    Raises:
+        UsageError: The run had others, or was without distillation and the terms have parameters.
+    """
+    learned = {name for name, parameter in terms.named_parameters() if parameter.requires_grad}
+    now, then = (learned, set[str]()) if state is None else (set(terms.state_dict()), set(state["terms"]))
+    if now != then:
+        different = ", ".join(sorted(now ^ then)[:3])
+        run = "without distillation" if state is None else "with other terms"
+        raise UsageError(
+            f"this checkpoint is of a run {run} of the student {student!r}, and its optimizer has no state of the "
+            f"terms' {different}: load its weights into the module and fit without ckpt_path"
+            if now - then
+            else f"this checkpoint is of a run {run} of the student {student!r}, whose terms had {different}: give "
+            "Distillation the same terms, or load its weights into the module and fit without ckpt_path"
+        )
+
+
 def weight_averages(trainer: Trainer) -> list[WeightAveraging]:
     """List the trainer's callbacks that average weights."""
     callbacks = cast("list[Callback]", trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]

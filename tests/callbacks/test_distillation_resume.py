@@ -288,3 +288,34 @@ def test_a_run_can_be_resumed_without_the_callback(tmp_path):
     module = Random()
     toys.trainer(tmp_path, max_epochs=2).fit(module, toys.data(val_size=16), ckpt_path=saved)
     assert torch.isfinite(module.backbone[2].weight).all()
+
+
+def resume(begun_with: list[Callback], resumed_with: list[Callback], folder: Any) -> None:
+    fit(Theirs(), *begun_with, ModelCheckpoint(folder, "begun"), folder=folder, max_epochs=1)
+    trainer = toys.trainer(folder, *resumed_with, max_epochs=2)
+    trainer.fit(Theirs(), toys.Loader(batches()), ckpt_path=folder / "begun.ckpt")
+    assert trainer.global_step == 8
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
+def test_a_plain_run_is_resumed_with_distillation_that_has_no_parameters(tmp_path):
+    resume([], [distillation(hint=False)], tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
+@pytest.mark.parametrize(
+    ("begun_with", "resumed_with", "message"),
+    [
+        (None, True, r"a run without distillation of the student 'backbone', .* hint\.loss\.connector\.bias"),
+        (False, True, r"a run with other terms of .* no state of the terms' hint\.loss\.connector\.bias"),
+        (
+            True,
+            False,
+            r"a run with other terms of .*, whose terms had hint\.loss\.connector\.bias.*: give Distillation",
+        ),
+    ],
+)
+def test_a_resume_with_other_parameters_of_terms_raises(begun_with, resumed_with, message, tmp_path):
+    begun = [] if begun_with is None else [distillation(hint=begun_with)]
+    with pytest.raises(UsageError, match=message):
+        resume(begun, [distillation(hint=resumed_with)], tmp_path)
