@@ -16,10 +16,12 @@ from kd_lightning.callbacks.user_module import (
     add_to_optimizer,
     check_calls,
     check_resumed_terms,
+    check_rows,
     check_student,
     labels_of,
     loss_of,
     optimizers_in,
+    rows_of,
     weight_averages,
 )
 from kd_lightning.core.activations import Activations, Call, record_activations, record_calls
@@ -34,7 +36,7 @@ from kd_lightning.core.network_call import call as call_network, without_graph
 from kd_lightning.core.progress import should_log
 from kd_lightning.core.teacher_holder import TeacherHolder
 from kd_lightning.core.term import Term
-from kd_lightning.core.terms import Terms, finetunes
+from kd_lightning.core.terms import Terms
 from kd_lightning.core.training_means import TrainingMeans
 from kd_lightning.core.traits import is_changed
 
@@ -59,7 +61,8 @@ class Distillation(Callback):
     module alone.
 
     **Labels** are ``target`` and ``index`` of a batch ``(x, target, index)``, and have their own names in a mapping: a
-    term on torchgeo's batches has ``target="label"``.
+    term on torchgeo's batches has ``target="label"``. They belong to the rows of the batch: a step that permutes or
+    mixes these before its student gets them is refused where a term needs labels.
 
     Args:
         student: Dotted name, in the module, of the network that returns the logits; ``""`` is the module itself.
@@ -134,7 +137,7 @@ class Distillation(Callback):
         self._means = attach_monitors(trainer, pl_module)
         self.held.hold()
         self._expected, self._has_logged, self._compiles = None, False, True
-        self.terms.is_checked = finetunes(trainer)
+        self.terms.start_fit(trainer)
         self._name = "distillation_" + self.student.replace(".", "_")
         while hasattr(pl_module, self._name):
             self._name += "_"
@@ -189,6 +192,8 @@ class Distillation(Callback):
         vars(self.terms)["skip_unweighted"] = not (logged or is_last)
         student = module.get_submodule(self.student)
         labels = labels_of(args[0] if args else None, self.terms.labels())  # first, as the step may take them out
+        looks = labels and (logged or not self.terms.is_checked)  # which waits for the device
+        rows = rows_of(args[0], self.terms.all(), labels) if looks else None
         output: Any = None
         try:
             with record_activations(student, self.terms.layers("student")) as recorded, record_calls(student) as calls:
@@ -200,6 +205,7 @@ class Distillation(Callback):
         except NoLossError:  # which leaves the recording before it checks that every layer has run
             return output
         self._compiles = self._compiles and anything_compiled()
+        check_rows(self.student, rows, calls[0])
         losses = self.terms.losses(recorded, self._teacher_activations(calls[0]), labels)
         self._means.add(self.terms, losses)
         if logged:
@@ -226,6 +232,7 @@ class Distillation(Callback):
         self.teacher.to(module.device)
         self.held.broadcast()
         self.held.network = trainer.precision_plugin.convert_module(self.teacher)
+        self.terms.teacher_is_fixed = not self._teacher_changes(trainer)
         # A teacher that a callback changes is in that callback's state.
         self.held.remember(None if self._teacher_changes(trainer) else self._expected)
 

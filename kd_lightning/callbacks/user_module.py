@@ -10,12 +10,17 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from kd_lightning.callbacks.mixed_rows import are_mixed
 from kd_lightning.core.activations import Call
 from kd_lightning.core.batch import fields_of, split_batch
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.freezing import check_sharing
 from kd_lightning.core.lookup import find_network
+from kd_lightning.core.loss import loss_trait
+from kd_lightning.core.modes import check_in_training
+from kd_lightning.core.network_call import tensors_in
 from kd_lightning.core.teacher_holder import TeacherHolder
+from kd_lightning.core.term import Term, names
 
 
 def labels_of(batch: Any, names: list[str]) -> dict[str, Tensor]:
@@ -46,9 +51,11 @@ def check_student(module: LightningModule, name: str, held: TeacherHolder) -> No
     """Check that a module has the student and that the frozen teacher freezes nothing that it learns.
 
     Raises:
-        UsageError: There is no network of that name (the nearest are given), or they share parameters that learn.
+        UsageError: There is no network of that name (the nearest are given), it is in eval mode, or they share
+            parameters that learn.
     """
     student = find_network(module, name, "to be the student")
+    check_in_training(student, f"the student {name!r}")
     check_sharing(student, held.network, held.learned, f"the teacher and the student {name!r}")
 
 
@@ -73,6 +80,35 @@ def check_calls(module: LightningModule, name: str, calls: list[Call]) -> None:
         raise UsageError(
             f"the input of {where} was overwritten in place, and the teacher would get other values: clone the input "
             "before it is changed"
+        )
+
+
+def rows_of(batch: Any, terms: Mapping[str, Term], labels: Mapping[str, Tensor]) -> tuple[str, Tensor] | None:
+    """Return the first term that pairs labels or a mask with rows, and a copy of the batch's input; None without."""
+    for name, term in terms.items():
+        needs = [*(names(term.target) if loss_trait(term.loss, "needs_target") else []), term.mask]
+        if term.weight and any(label in labels for label in needs):
+            first = next(tensors_in(split_batch(batch, list(labels)).student), None)
+            return None if first is None else (name, first.detach().clone())
+    return None
+
+
+def check_rows(name: str, batch: tuple[str, Tensor] | None, call: Call) -> None:
+    """Check that the student got the rows of the batch that the labels are of.
+
+    Args:
+        name: The student's name.
+        batch: What `rows_of` returned before the step.
+        call: The student's call in the step.
+
+    Raises:
+        UsageError: It got permuted or mixed rows.
+    """
+    seen = None if batch is None else next(tensors_in((call.args, call.kwargs)), None)
+    if batch is not None and seen is not None and are_mixed(seen, batch[1]):
+        raise UsageError(
+            f"training_step gave the student {name!r} permuted or mixed rows of the batch, and term {batch[0]!r} has "
+            "the labels of the batch: mix inputs and labels before the step, in on_after_batch_transfer or the loader"
         )
 
 

@@ -21,12 +21,13 @@ from kd_lightning.core.finite_check import attach_finite_check
 from kd_lightning.core.freezing import freeze, is_frozen
 from kd_lightning.core.hyperparameters import save_plain_hyperparameters
 from kd_lightning.core.loss import loss_trait
+from kd_lightning.core.modes import check_in_training, networks_of
 from kd_lightning.core.network_call import run
 from kd_lightning.core.plateau import scheduler_config
 from kd_lightning.core.progress import should_log
 from kd_lightning.core.protocols import data_module_of
 from kd_lightning.core.term import Term
-from kd_lightning.core.terms import Terms, finetunes
+from kd_lightning.core.terms import Terms
 from kd_lightning.core.training_means import TrainingMeans
 
 OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -175,8 +176,10 @@ class Learner(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": scheduler_config(scheduler, self.lr_interval)}
 
     def on_fit_start(self) -> None:
-        """Let the first step check that every term can teach, unless layers are to be unfrozen later."""
-        self.terms.is_checked = finetunes(self.trainer)
+        """Let the first step check the terms, and check that the networks that learn are in training mode."""
+        self.terms.start_fit(self.trainer)
+        for name, network in networks_of(self):
+            check_in_training(network, name)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the weighted sum of the scheme's losses."""

@@ -41,6 +41,8 @@ class DistillationLoss(nn.Module):
     """It compares maps (N, C, H, W), which therefore never become rows."""
     softmax_over_classes: bool = False
     """It compares distributions over classes that exclude each other, so that no other kind of label fits it."""
+    takes_probabilities: bool = False
+    """Probabilities are meant for its logits, so that these are not refused at the first step."""
     is_adversarial: bool = False
     """It has a discriminator that a scheme trains with a separate optimizer."""
     skips_unlabeled: bool = False

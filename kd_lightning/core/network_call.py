@@ -139,7 +139,7 @@ def _overwritten(network: nn.Module, tensor: Tensor, is_output: bool) -> None:
     base = tensor._base
     for each in (tensor, base if base is not None and base.numel() == tensor.numel() else None):
         if each is not None:
-            each.__dict__[_WRITER] = (id(network), name)
+            vars(each)[_WRITER] = (id(network), name)
 
 
 def _attributes(value: Any) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _name(network: nn.Module) -> str:
 
 def _explain(network: nn.Module, inputs: Any, error: Exception) -> NoReturn:
     """Raise an error of torch about the arguments of a network in one line; any other as it is."""
-    if type(error) not in (RuntimeError, TypeError, ValueError, IndexError) or not _is_of_torch(error):
+    if type(error) not in (RuntimeError, TypeError, ValueError, IndexError) or not is_of_torch(error):
         raise error
     tensors = list(tensors_in(inputs))
     given = ", ".join(f"{tuple(tensor.shape)} of {_type(tensor)}" for tensor in tensors[:4]) or "no tensor"
@@ -185,7 +185,7 @@ def _type(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _is_of_torch(error: Exception) -> bool:
+def is_of_torch(error: Exception) -> bool:
     """Tell if torch's code has raised an error, in Python, or in C++ as a RuntimeError."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

@@ -21,6 +21,7 @@ Address = str | list[str]
 Picked = Tensor | list[Tensor | None] | None
 """The tensors at an address; a label that the batch lacks is None."""
 Side = Literal["student", "teacher"]
+_SMALL_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
 
 class Term(nn.Module):
@@ -125,6 +126,8 @@ class Term(nn.Module):
             raise self._not_recorded(student, teacher or {}) from None
         target = self.target
         label = labels[target] if isinstance(target, str) and target in labels else self._label(loss, labels)
+        if isinstance(label, Tensor) and label.dtype in _SMALL_INTEGERS:
+            label = label.long()
         mask = None if self.mask is None else self._mask(labels)
         if compares_samples := getattr(loss, "compares_samples", False):  # by name: a function would be a call a step
             first, second, label, mask = _gather(first), _gather(second), _gather(label), _gather(mask)

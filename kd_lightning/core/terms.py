@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from kd_lightning.core.activations import Activations
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.label_kinds import are_distributions
+from kd_lightning.core.first_batch import check_can_teach, check_inputs_of, check_kind_of_label, explained
 from kd_lightning.core.loss import loss_trait
+from kd_lightning.core.network_call import is_of_torch
 from kd_lightning.core.term import Side, Term, names
-from kd_lightning.core.torch_internals import is_of_convolution
 from kd_lightning.core.zero_gradient import zero_of
 
 
@@ -61,6 +61,10 @@ class Terms(nn.ModuleDict):
                 )
             self[name] = term
         self.is_checked = False
+        self.teacher_is_fixed = False
+        """The teacher is trained already, so that one no better than chance is worth a warning."""
+        self._checked: set[str] = set()
+        self._may_unfreeze = False
         self.last: dict[str, Tensor] = {}
         """The losses of the last step, without their graph."""
 
@@ -98,8 +102,9 @@ class Terms(nn.ModuleDict):
     ) -> dict[str, Tensor]:
         """Compute the unweighted loss of each term, of the same activations.
 
-        In the first call of a fit each weighted term is checked: its loss is a scalar, and one of the student's
-        activations that it compares requires a gradient.
+        In the first call of a fit in which a term has a weight other than 0 it is checked: what it compares, and that
+        its loss is a scalar of which one of the student's activations gets a gradient
+        (`kd_lightning.core.first_batch`).
 
         Args:
             student: The student's activations.
@@ -108,29 +113,66 @@ class Terms(nn.ModuleDict):
             only: The names of some of the terms; all of them if not given.
 
         Raises:
-            UsageError: As for `Term`; or a weighted term cannot teach the student.
+            UsageError: As for `Term`; a weighted term cannot teach the student, or gets probabilities or labels that
+                are none of its classes; or torch refuses what a loss is given.
         """
         terms: Any = self._modules
-        if not self.is_checked:
-            for term in terms.values():
-                term.start()
+        new = {} if self.is_checked else self._check_inputs(student, teacher, labels, only)
         found: dict[str, Tensor] = {}
         for name in terms if only is None else only:
             term = terms[name]
             if term.weight or not self.skip_unweighted:
-                found[name] = term(student, teacher, labels)
+                try:
+                    found[name] = term(student, teacher, labels)
+                except (RuntimeError, TypeError, IndexError) as error:
+                    if is_of_torch(error):
+                        raise explained(name, term, student, teacher, labels, error) from error
+                    raise
             else:
                 found[name] = term.idle(student, torch.zeros((), device=next(iter(student.values())).device))
-        if not self.is_checked and torch.is_grad_enabled():
-            for name, loss in found.items():
-                if terms[name].weight:
-                    check_can_teach(name, terms[name], student, loss)
-                    check_kind_of_label(name, terms[name], student, labels)
-            vars(self)["is_checked"] = True
+        if new:
+            self._check_losses(new, found, student, labels)
         last = vars(self)["last"] = {}  # for an error's message, as the other lines of every step: no comprehension
         for name, loss in found.items():
             last[name] = loss.detach()
         return found
+
+    def start_fit(self, trainer: Trainer) -> None:
+        """Check every term again; layers that a callback unfreezes later need not be able to learn yet."""
+        self.is_checked, self.teacher_is_fixed = False, False
+        self._checked = set()
+        self._may_unfreeze = finetunes(trainer)
+
+    def _check_inputs(
+        self,
+        student: Activations,
+        teacher: Activations | None,
+        labels: dict[str, Tensor],
+        only: Iterable[str] | None,
+    ) -> dict[str, Term]:
+        """Check what terms compare that are used for the first time, and return these terms."""
+        terms = self.all()
+        if not self._checked:
+            for term in terms.values():
+                term.start()
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return {}
+        names = terms if only is None else only
+        new = {name: terms[name] for name in names if terms[name].weight and name not in self._checked}
+        if new:
+            check_inputs_of(new, student, teacher, labels, self.teacher_is_fixed)
+        return new
+
+    def _check_losses(
+        self, new: dict[str, Term], losses: dict[str, Tensor], student: Activations, labels: dict[str, Tensor]
+    ) -> None:
+        """Check that terms can teach which are used for the first time."""
+        for name, term in new.items():
+            if not self._may_unfreeze:
+                check_can_teach(name, term, student, losses[name])
+            check_kind_of_label(name, term, student, labels)
+        self._checked |= new.keys()
+        vars(self)["is_checked"] = len(self._checked) == len(self)
 
     def weighted_sum(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Sum losses under the weights of their terms; a loss of weight 0 adds its graph and not its value."""
@@ -163,53 +205,6 @@ class Terms(nn.ModuleDict):
             if hasattr(term.loss, "temperature"):
                 values[f"temperature/{name}"] = term.loss.temperature
         return values
-
-
-def check_can_teach(name: str, term: Term, student: Activations, loss: Any) -> None:
-    """Check that a loss is a scalar that the student can learn from.
-
-    Raises:
-        UsageError: It is not, with the term and the layer.
-    """
-    if not isinstance(loss, Tensor) or loss.dim():
-        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise UsageError(
-            f"term {name!r}: {type(term.loss).__name__} gave {found}, not a scalar: let its forward average over the "
-            "batch"
-        )
-    layers = names(term.student)
-    if layers and not any(student[layer].requires_grad for layer in layers):
-        raise UsageError(
-            f"term {name!r} cannot teach the student: {', '.join(layers)} of the student requires no gradient "
-            "(frozen layers, no_grad, detach() or a reentrant checkpoint): address a layer that learns, or "
-            "give the term weight 0"
-        )
-    for layer in layers if term.class_dim is None and term.makes_rows() else ():
-        if student[layer].dim() == 3 and is_of_convolution(student[layer]):
-            raise UsageError(
-                f"term {name!r}: {layer} of the student, {tuple(student[layer].shape)}, is the output of a "
-                "convolution, which has its classes before the positions: set class_dim=1 of the term for (N, C, L), "
-                "or class_dim=-1 if it is (N, L, C) nevertheless"
-            )
-
-
-def check_kind_of_label(name: str, term: Term, student: Activations, labels: Mapping[str, Tensor]) -> None:
-    """Check that a loss over classes that exclude each other is not used beside labels that can hold together.
-
-    Raises:
-        UsageError: It is, with the term and the loss to use.
-    """
-    if not loss_trait(term.loss, "softmax_over_classes") or not isinstance(term.student, str):
-        return
-    outputs, label = student[term.student], labels.get(term.target) if isinstance(term.target, str) else None
-    if not isinstance(label, Tensor) or label.shape != outputs.shape or label.dim() not in (2, 3):
-        return
-    if not are_distributions(label):
-        raise UsageError(
-            f"term {name!r}: {type(term.loss).__name__} compares distributions over classes that exclude each other, "
-            f"and the rows of the label {tuple(label.shape)} do not sum to 1: for labels that can hold together use "
-            "BernoulliKDLoss and BinaryTaskLoss, for real values LogitMSELoss and RegressionTaskLoss"
-        )
 
 
 def finetunes(trainer: Trainer) -> bool:

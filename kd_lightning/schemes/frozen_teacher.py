@@ -108,6 +108,7 @@ class FrozenTeacher(Learner, ABC):
         super().on_fit_start()
         expected = vars(self).pop("_expected_teacher", None)
         if self.teacher_is_held:
+            self.terms.teacher_is_fixed = self.teacher_sees_data
             self.teacher.to(self.device)
             self.held_teacher.broadcast()
             self.held_teacher.remember(expected)

@@ -261,7 +261,7 @@ def test_a_term_that_cannot_teach_is_named_at_the_first_step(loss, layer, says, 
         def __init__(self):
             super().__init__()
             self.frozen = nn.Linear(3 * 784, 8).requires_grad_(False)
-            self.head = nn.Linear(8, 8)
+            self.head = nn.Linear(8, 10)
 
         def forward(self, x):
             return self.head(self.frozen(x.flatten(1)))

@@ -58,6 +58,7 @@ class ProbabilityCrossEntropyLoss(DistillationLoss):
     label_kind = "classes"
     takes_rows = True
     softmax_over_classes = True
+    takes_probabilities = True
     needs_target = True
 
     def forward(self, student: Tensor, teacher: Tensor | None, target: Tensor) -> Tensor:
