@@ -29,6 +29,9 @@ class TeacherHolder:
         network: The teacher; it is frozen.
         name: Its name in messages.
 
+    Raises:
+        UsageError: It is no network.
+
     Example:
         >>> holder = TeacherHolder(nn.Linear(4, 2))
         >>> holder.network.weight.requires_grad, len(holder.remember())
@@ -36,6 +39,10 @@ class TeacherHolder:
     """
 
     def __init__(self, network: nn.Module, name: str = "network 'teacher'") -> None:
+        if not isinstance(network, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]  # from unannotated code
+            raise UsageError(
+                f"the {name} is {type(network).__name__}, not a network: give an nn.Module that is trained"
+            )
         self.network = network
         self.name = name
         self.hash: str | None = None

@@ -50,8 +50,9 @@ class Term(nn.Module):
             (N, C, L), as ``nn.Conv1d`` gives them.
 
     Raises:
-        UsageError: `weight` is not finite, neither side is addressed, or `shift` is negative; at a call: an addressed
-            layer was not recorded, or a label that the loss needs, or the mask, is missing.
+        UsageError: `loss` is no module, or a term; `weight` is not finite, neither side is addressed, or `shift` is
+            negative; at a call: an addressed layer was not recorded, or a label that the loss needs, or the mask, is
+            missing.
 
     Example:
         >>> import torch
@@ -74,6 +75,10 @@ class Term(nn.Module):
         class_dim: Literal[1, -1] | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(loss, nn.Module) or isinstance(loss, Term):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(
+                f"the loss of a term is a {type(loss).__name__}: give the loss itself, e.g. Term(KDLoss(4.0))"
+            )
         if not math.isfinite(weight):
             raise UsageError(f"weight={weight} of a {type(loss).__name__} term is not a finite number")
         if student is None and teacher is None:

@@ -292,3 +292,14 @@ def test_a_classifier_is_checked_as_well(tmp_path):
     x, _ = batch(8)
     with pytest.raises(UsageError, match="term 'task': the label 7 is none of the 5 classes"):
         toys.trainer(tmp_path, max_epochs=1).fit(Classifier(student()), toys.Loader([(x, torch.full((8,), 7))]))
+
+
+@pytest.mark.parametrize("loss", [functional.mse_loss, "kd", Term(KDLoss(2.0))], ids=["function", "text", "term"])
+def test_the_loss_of_a_term_is_a_module(loss):
+    with pytest.raises(UsageError, match=f"the loss of a term is a {type(loss).__name__}"):
+        Term(loss)
+
+
+def test_the_drop_in_needs_a_teacher():
+    with pytest.raises(UsageError, match="teacher of 'backbone' is NoneType, not a network"):
+        drop_in.distillation(teacher=None)
