@@ -205,8 +205,8 @@ class Distillation(Callback):
         except NoLossError:  # which leaves the recording before it checks that every layer has run
             return output
         self._compiles = self._compiles and anything_compiled()
-        check_rows(self.student, rows, calls[0])
         losses = self.terms.losses(recorded, self._teacher_activations(calls[0]), labels)
+        check_rows(self.student, rows, calls[0])  # after what the terms say of themselves
         self._means.add(self.terms, losses)
         if logged:
             self._log(trainer, module, losses)
