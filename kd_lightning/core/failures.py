@@ -10,7 +10,7 @@ from pathlib import Path
 from kd_lightning.core.errors import UsageError
 
 LIBRARIES = ("torch", "lightning", "lightning_fabric", "pytorch_lightning")
-GLOO = ("gloo/transport", "gloo::")
+GLOO = ("gloo/transport", "gloo::", "pair closure")
 """Parts of the messages of gloo, whose errors have no type of their own."""
 
 

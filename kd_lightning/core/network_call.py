@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.core.errors import InputRefusedError, UsageError
+from kd_lightning.core.failures import is_of_another_process
 from kd_lightning.core.freezing import is_frozen
 
 _WRITER = "_kd_overwritten_by"  # on a tensor that a network has overwritten: the network's id and its name
@@ -186,7 +187,12 @@ def _type(tensor: Tensor) -> str:
 
 
 def is_of_torch(error: Exception) -> bool:
-    """Tell if torch's code has raised an error, in Python, or in C++ as a RuntimeError."""
+    """Tell if torch's code has raised an error, in Python, or in C++ as a RuntimeError.
+
+    Full memory, and another process that has ended or hangs, are no fault of what torch was given.
+    """
+    if isinstance(error, torch.OutOfMemoryError) or is_of_another_process(error):
+        return False
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

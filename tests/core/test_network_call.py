@@ -232,3 +232,21 @@ def test_an_error_of_a_networks_own_code_stays_as_it_is(kind):
 def test_tensors_are_found_in_objects():
     graph = SimpleNamespace(x=images(), edges=[images()], name="g", size=3)
     assert len(list(tensors_in({"graph": graph, "y": (images(),)}))) == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer"),
+        RuntimeError("Application timeout caused pair closure"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+)
+def test_what_is_no_fault_of_an_input_is_not_put_down_to_it(error):
+    class Fails(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise error
+
+    with pytest.raises(RuntimeError) as caught:
+        call(Fails(), images())
+    assert caught.value is error
