@@ -16,11 +16,12 @@ ONE_OF_EACH = {
         "SIGTERM, validation",
         "SIGINT, after step",
         "not finite, gradient",
-        "disk, full",
-        "flipped bit",
-        "second process",
+        "disk, full, rename",
+        "damaged file, a bit",
+        "second process, resumes",
     ),
     "drop-in": ("rename, checkpoint 3, TMPDIR beside", "SIGINT, forward", "not finite, output"),
+    "loader with a worker": ("loader, worker killed",),
 }
 TORN, HALF_STEP = "middle, checkpoint 2, TMPDIR beside", "SIGINT, after step"
 
@@ -44,7 +45,7 @@ def _try(folder: Path, chosen: dict[str, tuple[str, ...]], damage: str) -> None:
     for family, names in chosen.items():
         truth = trial.truth_of(family, folder)
         of_family = [
-            fault for fault in kinds.faults() if any(name in f"{fault.kind}, {fault.detail}" for name in names)
+            fault for fault in kinds.faults(family) if any(name in f"{fault.kind}, {fault.detail}" for name in names)
         ]
         found += [trial.try_fault(family, fault, truth, folder) for fault in of_family]
     (folder / "results.json").write_text(trial.as_json(found))
@@ -54,16 +55,15 @@ def write_in_place() -> None:
     """Checkpoints are written over the former ones."""
     from kd_lightning.core import files
 
-    class InPlace(files.AtomicFile):
-        def __init__(self, directory: Path, name: str, elsewhere: str) -> None:
-            super().__init__(directory, name, elsewhere)
-            self.temporary.unlink()
-            self.stream = (directory / name).open("w+b")
+    begin: Any = files.AtomicFile.__init__
 
-        def commit(self, path: Path) -> None:
-            self.stream.close()
+    def in_place(file: Any, directory: Path, name: str, *rest: str) -> None:
+        begin(file, directory, name, *rest)
+        file.temporary.unlink()
+        file.stream = (directory / name).open("w+b")
 
-    vars(files)["AtomicFile"] = InPlace
+    changed: Any = files.AtomicFile
+    changed.__init__, changed.commit = in_place, lambda file, path: file.stream.close()
 
 
 def save_anywhere() -> None:

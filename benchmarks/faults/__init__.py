@@ -5,6 +5,7 @@
 `moments`   actions at chosen moments of training, and of the writing of a checkpoint
 `values`    values that are not finite, in inputs, outputs, gradients and weights
 `kinds`     the faults, by kind, each with the end that it may have
+`workers`   data whose loader has worker processes
 `process`   runs in processes forked from this one, which has imported everything
 `evidence`  what a run leaves: checkpoints, other files, weights and rows of metrics
 `trial`     one fault: the run with it, the resumed run, and the verdict

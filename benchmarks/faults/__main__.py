@@ -35,7 +35,7 @@ def main(args: list[str] | None = None) -> int:
     if options.report and (options.kinds or set(options.families) != FAMILIES.keys()):
         parser.error("--report is for all faults: leave out --families and --kinds")
     prepare()
-    verdicts = try_all(options.families, options.kinds, options.seed, options.folder)
+    verdicts = try_all(options.families, options.kinds, options.seed, options.folder.resolve())
     (options.folder / "results.json").write_text(as_json(verdicts))
     bad = [verdict for verdict in verdicts if verdict.problems]
     print(f"{len(verdicts)} faults, {len(bad)} with a problem")
@@ -64,7 +64,7 @@ def try_all(families: list[str], kinds: list[str] | None, seed: int, folder: Pat
 
     for name in families:
         truth = truth_of(name, folder)
-        for fault in faults(seed):
+        for fault in faults(name, seed):
             if not kinds or fault.kind in kinds:
                 tell(try_fault(name, fault, truth, folder))
     for name in families:

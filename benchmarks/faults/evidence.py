@@ -15,7 +15,9 @@ from torch.utils._pytree import tree_leaves
 from kd_lightning.core.hashing import hash_tensors
 from tests.run_rows import rows
 
-OF_A_RUN = re.compile(r"(config\.yaml|metrics\.csv|best\.ckpt|last\.ckpt|events\.out\..*)")
+OF_A_RUN = re.compile(r"config\.yaml|metrics\.csv|best\.ckpt|last\.ckpt|events\.out\..*")
+OF_PYTHON = re.compile(r"pymp-.*|listener-.*")
+"""What multiprocessing removes at the exit of a process, unless that is killed."""
 
 
 def write_result(folder: Path, weights: dict[str, Tensor], **more: Any) -> None:
@@ -60,6 +62,13 @@ def lost(folder: Path) -> list[str]:
     return found
 
 
-def strays(*folders: Path) -> list[str]:
-    """List the files, in run directories and in directories of temporary files, that are no part of a run."""
-    return [path.name for folder in folders for path in folder.rglob("*") if not OF_A_RUN.fullmatch(path.name)]
+def strays(root: Path, *folders: Path) -> list[str]:
+    """List files that are no part of a run.
+
+    Args:
+        root: The directory of everything, where no temporary file, which begins with a point, is to remain.
+        folders: Run directories, which may have the files of a run alone, and directories of temporary files.
+    """
+    inside = [path for folder in folders for path in folder.rglob("*") if not OF_A_RUN.fullmatch(path.name)]
+    inside = [path for path in inside if not OF_PYTHON.fullmatch(path.name)]
+    return sorted({path.name for path in [*inside, *root.rglob(".*")]})

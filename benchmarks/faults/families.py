@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 
+from benchmarks.faults import workers
 from kd_lightning import OfflineDistiller, Term
+from kd_lightning.callbacks import FastLoop, TeacherCache
 from kd_lightning.losses import CAMKDLoss, CRDLoss, HintLoss, TaskLoss
 from kd_lightning.networks import Ensemble
 from tests import run_rows, toys
 from tests.callbacks import test_fault_tolerance_saves as fault_tolerance
+from tests.callbacks.teachers import twins
 from tests.schemes.adversarial import test_adversarial_distiller as adversarial
 from tests.schemes.cross_modal import test_cross_modal as cross_modal
 from tests.schemes.data_free import test_data_free as data_free
@@ -35,6 +39,8 @@ class Family:
     student: str = "student"
     """Dotted name of the network that learns."""
     validates: bool = True
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the trainer."""
 
 
 def _offline(
@@ -78,6 +84,35 @@ FAMILIES = {
     "drop-in": Family(fault_tolerance.Users, fault_tolerance.distillation, other="", student="network"),
 }
 """By name, in the order of the table."""
+
+
+def _evolving(case: Callable[[], toys.Case]) -> Family:
+    return Family(lambda: case().learner, lambda: case().callbacks)
+
+
+def _other(*callbacks: Callable[[], Callback], **changes: Any) -> Family:
+    return Family(toys.offline, lambda: [make() for make in callbacks], changes=changes)
+
+
+SETTINGS = {
+    "EMA teacher": _evolving(twins.momentum),
+    "snapshot teacher": _evolving(twins.snapshot),
+    "born again": _evolving(twins.born_again),
+    "averaged weights": _other(lambda: EMAWeightAveraging(decay=0.9)),
+    "accumulated gradients": _other(accumulate_grad_batches=2),
+    "validation in epochs": _other(val_check_interval=2),
+    "Lightning's loop": _other(lambda: FastLoop(enabled=False)),
+    "cached teacher": Family(
+        toys.offline,
+        lambda: [TeacherCache("cache")],
+        lambda: run_rows.with_validation(augmentation=None),
+        other="student.6",  # the cache would find another output of the teacher
+    ),
+    "loader with a worker": Family(toys.offline, data=workers.WorkerData),
+    "bf16 precision": _other(precision="bf16-mixed"),
+}
+"""Runs of one family under other settings and callbacks."""
+FAMILIES |= SETTINGS
 
 
 def network_of(family: Family, module: LightningModule, callbacks: Sequence[Callback], name: str) -> nn.Module:

@@ -18,6 +18,8 @@ from kd_lightning.core import files
 
 Action = Callable[[], object]
 
+BATCH = 5
+"""The batch of most faults: the second one of the second epoch."""
 HALF = 3000
 """Bytes of a checkpoint that are written before a fault in the midst of it."""
 
@@ -158,37 +160,49 @@ class Pause(Callback):
                 time.sleep(0.01)
 
 
-def in_a_save(stage: str, number: int, action: Action, stays: bool = False) -> None:
-    """Do something while this process writes a checkpoint.
+def at(point: str, action: Action) -> Callable[[Any, Any], None]:
+    """Do something in the batch `BATCH` of a run, or in the validation after it; see `Moment`."""
+
+    def attach(run: Any, truth: Any) -> None:
+        where = point if run.family.validates or point != "validation" else "epoch end"
+        run.add(Moment(where, BATCH, marked(run.marker, action), run.student))
+
+    return attach
+
+
+def in_a_save(stage: str, number: int, action: Action, stays: bool = False, suffix: str = ".ckpt") -> None:
+    """Do something while this process writes a checkpoint, or another file.
 
     Args:
         stage: ``before`` the first byte, in the ``middle`` of them, before the ``rename``, or ``after`` it.
-        number: The number of the checkpoint, from 1.
+        number: The number of the file, from 1, among those of its suffix.
         action: What is done.
         stays: It is done in all later ones as well.
+        suffix: The end of the file's name.
     """
+    begin, commit = files.AtomicFile.__init__, files.AtomicFile.commit
     count = [0]
 
-    class Faulty(files.AtomicFile):
-        def __init__(self, directory: Path, name: str, *rest: str) -> None:
-            count[0] += name.endswith(".ckpt")
-            self.is_chosen = name.endswith(".ckpt") and (count[0] == number or (stays and count[0] > number))
-            if self.is_chosen and stage == "before":
-                action()
-            super().__init__(directory, name, *rest)
-            if self.is_chosen and stage == "middle":
-                self.stream: Any = _Torn(self.stream, action)
+    def faulty_begin(file: Any, directory: Path, name: str, *rest: str) -> None:
+        count[0] += name.endswith(suffix)
+        file.is_chosen = name.endswith(suffix) and (count[0] == number or (stays and count[0] > number))
+        if file.is_chosen and stage == "before":
+            action()
+        begin(file, directory, name, *rest)
+        if file.is_chosen and stage == "middle":
+            file.stream = _Torn(file.stream, action)
 
-        def commit(self, path: Path) -> None:
-            if self.is_chosen and stage == "rename":
-                self.stream.flush()
-                os.fsync(self.stream.fileno())
-                action()
-            super().commit(path)
-            if self.is_chosen and stage == "after":
-                action()
+    def faulty_commit(file: Any, path: Path) -> None:
+        if file.is_chosen and stage == "rename":
+            file.stream.flush()
+            os.fsync(file.stream.fileno())
+            action()
+        commit(file, path)
+        if file.is_chosen and stage == "after":
+            action()
 
-    vars(files)["AtomicFile"] = Faulty
+    changed: Any = files.AtomicFile
+    changed.__init__, changed.commit = faulty_begin, faulty_commit
 
 
 class _Torn:

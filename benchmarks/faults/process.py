@@ -89,6 +89,7 @@ def _be(function: Callable[[], int], output: Path, environment: dict[str, str]) 
         os.setsid()
         os.environ.update(environment)
         tempfile.tempdir = None
+        os.chdir(output.parent)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         with output.open("a") as stream:
@@ -161,7 +162,7 @@ def fit(
         after: Called after a whole run.
     """
     seed_everything(0, verbose=False)
-    run = Run(family, folder, marker, family.module(), list(family.callbacks()), family.data())
+    run = Run(family, folder, marker, family.module(), list(family.callbacks()), family.data(), {**family.changes})
     for attach in attached:
         attach(run)
     trainer = toys.trainer(folder, logger=default_loggers(folder), num_sanity_val_steps=0, **run.changes)

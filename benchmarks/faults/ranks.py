@@ -101,6 +101,8 @@ def rank_faults() -> list[RankFault]:
         RankFault("NaN in a step", poison("gradient", LATER), (2, 2)),
         RankFault("NaN before a save", poison("weight after the step", LATER), (2, 2)),
         RankFault("hang in a step", at("after step", LATER, hang), (1, None)),
+        RankFault("SIGTERM for one", at("after step", LATER - 1, kill(signal.SIGTERM)), (143, 143)),
+        RankFault("SIGINT for one", at("forward", LATER - 1, kill(signal.SIGINT)), (130, 130), rank=0),
         RankFault("death in a save", saving("middle", kill()), (-signal.SIGKILL, 1), rank=0),
         RankFault("disk full in a save", saving("middle", disk_full), (2, 1), rank=0),
     ]

@@ -81,12 +81,17 @@ class Stage:
         """Make a run in the run directory."""
         return self.start(*attached, ckpt_path=ckpt_path, output=output).wait()
 
-    def resume(self) -> Ended:
+    def resume(self, *attached: Attach) -> Ended:
         """Make the rest of the run: from its last checkpoint, or in an empty directory where it has none."""
         checkpoints = [path for name in ("last", "best") if (path := self.run / f"{name}.ckpt").exists()]
         if not checkpoints:
             shutil.rmtree(self.run, ignore_errors=True)
-        return self.fit(ckpt_path=checkpoints[0] if checkpoints else None, output="resumed")
+        return self.fit(*attached, ckpt_path=checkpoints[0] if checkpoints else None, output="resumed")
+
+    def forget(self) -> None:
+        """Expect no checkpoint that was written until now, nor the end of the run."""
+        for name in ("saves", "result.json"):
+            (self.folder / name).unlink(missing_ok=True)
 
     def result(self) -> dict[str, Any]:
         """Return what the last whole run has left; empty if there was none."""
@@ -116,6 +121,7 @@ class Fault:
         codes: The exit codes that the run may end with.
         says: A part of its only line; empty for a run that says nothing.
         apart: Temporary files are on another file system.
+        loses: The fault itself removes checkpoints.
         play: Makes the run and the fault where `attach` is not enough; returns the end of the faulty process.
     """
 
@@ -125,6 +131,7 @@ class Fault:
     codes: tuple[int, ...] = (2,)
     says: str = ""
     apart: bool = False
+    loses: bool = False
     play: Callable[[Stage, Truth], Ended] | None = None
 
 
@@ -150,6 +157,8 @@ def try_fault(family: str, fault: Fault, truth: Truth, base: Path) -> Verdict:
     ended = fault.play(stage, truth) if fault.play else stage.fit(lambda run: fault.attach(run, truth))
     verdict.code, verdict.lines, verdict.seconds = ended.code, ended.lines, round(ended.seconds, 2)
     verdict.other += _end(stage, fault, ended)
+    if fault.loses:
+        stage.forget()
     inspect(stage, verdict, truth, is_killed=ended.code is None or ended.code < 0)
     return verdict
 
@@ -166,13 +175,13 @@ def inspect(stage: Stage, verdict: Verdict, truth: Truth, is_killed: bool) -> No
     verdict.lost += evidence.lost(stage.run)
     verdict.unreadable += evidence.unreadable(stage.run)
     if not is_killed:
-        verdict.strays += evidence.strays(stage.run, stage.temporary)
+        verdict.strays += evidence.strays(stage.folder, stage.run, stage.temporary)
     if not stage.result():
         resumed = stage.resume()
         if resumed.code != 0:
             verdict.other.append(f"the resumed run ended with {resumed.code}: {resumed.output[-2000:]}")
     verdict.unreadable += evidence.unreadable(stage.run)
-    verdict.strays += evidence.strays(stage.run, stage.temporary)
+    verdict.strays += evidence.strays(stage.folder, stage.run, stage.temporary)
     found = stage.result()
     verdict.unequal += [name for name, value in truth.result.items() if found.get(name) != value]
     stage.clear()

@@ -12,16 +12,34 @@ from kd_lightning.core.errors import UsageError
 LIBRARIES = ("torch", "lightning", "lightning_fabric", "pytorch_lightning")
 GLOO = ("gloo/transport", "gloo::", "pair closure")
 """Parts of the messages of gloo, whose errors have no type of their own."""
+_WORKER_REMEDY = "if memory ran out, lower the loader's num_workers or batch_size"
 
 
 def is_user_error(error: BaseException) -> bool:
     """Return True for an error whose message is for the user: ours, Lightning's or the system's. Others are bugs."""
-    return isinstance(error, UsageError | OSError) or type(error).__name__ == "MisconfigurationException"
+    is_of_lightning = type(error).__name__ == "MisconfigurationException"
+    return isinstance(error, UsageError | OSError) or is_of_lightning or _is_of_dead_worker(error)
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an error without its line breaks, or its type if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    r"""Return the message of an error without its line breaks, or its type if it has none.
+
+    Of an error in a loader's worker, whose message is a traceback, it is the last line.
+
+    Example:
+        >>> one_line(OSError("Caught OSError in DataLoader worker process 0.\nTraceback ...\nOSError: no disk"))
+        'OSError: no disk (in a worker of a DataLoader)'
+    """
+    lines = str(error).strip().splitlines()
+    if len(lines) > 1 and "in DataLoader worker process" in lines[0]:
+        return f"{lines[-1].strip()} (in a worker of a DataLoader)"
+    message = " ".join(" ".join(lines).split()) or type(error).__name__
+    return f"{message.rstrip('. ')}: {_WORKER_REMEDY}" if _is_of_dead_worker(error) else message
+
+
+def _is_of_dead_worker(error: BaseException) -> bool:
+    """Tell if the system, and no fault of a program, has ended a worker of a loader."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
 
 
 def is_of_another_process(error: BaseException) -> bool:
