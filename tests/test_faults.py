@@ -21,7 +21,6 @@ ONE_OF_EACH = {
         "second process, resumes",
     ),
     "drop-in": ("rename, checkpoint 3, TMPDIR beside", "SIGINT, forward", "not finite, output"),
-    "loader with a worker": ("loader, worker killed",),
 }
 TORN, HALF_STEP = "middle, checkpoint 2, TMPDIR beside", "SIGINT, after step"
 

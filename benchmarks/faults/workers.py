@@ -47,9 +47,10 @@ class _WorkerLoader(ResumableLoader[tuple[Tensor, Tensor]]):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         first = self._position()
         positions = range(first, first + self.length)
-        for position, batch in zip(
-            positions, DataLoader(self.batches, batch_size=None, sampler=positions, num_workers=1), strict=True
-        ):
+        batches = DataLoader(
+            self.batches, batch_size=None, sampler=positions, num_workers=1, multiprocessing_context="fork"
+        )
+        for position, batch in zip(positions, batches, strict=True):
             self._given = position + 1
             yield batch
 

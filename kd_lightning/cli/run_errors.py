@@ -43,7 +43,7 @@ def usage_error(
         details = shorten(message.partition(": ")[2], 300, placeholder=" ...")
         message = f"{ckpt_path} is not of these networks ({details}): name a checkpoint of this run"
     elif not is_user_error(cause):
-        if name := _trainer_setting(cause, config["trainer"]):
+        if name := _trainer_setting(cause, config.get("trainer", ())):
             field, in_constructor = f"trainer.{name}", True
         elif name := _unknown_argument(message, settings):
             field, in_constructor, message = name, True, f"there is no such argument ({message}): remove it"
