@@ -68,6 +68,11 @@ def test_both_ranks_end_with_the_same_weights_and_resume_is_bit_exact(name, rank
     assert [toys.same(weights, first) for weights in again] == [True] * 2
 
 
+def test_ranks_validate_with_the_statistics_that_are_saved(ranks):
+    assert ranks[0]["statistics"]
+    assert toys.same(ranks[0]["statistics"], ranks[1]["statistics"])
+
+
 def test_cached_outputs_teach_as_the_live_teacher_does(ranks):
     for rank in ranks:
         for name, value in rank["live"].items():

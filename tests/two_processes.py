@@ -141,6 +141,21 @@ def cached(folder: Path, ranks: int, use_cache: bool) -> dict[str, Tensor]:
     return toys.weights(student)
 
 
+class Validated(Callback):
+    """The running statistics with which a validation was made."""
+
+    def on_validation_end(self, trainer, pl_module):
+        self.statistics = {n: buffer.clone() for n, buffer in pl_module.named_buffers() if "running" in n}
+
+
+def statistics(folder: Path, ranks: int) -> dict[str, Tensor]:
+    """BatchNorm's statistics in a validation of two players, whose optimization is manual."""
+    kept, case = Validated(), found.cases()["adversarial"]()
+    run = toys.trainer(folder, *case.callbacks, kept, max_epochs=1, **toys.strategy(case.learner, ranks))
+    run.fit(case.learner, toys.data(val_size=32))
+    return kept.statistics
+
+
 def resumed(folder: Path, ranks: int) -> dict[str, list[dict[str, Tensor]]]:
     """The weights of a whole run of each kind, and of runs resumed after its steps 2 (an epoch's end) and 3."""
     return {name: again(folder / name, ranks, build) for name, build in found.cases().items()}
@@ -176,6 +191,7 @@ if __name__ == "__main__":
         "losses": losses(2),
         "gradients": gradients(out / "gradients", 2),
         "metrics": metrics(out / "metrics", 2),
+        "statistics": statistics(out / "statistics", 2),
         "resumed": resumed(out / "resumed", 2),
         "live": cached(out / "live", 2, use_cache=False),
         "cached": cached(out / "cached", 2, use_cache=True),

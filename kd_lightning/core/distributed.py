@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
+
+from kd_lightning.core.torch_internals import BatchNorm
 
 
 def is_distributed() -> bool:
@@ -77,3 +79,16 @@ def rank_weight_of(count: Tensor) -> Tensor:
     """Compute the weight of `rank_weight` from a count on the device, without waiting for it."""
     total = all_reduce_sum(count.float())
     return count.float() * world_size() / total.clamp(min=1)
+
+
+def broadcast_statistics(module: nn.Module) -> None:
+    """Give the running statistics of all BatchNorm layers of a module the values of rank 0, which a checkpoint holds.
+
+    DDP does so before each forward pass, but not in manual optimization.
+    """
+    if not is_distributed():
+        return
+    for layer in module.modules():
+        if isinstance(layer, BatchNorm):
+            for buffer in layer.buffers():
+                dist.broadcast(buffer, src=0)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 
+from kd_lightning.core.distributed import broadcast_statistics
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.core.lightning_internals import waits_for_all_gradients
@@ -104,6 +105,15 @@ class AlternatingLearner(Learner, ABC):
         for scheduler in schedulers:
             plateau_monitor(scheduler, self.lr_interval)
         return optimizers, schedulers
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Begin with the same statistics on all ranks, which drift apart in manual optimization."""
+        broadcast_statistics(self)
+
+    def on_validation_start(self) -> None:
+        """Validate the network that is saved, with the statistics of rank 0."""
+        super().on_validation_start()
+        broadcast_statistics(self)
 
     def on_train_epoch_end(self) -> None:
         """Step the schedulers that count epochs."""
