@@ -1,6 +1,6 @@
 # Every target makes the environment first: with uv where it can be had, with plain pip where not.
 .DEFAULT_GOAL := help
-.PHONY: help compare pages zoo families bench growth seeds bench-gpu origin test test-all test-gpu test-oldest test-faults lint
+.PHONY: help compare pages zoo families bench growth seeds bench-gpu origin mutants test test-all test-gpu test-oldest test-faults lint
 export OMP_NUM_THREADS := 1
 
 comma := ,
@@ -43,6 +43,9 @@ bench-gpu: .venv/ready  ## measure, on a GPU, a distilled epoch beside a bare lo
 
 origin: .venv/ready  ## reproduce the notebook that this project comes from, as it was, and explain its numbers
 	$(BIN)/python -m benchmarks.origin --report
+
+mutants: .venv/ready  ## change the losses and schedules one expression at a time, and list what no test notices (half an hour)
+	$(BIN)/python -m benchmarks.mutants
 
 test: .venv/ready  ## run the quick tests on two cores
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow" --max-memory 1792
