@@ -70,7 +70,7 @@ test-oldest: .venv-oldest/ready  ## run quick tests on Python 3.11 with the olde
 	.venv-oldest/bin/pytest -n 2 --dist loadgroup -m "not slow" $(OLDEST_TESTS)
 	.venv-oldest/bin/pytest notebooks/02_temperature.ipynb
 
-test-faults: .venv/ready  ## inject some 400 faults into runs of every family of schemes, and write what was lost into docs/reliability.md
+test-faults: .venv/ready  ## inject some 950 faults into runs of every family of schemes, and write what was lost into docs/reliability.md
 	$(BIN)/python -m benchmarks.faults --report
 
 lint: .venv/ready  ## check format, style and types
