@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dis import opmap
 from pathlib import Path
 from typing import Any, NoReturn, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,10 @@ from kd_lightning.core.errors import InputRefusedError, UsageError
 from kd_lightning.core.failures import is_of_another_process
 from kd_lightning.core.freezing import is_frozen
 
-_WRITER = "_kd_overwritten_by"  # on a tensor that a network has overwritten: the network's id and its name
+_WRITER = "_kd_overwritten_by"  # on a tensor that a network has overwritten: the network's number and its name
+_numbers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""Numbers of the networks that have overwritten a tensor; those of deleted networks are not given again."""
+_count = itertools.count()
 _TORCH = str(Path(torch.__file__).parent)
 
 
@@ -82,7 +87,7 @@ def check_unchanged(network: nn.Module, tensor: Tensor) -> None:
     """
     for each in (tensor, tensor._base):
         writer: tuple[int, str] | None = None if each is None else each.__dict__.get(_WRITER)
-        if writer is not None and writer[0] != id(network):
+        if writer is not None and writer[0] != _numbers.get(network):
             raise UsageError(
                 f"{writer[1]} has overwritten its input in place, and {_name(network)} gets the same tensor: "
                 "clone the input in its forward before it is changed (x.sub_(1) and ReLU(inplace=True) change it)"
@@ -137,10 +142,11 @@ def _overwritten(network: nn.Module, tensor: Tensor, is_output: bool) -> None:
             f"{name} has overwritten its input in place, which is the output of another network: clone the input in "
             "its forward before it is changed (x.sub_(1) and ReLU(inplace=True) change it)"
         )
+    number = _numbers.setdefault(network, next(_count))
     base = tensor._base
     for each in (tensor, base if base is not None and base.numel() == tensor.numel() else None):
         if each is not None:
-            vars(each)[_WRITER] = (id(network), name)
+            vars(each)[_WRITER] = (number, name)
 
 
 def _attributes(value: Any) -> dict[str, Any]:

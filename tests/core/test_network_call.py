@@ -94,6 +94,21 @@ def test_a_network_alone_may_overwrite_its_input_in_every_step():
         learner.compute_losses(batch)["task"].backward()
 
 
+def test_a_network_in_the_place_of_a_deleted_one_has_not_overwritten_its_input():
+    x = torch.randn(2, 3)
+    for _ in range(20):  # of which some get the memory, and so the id, of the first
+        writer = nn.ReLU(inplace=True)
+        place = id(writer)
+        call(writer, x)
+        del writer
+        readers = [nn.ReLU() for _ in range(50)]
+        assert any(id(reader) == place for reader in readers)
+        for reader in readers:
+            with pytest.raises(UsageError, match="ReLU has overwritten its input"):
+                call(reader, x)
+        x = torch.randn(2, 3)
+
+
 def test_peers_are_evaluated_on_the_same_input_too():
     learner, x = peers("in place", ""), images()  # a loader's batch, made outside of inference mode
     with torch.inference_mode(), pytest.raises(UsageError, match=IN_PLACE):
