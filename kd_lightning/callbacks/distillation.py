@@ -31,6 +31,7 @@ from kd_lightning.core.errors import UsageError
 from kd_lightning.core.finite_check import attach_finite_check
 from kd_lightning.core.freezing import exclude_from_state_dict
 from kd_lightning.core.lightning_internals import active_results, average_model
+from kd_lightning.core.loader_sizes import attach_loader_sizes
 from kd_lightning.core.loss import loss_trait
 from kd_lightning.core.network_call import call as call_network, without_graph
 from kd_lightning.core.progress import should_log
@@ -135,6 +136,7 @@ class Distillation(Callback):
             return
         attach_finite_check(trainer, pl_module)
         self._means = attach_monitors(trainer, pl_module)
+        attach_loader_sizes(trainer)
         self.held.hold()
         self._expected, self._has_logged, self._compiles = None, False, True
         self.terms.start_fit(trainer)

@@ -26,6 +26,10 @@ class InputRefusedError(UsageError):
     """A network cannot take its input: torch refuses its shape or its type."""
 
 
+class TooFewSamplesError(UsageError):
+    """A loss that compares samples with each other gets too few of them."""
+
+
 class WidthError(UsageError):
     """Features have another width than a loss was built for; a term adds the layer.
 

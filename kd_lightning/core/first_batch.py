@@ -5,6 +5,7 @@ Each check reads values, for which a GPU has to be waited for; `kd_lightning.cor
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -13,12 +14,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from kd_lightning.core.activations import Activations
-from kd_lightning.core.errors import NonFiniteError, UsageError
+from kd_lightning.core.errors import NonFiniteError, TooFewSamplesError, UsageError
 from kd_lightning.core.label_kinds import are_distributions
 from kd_lightning.core.loss import UNLABELED, loss_trait
 from kd_lightning.core.term import Term, names
 from kd_lightning.core.torch_internals import is_of_convolution
 
+MORE_SAMPLES = "set drop_last=True of the training loader, or a batch_size that leaves more"
 ENOUGH = 32
 """Labeled samples from which on a teacher's accuracy is compared with chance."""
 
@@ -101,6 +103,33 @@ def check_can_teach(name: str, term: Term, student: Activations, loss: Any) -> N
                 "convolution, which has its classes before the positions: set class_dim=1 of the term for (N, C, L), "
                 "or class_dim=-1 if it is (N, L, C) nevertheless"
             )
+
+
+def check_single_sample(
+    name: str, term: Term, student: Activations, teacher: Activations | None, labels: Mapping[str, Tensor]
+) -> None:
+    """Check that a term can be computed of the one sample that the last batch of an epoch has.
+
+    Raises:
+        UsageError: Its loss compares samples with each other, or has a BatchNorm.
+    """
+    count = len(next(iter(student.values())))
+    if not loss_trait(term.loss, "compares_samples") or count < 2:
+        return
+
+    def first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: value[:1] if len(value) == count else value for key, value in tensors.items()}
+
+    devices = {value.device for value in student.values() if value.is_cuda}
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        try:
+            copy.deepcopy(term)(first(student), None if teacher is None else first(teacher), first(labels))
+        except (TooFewSamplesError, ValueError) as error:
+            if isinstance(error, TooFewSamplesError) or "more than 1 value per channel" in str(error):
+                raise UsageError(
+                    f"the last batch of an epoch has 1 sample, of which term {name!r} ({type(term.loss).__name__}) "
+                    f"cannot be computed: {MORE_SAMPLES}"
+                ) from error
 
 
 def check_kind_of_label(name: str, term: Term, student: Activations, labels: Mapping[str, Tensor]) -> None:

@@ -20,8 +20,9 @@ from kd_lightning.core.evaluation import Evaluation, Stage
 from kd_lightning.core.finite_check import attach_finite_check
 from kd_lightning.core.freezing import freeze, is_frozen
 from kd_lightning.core.hyperparameters import save_plain_hyperparameters
+from kd_lightning.core.loader_sizes import attach_loader_sizes
 from kd_lightning.core.loss import loss_trait
-from kd_lightning.core.modes import check_in_training, networks_of
+from kd_lightning.core.modes import check_in_training, check_is_network, networks_of
 from kd_lightning.core.network_call import run
 from kd_lightning.core.plateau import scheduler_config
 from kd_lightning.core.progress import should_log
@@ -53,7 +54,7 @@ class Learner(LightningModule, ABC):
         metrics: Any torchmetrics collection to evaluate by, such as `kd_lightning.core.metrics.Metrics`.
 
     Raises:
-        UsageError: There are no terms, or a term's name cannot be one.
+        UsageError: The student is no network, there are no terms, or a term's name cannot be one.
     """
 
     input_keys: InputKeys | None = None
@@ -71,6 +72,7 @@ class Learner(LightningModule, ABC):
         metrics: MetricCollection | None = None,
     ) -> None:
         super().__init__()
+        check_is_network(student, "student")
         save_plain_hyperparameters(self, Learner)
         self.student = student
         self.terms = Terms(terms)
@@ -160,6 +162,7 @@ class Learner(LightningModule, ABC):
         if stage == "fit":
             attach_finite_check(self.trainer, self)
             self._means = attach_monitors(self.trainer, self)
+            attach_loader_sizes(self.trainer)
         for module in self.modules():
             if is_frozen(module):
                 freeze(module)

@@ -16,6 +16,7 @@ from kd_lightning.core.distributed import is_distributed
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.freezing import freeze, is_frozen, unfreeze
 from kd_lightning.core.hashing import weights_hash
+from kd_lightning.core.modes import check_is_network
 
 
 class TeacherHolder:
@@ -39,10 +40,7 @@ class TeacherHolder:
     """
 
     def __init__(self, network: nn.Module, name: str = "network 'teacher'") -> None:
-        if not isinstance(network, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]  # from unannotated code
-            raise UsageError(
-                f"the {name} is {type(network).__name__}, not a network: give an nn.Module that is trained"
-            )
+        check_is_network(network, name)
         self.network = network
         self.name = name
         self.hash: str | None = None

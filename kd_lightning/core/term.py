@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Literal, cast
@@ -50,9 +51,9 @@ class Term(nn.Module):
             (N, C, L), as ``nn.Conv1d`` gives them.
 
     Raises:
-        UsageError: `loss` is no module, or a term; `weight` is not finite, neither side is addressed, or `shift` is
-            negative; at a call: an addressed layer was not recorded, or a label that the loss needs, or the mask, is
-            missing.
+        UsageError: `loss` is no module, a term, or takes other arguments; `weight` is not finite, neither side is
+            addressed, or `shift` is negative; at a call: an addressed layer was not recorded, or a label that the loss
+            needs, or the mask, is missing.
 
     Example:
         >>> import torch
@@ -79,6 +80,7 @@ class Term(nn.Module):
             raise UsageError(
                 f"the loss of a term is a {type(loss).__name__}: give the loss itself, e.g. Term(KDLoss(4.0))"
             )
+        _check_signature(loss)
         if not math.isfinite(weight):
             raise UsageError(f"weight={weight} of a {type(loss).__name__} term is not a finite number")
         if student is None and teacher is None:
@@ -239,6 +241,21 @@ class Term(nn.Module):
             f"for {error.expected}: change its {error.side}_channels, or the layer (kd-lightning layers "
             "--config FILE shows them all)"
         )
+
+
+def _check_signature(loss: nn.Module) -> None:
+    """Check that a loss can be called as ``loss(student, teacher, target)``, as far as Python tells."""
+    try:
+        signature = inspect.signature(loss.forward)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError:
+        raise UsageError(
+            f"the loss of a term is called as loss(student, teacher, target), and {type(loss).__name__}.forward takes "
+            f"({', '.join(signature.parameters)}): wrap it in a module whose forward takes these three"
+        ) from None
 
 
 def _pick(recorded: Activations, address: Address | None) -> Picked:

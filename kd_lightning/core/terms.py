@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from kd_lightning.core.activations import Activations
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.first_batch import check_can_teach, check_inputs_of, check_kind_of_label, explained
+from kd_lightning.core.first_batch import (
+    check_can_teach,
+    check_inputs_of,
+    check_kind_of_label,
+    check_single_sample,
+    explained,
+)
 from kd_lightning.core.loss import loss_trait
 from kd_lightning.core.network_call import is_of_torch
 from kd_lightning.core.term import Side, Term, names
@@ -63,6 +69,8 @@ class Terms(nn.ModuleDict):
         self.is_checked = False
         self.teacher_is_fixed = False
         """The teacher is trained already, so that one no better than chance is worth a warning."""
+        self.ends_with_one_sample = False
+        """The last batch of an epoch has one sample, of all processes together."""
         self._checked: set[str] = set()
         self._may_unfreeze = False
         self.last: dict[str, Tensor] = {}
@@ -132,6 +140,9 @@ class Terms(nn.ModuleDict):
                 found[name] = term.idle(student, torch.zeros((), device=next(iter(student.values())).device))
         if new:
             self._check_losses(new, found, student, labels)
+            if self.ends_with_one_sample:
+                for name, term in new.items():
+                    check_single_sample(name, term, student, teacher, labels)
         last = vars(self)["last"] = {}  # for an error's message, as the other lines of every step: no comprehension
         for name, loss in found.items():
             last[name] = loss.detach()
@@ -139,7 +150,7 @@ class Terms(nn.ModuleDict):
 
     def start_fit(self, trainer: Trainer) -> None:
         """Check every term again; layers that a callback unfreezes later need not be able to learn yet."""
-        self.is_checked, self.teacher_is_fixed = False, False
+        self.is_checked = self.teacher_is_fixed = self.ends_with_one_sample = False
         self._checked = set()
         self._may_unfreeze = finetunes(trainer)
 

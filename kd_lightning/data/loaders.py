@@ -200,6 +200,11 @@ class TrainLoader(ResumableLoader[ImageBatch]):
         self._plan: tuple[int, list[Tensor], list[Tensor]] = (-1, [], [])
         self._view: tuple[int, Tensor] = (-1, torch.empty(0))
 
+    @property
+    def last_batch_size(self) -> int:
+        """Number of this rank's images in the last batch of an epoch."""
+        return (self.epoch_rows % self.global_batch or self.global_batch) // self.world_size
+
     def _batch(self, position: int) -> ImageBatch:
         epoch, place = divmod(position, self.length)
         if self._plan[0] != epoch:

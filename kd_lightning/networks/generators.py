@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning.core.errors import UsageError
+from kd_lightning.core.modes import check_is_network
 from kd_lightning.networks.image_format import ImageFormat, ImageShape, PerChannel, per_channel
 
 
@@ -102,3 +103,17 @@ class Generator(nn.Module):
             noise = torch.cat((noise, functional.one_hot(target, self.classes).to(noise.dtype)), dim=1)
         images = self.layers(self.project(noise))
         return images * self.deviation + self.mean if self.standardises else self.format.from_unit(images)
+
+
+def check_generator(generator: nn.Module) -> None:
+    """Check that a network makes inputs as `Generator` does, with a method ``draw`` for its noise.
+
+    Raises:
+        UsageError: It is no network, or has no such method.
+    """
+    check_is_network(generator, "generator")
+    if not callable(getattr(generator, "draw", None)):
+        raise UsageError(
+            f"generator: {type(generator).__name__} has no method draw(n, device) that returns the arguments of its "
+            "forward for n images: add one, e.g. return (torch.randn(n, 100, device=device),)"
+        )

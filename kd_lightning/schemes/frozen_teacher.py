@@ -15,6 +15,7 @@ from kd_lightning.core.batch import Batch
 from kd_lightning.core.freezing import check_sharing, freeze
 from kd_lightning.core.learner import Learner
 from kd_lightning.core.lightning_internals import attached_trainer
+from kd_lightning.core.modes import check_is_network
 from kd_lightning.core.network_call import check_unchanged, tensors_in, without_graph
 from kd_lightning.core.teacher_holder import TeacherHolder, load_held
 
@@ -45,10 +46,16 @@ class FrozenTeacher(Learner, ABC):
     """True where the teacher's inputs are rows of the data set, so that its outputs can be cached by their index."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; a network assigned as the teacher is held outside the module's tree."""
-        if name != "teacher" or not isinstance(value, nn.Module):
+        """Set an attribute; a network assigned as the teacher is held outside the module's tree.
+
+        Raises:
+            UsageError: The teacher is no network, or shares parameters that learn with the student.
+        """
+        if name != "teacher":
             super().__setattr__(name, value)
-        elif "teacher" in self._modules:  # a submodule already
+            return
+        check_is_network(value, name)
+        if "teacher" in self._modules:  # a submodule already
             super().__setattr__(name, freeze(value))
         else:
             check_sharing(self.student, value)

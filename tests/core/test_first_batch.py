@@ -301,5 +301,5 @@ def test_the_loss_of_a_term_is_a_module(loss):
 
 
 def test_the_drop_in_needs_a_teacher():
-    with pytest.raises(UsageError, match="teacher of 'backbone' is NoneType, not a network"):
+    with pytest.raises(UsageError, match="teacher of 'backbone' is None, not a network"):
         drop_in.distillation(teacher=None)

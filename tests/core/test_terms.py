@@ -149,10 +149,13 @@ def test_the_weight_is_kept_and_the_loss_stays_unweighted(weight: float):
 
 
 def test_parameters_of_a_loss_are_trained_saved_and_loaded_with_its_term():
-    connector = nn.Linear(3, 3)
-    term = Term(connector, weight=2.0)
-    assert list(term.parameters()) == list(connector.parameters())
-    assert list(term.state_dict()) == ["loss.weight", "loss.bias"]  # and neither weight nor addresses
+    loss = RelationLoss()
+    term = Term(loss, weight=2.0)
+    assert list(term.parameters()) == list(loss.parameters())
+    assert list(term.state_dict()) == [
+        "loss.connector.weight",
+        "loss.connector.bias",
+    ]  # and neither weight nor addresses
 
 
 # ---- several processes

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from kd_lightning.core.errors import UsageError, WidthError
+from kd_lightning.core.errors import TooFewSamplesError, UsageError, WidthError
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-6, 1e6
 """Limits between which logits of any usual size, divided by the temperature, and its square are finite in float32."""
@@ -98,7 +98,7 @@ def check_samples(student: Tensor, teacher: Tensor, at_least: int = 2) -> None:
             "with the same N: give both networks the same batch"
         )
     if len(student) < at_least:
-        raise UsageError(
+        raise TooFewSamplesError(
             f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} have {len(student)} "
             f"sample, but the loss compares samples with each other: use batches of at least {at_least}"
         )

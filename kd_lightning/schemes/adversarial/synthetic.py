@@ -16,6 +16,7 @@ from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
 from kd_lightning.core.term import Term
 from kd_lightning.losses import adversarial_loss, discrimination_loss
 from kd_lightning.networks import Generator
+from kd_lightning.networks.generators import check_generator
 from kd_lightning.schemes.adversarial.two_players import TwoPlayerLearner
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 
@@ -92,6 +93,7 @@ class SyntheticInputsDistiller(FrozenTeacher, TwoPlayerLearner[SyntheticOutputs]
             raise UsageError("no term has a teacher, and generated inputs have no labels: add one, e.g. KDLoss")
         terms = terms | {"generator": Term(GeneratorAdversarialLoss(), teacher=None)}
         super().__init__(student, terms, optimizer, discriminator_optimizer, lr_scheduler, lr_interval, metrics)
+        check_generator(generator)
         self.teacher = teacher
         self.generator = generator
         self.discriminator = discriminator

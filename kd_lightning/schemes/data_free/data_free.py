@@ -17,6 +17,7 @@ from kd_lightning.core.progress import should_log
 from kd_lightning.core.term import Term
 from kd_lightning.core.terms import Terms
 from kd_lightning.networks import Generator
+from kd_lightning.networks.generators import check_generator
 from kd_lightning.schemes.adversarial.two_players import AlternatingLearner
 from kd_lightning.schemes.data_free.image_losses import evaluate_terms
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
@@ -86,6 +87,7 @@ class DataFreeDistiller(FrozenTeacher, AlternatingLearner):
             raise UsageError(
                 f"generator_steps={generator_steps} must be at least 0 and student_steps={student_steps} at least 1"
             )
+        check_generator(generator)
         self.teacher = teacher
         self.generator = generator
         self.generator_terms = Terms(generator_terms)

@@ -14,6 +14,7 @@ from kd_lightning.core.distributed import all_gather_with_grad
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.term import Term
 from kd_lightning.networks import Generator
+from kd_lightning.networks.generators import check_generator
 from kd_lightning.schemes.data_free.image_losses import evaluate_terms
 from kd_lightning.schemes.data_free.inversion_targets import RandomClasses, Targets
 from kd_lightning.schemes.data_free.synthesizer import SynthesisRound, Synthesizer
@@ -77,6 +78,7 @@ class GeneratorInversion(Synthesizer):
         targets: Targets | None = None,
         synthesis_steps: int = 200,
     ) -> None:
+        check_generator(generator)
         super().__init__(image_terms, generator.format, synthesis_steps)
         if not features:
             raise UsageError("features is empty: name layers of the teacher, e.g. ['conv.5']")

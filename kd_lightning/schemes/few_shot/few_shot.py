@@ -14,6 +14,7 @@ from kd_lightning.core.activations import tap
 from kd_lightning.core.distributed import all_reduce_sum
 from kd_lightning.core.freezing import check_sharing
 from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
+from kd_lightning.core.modes import check_is_network
 from kd_lightning.core.term import Term
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 from kd_lightning.weights.pruning import kept_channels
@@ -64,6 +65,8 @@ class FewShotDistiller(FrozenTeacher):
         lr_interval: Literal["step", "epoch"] = "epoch",
         metrics: MetricCollection | None = None,
     ) -> None:
+        for name, network in (("student", student), ("teacher", teacher)):
+            check_is_network(network, name)
         check_sharing(student, teacher)
         kept = kept_channels(student, teacher, layers)
         student.requires_grad_(False)

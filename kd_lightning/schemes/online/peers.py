@@ -17,6 +17,7 @@ from kd_lightning.core.errors import UsageError
 from kd_lightning.core.freezing import is_excluded_from_state_dict
 from kd_lightning.core.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.core.lightning_internals import validate_at_train_start
+from kd_lightning.core.modes import check_is_network
 from kd_lightning.core.progress import completed_batches
 from kd_lightning.core.term import Term
 
@@ -56,6 +57,8 @@ class PeerLearner(Learner, ABC):
         super().__init__(student, terms, optimizer, lr_scheduler, lr_interval, metrics)
         if not peers:
             raise UsageError("peers is empty: give the student at least one network to learn with")
+        for i, peer in enumerate(peers):
+            check_is_network(peer, f"peers[{i}]")
         if deploy not in ("student", "best"):
             raise UsageError(f"deploy={deploy!r} is neither 'student' nor 'best'")
         self.peers = nn.ModuleList(peers)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_lightning import Term
-from kd_lightning.losses import TaskLoss
+from kd_lightning.losses import FeatureMSELoss, TaskLoss
 from kd_lightning.schemes import (
     KDCL,
     GeneralEnsemble,
@@ -323,6 +323,6 @@ def test_invalid_ensembles_labels_and_terms_raise():
         KDCL(networks()[0], networks()[1:], {"kd": terms()["kd"]}, NaiveEnsemble()).compute_losses(x)
     with pytest.raises(ValueError, match=r"there are logits \(2, 10\) and target torch.float32 \(2, 10\)"):
         kdcl(MinLogitEnsemble()).compute_losses((x, functional.one_hot(y, 10).float()))
-    hint = {"task": Term(TaskLoss(), teacher=None), "hint": Term(nn.MSELoss(), student="2", teacher="2")}
+    hint = {"task": Term(TaskLoss(), teacher=None), "hint": Term(FeatureMSELoss(), student="2", teacher="2")}
     with pytest.raises(ValueError, match="compares the teacher's '2', and only logits was recorded"):
         KDCL(toys.network(), [toys.network()], hint, NaiveEnsemble()).compute_losses((x, y))

@@ -311,7 +311,7 @@ def test_the_best_network_is_one_that_the_checkpoint_holds(tmp_path):
 
 def test_each_node_is_tapped_at_the_layers_of_its_own_edges():
     """Feature maps of different networks: layer 2 of one teaches layer 4 of the other."""
-    hint = Term(nn.L1Loss(), student="2", teacher="4")
+    hint = Term(FeatureMSELoss(), student="2", teacher="4")
     hint.loss.forward = lambda student, teacher, target: (student.mean((1, 2, 3)) - teacher.mean(1)).abs().mean()
     edges = {"task": task("student"), "peer_task": task("peers.0"), "hint": Edge("student", hint, "peers.0")}
     built = without_dropout([conv(1), toys.network(8, seed=2)])
