@@ -49,6 +49,14 @@ def unreadable(folder: Path) -> list[str]:
     return found
 
 
+def last_step(folder: Path) -> int:
+    """Give the optimizer step of the last checkpoint; -1 without one that can be read."""
+    try:
+        return int(torch.load(folder / "last.ckpt", weights_only=True)["global_step"])
+    except Exception:  # whatever a torn file leads to
+        return -1
+
+
 def lost(folder: Path) -> list[str]:
     """List the checkpoints that were written, and are older now or gone."""
     listed = folder.with_name("saves")

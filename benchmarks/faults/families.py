@@ -41,6 +41,8 @@ class Family:
     validates: bool = True
     changes: dict[str, Any] = field(default_factory=dict)
     """Arguments of the trainer."""
+    ends_at_the_last_step: bool = True
+    """False where the end of the fit changes the weights in memory, which no resume after the last step repeats."""
 
 
 def _offline(
@@ -94,11 +96,15 @@ def _other(*callbacks: Callable[[], Callback], **changes: Any) -> Family:
     return Family(toys.offline, lambda: [make() for make in callbacks], changes=changes)
 
 
+def _averaged() -> Family:
+    return Family(toys.offline, lambda: [EMAWeightAveraging(decay=0.9)], ends_at_the_last_step=False)
+
+
 SETTINGS = {
     "EMA teacher": _evolving(twins.momentum),
     "snapshot teacher": _evolving(twins.snapshot),
     "born again": _evolving(twins.born_again),
-    "averaged weights": _other(lambda: EMAWeightAveraging(decay=0.9)),
+    "averaged weights": _averaged(),
     "accumulated gradients": _other(accumulate_grad_batches=2),
     "validation in epochs": _other(val_check_interval=2),
     "Lightning's loop": _other(lambda: FastLoop(enabled=False)),

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.faults.trial import Verdict
 from benchmarks.origin.report import place, table
 
-COLUMNS = ("lost", "unreadable", "strays", "unequal", "other")
+COLUMNS = ("lost", "unreadable", "strays", "unequal", "allowed", "other")
 
 
 def write_report(document: Path, verdicts: list[Verdict]) -> None:

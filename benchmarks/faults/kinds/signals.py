@@ -128,7 +128,10 @@ def _twice(chance: random.Random) -> list[Fault]:
             for stage in ("middle", "rename", "after")
         ),
         *(
-            Fault("two signals", f"{name}, and again in the resumed run", play=again(number), codes=(code,), says=says)
+            # the second may come after the last step, where nothing is left to stop
+            Fault(
+                "two signals", f"{name}, and again in the resumed run", play=again(number), codes=(code, 0), says=says
+            )
             for name, (number, code, says) in SIGNALS.items()
         ),
     ]
