@@ -80,6 +80,7 @@ def problems(verdict: dict[str, Any]) -> dict[str, list[str]]:
     return {name: found for name, found in verdict.items() if isinstance(found, list) and found}
 
 
+@pytest.mark.slow
 def test_a_fault_of_each_kind_loses_nothing(tmp_path):
     found = verdicts(tmp_path, ONE_OF_EACH)
     assert len(found) == sum(map(len, ONE_OF_EACH.values()))

@@ -94,6 +94,8 @@ def overlapping(path: Path) -> None:
         file._didModify = True
 
 
+ENDLESS = "a network without end"
+
 LPIPS = f"{lpips.__name__}._LPIPS"
 OF_NO_LOADER: dict[str, Callable[[Path], None]] = {
     "a pickle that runs a command": lambda path: path.write_bytes(pickle.dumps(Runs(os.system, "touch executed"))),
@@ -122,7 +124,7 @@ STUDENTS: dict[str, Callable[[Path], None]] = {
     "a class inside another": a_class("torch.nn.ModuleList", modules=[{"class_path": LPIPS, "init_args": {}}]),
     "an instantiator": lambda path: checkpoint(path, {"_instantiator": "os.system", "class_path": "os.system"}),
     "a network of terabytes": a_class("torch.nn.Linear", in_features=10**6, out_features=10**6),
-    "a network without end": a_class("MLP", in_features=1, hidden=[1] * 200_000),
+    ENDLESS: a_class("MLP", in_features=1, hidden=[1] * 200_000),
 }
 """Checkpoints that are data, and whose student is not one of ours."""
 
@@ -152,7 +154,10 @@ def test_no_loader_opens_it(write: Callable[[Path], None], tmp_path, recorded):
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("write", STUDENTS.values(), ids=STUDENTS)
+@pytest.mark.parametrize(
+    "write",
+    [pytest.param(write, id=name, marks=[pytest.mark.slow] * (name == ENDLESS)) for name, write in STUDENTS.items()],
+)
 def test_no_student_is_built_of_it(write: Callable[[Path], None], tmp_path, recorded):
     path = tmp_path / "evil.ckpt"
     write(path)
