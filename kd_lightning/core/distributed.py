@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -45,6 +48,27 @@ def all_gather_with_grad(local: Tensor) -> Tensor:
     parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, local.contiguous())
     return torch.cat(parts)
+
+
+_has_whole_batch = False
+
+
+def of_whole_batch(function: Callable[..., Tensor], *args: Any) -> Tensor:
+    """Call a loss of the gathered rows, which are the same on all ranks, so that it may share the work of them."""
+    global _has_whole_batch
+    _has_whole_batch = True
+    try:
+        return function(*args)
+    finally:
+        _has_whole_batch = False
+
+
+def share_of_work() -> tuple[int, int]:
+    """Return the number of this rank's share of a loss's work, and of how many: (0, 1) unless all have the same rows.
+
+    Each rank then computes its share and adds up those of all with `all_reduce_sum`.
+    """
+    return (rank(), world_size()) if _has_whole_batch else (0, 1)
 
 
 def all_reduce_sum(local: Tensor) -> Tensor:

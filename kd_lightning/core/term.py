@@ -5,13 +5,20 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from kd_lightning.core.activations import Activations
-from kd_lightning.core.distributed import all_gather_with_grad, is_distributed, rank_weight, rank_weight_of
+from kd_lightning.core.distributed import (
+    all_gather_with_grad,
+    is_distributed,
+    of_whole_batch,
+    rank_weight,
+    rank_weight_of,
+)
 from kd_lightning.core.errors import UsageError, WidthError
 from kd_lightning.core.flatten import Positions, classes_last, fits_positions, flatten_positions, next_positions
 from kd_lightning.core.loss import UNLABELED, loss_trait
@@ -139,6 +146,8 @@ class Term(nn.Module):
         if compares_samples := getattr(loss, "compares_samples", False):  # by name: a function would be a call a step
             first, second, label, mask = _gather(first), _gather(second), _gather(label), _gather(mask)
         call = loss if measure is None else measure
+        if compares_samples:
+            call = partial(of_whole_batch, call)
         if not isinstance(first, Tensor) or not (mask is not None or (first.dim() > 2 and self.makes_rows())):
             if self.shift:
                 raise self._no_tokens(first)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kd_lightning.core.distributed import all_reduce_sum, share_of_work
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.loss import DistillationLoss
 from kd_lightning.losses.common.relations import as_rows, squared_distances
@@ -33,7 +34,7 @@ def rkd_loss(student: Tensor, teacher: Tensor, distance: float = 25.0, angle: fl
     the two sides of the angle.
 
     The N^3 angles take time, but not memory: from 129 samples on they are computed a few vertices j at a time (all at
-    once where the gradient is differentiated again). On several processes each one computes those of the whole batch.
+    once where the gradient is differentiated again), on several processes by each one of its own share of vertices.
 
     Other implementations differ: some exclude pairs that coincide from the mean distance.
 
@@ -118,7 +119,8 @@ class _AngleError(torch.autograd.Function):
         n = len(student)
         total = student.new_zeros(())
         of_student, of_teacher = torch.zeros_like(student), torch.zeros_like(teacher)
-        for first in range(0, n, vertices):
+        share, shares = share_of_work()
+        for first in range(share * vertices, n, shares * vertices):
             at = slice(first, first + vertices)
             cosines, others = _cosines(student, at), _cosines(teacher, at)
             total += functional.smooth_l1_loss(cosines, others, reduction="sum")
@@ -127,6 +129,8 @@ class _AngleError(torch.autograd.Function):
                 _add_gradient(of_student, student, at, slopes, cosines)
             if ctx.needs_input_grad[1]:
                 _add_gradient(of_teacher, teacher, at, -slopes, others)
+        for part in (total, of_student, of_teacher) if shares > 1 else ():
+            all_reduce_sum(part)
         ctx.save_for_backward(student, teacher, of_student / n**3, of_teacher / n**3)
         return total / n**3
 
