@@ -66,6 +66,8 @@ def split_batch(batch: Any, label_names: Iterable[str] = (), inputs_too: Iterabl
         return _split_mapping(named, label_names, inputs_too)
     if not isinstance(batch, tuple | list):
         return _split_object(batch, label_names)
+    if not batch:
+        raise UsageError("a batch is empty: give (x,), (x, target) or (x, target, index)")
     x, *rest = cast("Sequence[Any]", batch)
     if len(rest) > 2:
         raise UsageError(f"a batch of {len(rest) + 1} parts is not (x, target, index): override split_batch")

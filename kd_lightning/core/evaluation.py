@@ -34,7 +34,9 @@ class Evaluation:
             index, the shift and the dimension of the classes.
     """
 
-    def __init__(self, metrics: MetricCollection | None, terms: Mapping[str, Term]) -> None:
+    def __init__(self, metrics: MetricCollection | Metric | None, terms: Mapping[str, Term]) -> None:
+        if isinstance(metrics, Metric):
+            metrics = MetricCollection([metrics])
         task = next((term for term in terms.values() if loss_trait(term.loss, "label_kind") is not None), None)
         declared = metrics if isinstance(metrics, Metrics) else None
         self.kind: LabelKind | None = cast("LabelKind | None", declared and declared.label_kind)

@@ -14,15 +14,17 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 
 from kd_lightning.core.activations import Activations, differentiable, logits, logits_of, tap
+from kd_lightning.core.arguments import check_builders, check_is_network
 from kd_lightning.core.batch import Batch, InputKeys, accepted_inputs, check_inputs, split_batch, split_by_keys
 from kd_lightning.core.checkpoint_monitors import attach_monitors
+from kd_lightning.core.errors import UsageError
 from kd_lightning.core.evaluation import Evaluation, Stage
 from kd_lightning.core.finite_check import attach_finite_check
 from kd_lightning.core.freezing import freeze, is_frozen
 from kd_lightning.core.hyperparameters import save_plain_hyperparameters
 from kd_lightning.core.loader_sizes import attach_loader_sizes
 from kd_lightning.core.loss import loss_trait
-from kd_lightning.core.modes import check_in_training, check_is_network, networks_of
+from kd_lightning.core.modes import check_in_training, networks_of
 from kd_lightning.core.network_call import run
 from kd_lightning.core.plateau import scheduler_config
 from kd_lightning.core.progress import should_log
@@ -54,7 +56,8 @@ class Learner(LightningModule, ABC):
         metrics: Any torchmetrics collection to evaluate by, such as `kd_lightning.core.metrics.Metrics`.
 
     Raises:
-        UsageError: The student is no network, there are no terms, or a term's name cannot be one.
+        UsageError: The student is no network, there are no terms, a term's name cannot be one, or another argument
+            cannot be meant; at the start of a fit: nothing learns.
     """
 
     input_keys: InputKeys | None = None
@@ -73,6 +76,7 @@ class Learner(LightningModule, ABC):
     ) -> None:
         super().__init__()
         check_is_network(student, "student")
+        check_builders(optimizer, lr_scheduler, lr_interval)
         save_plain_hyperparameters(self, Learner)
         self.student = student
         self.terms = Terms(terms)
@@ -172,7 +176,10 @@ class Learner(LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         """Build one optimizer of all trainable parameters, and its scheduler."""
         self.terms.check_not_adversarial(type(self).__name__)
-        optimizer = self.build_optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        learns = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not learns:
+            raise UsageError(f"no parameter of this {type(self).__name__} learns: set requires_grad of some of them")
+        optimizer = self.build_optimizer(learns)
         if self.build_lr_scheduler is None:
             return optimizer
         scheduler = self.build_lr_scheduler(optimizer)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
+from kd_lightning.core.can_teach import MORE_SAMPLES
 from kd_lightning.core.distributed import world_size
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.first_batch import MORE_SAMPLES
 from kd_lightning.core.terms import Terms
 from kd_lightning.core.torch_internals import BatchNorm
 

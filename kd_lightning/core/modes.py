@@ -1,9 +1,8 @@
-"""The networks that a scheme gets: what is one, and that those that learn are in training mode."""
+"""Modes of networks: one that learns and was left in eval has no dropout, and its BatchNorm learns no statistics."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from torch import nn
 
@@ -25,24 +24,6 @@ def networks_of(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield from ((f"{name}.{inner}", network) for inner, network in networks_of(child))
         else:
             yield name, child
-
-
-def check_is_network(network: Any, name: str) -> None:
-    """Check that an argument of a scheme is a network, which unannotated code and a forgotten argument may miss.
-
-    Raises:
-        UsageError: It is something else.
-
-    Example:
-        >>> check_is_network(None, "teacher")
-        Traceback (most recent call last):
-        kd_lightning.core.errors.UsageError: teacher is None, not a network: give an nn.Module, such as ...
-    """
-    if not isinstance(network, nn.Module):
-        shown = "None" if network is None else f"a {type(network).__name__}"
-        raise UsageError(
-            f"{name} is {shown}, not a network: give an nn.Module, such as one of torchvision or kd_lightning.networks"
-        )
 
 
 def check_in_training(network: nn.Module, name: str) -> None:

@@ -12,11 +12,11 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from kd_lightning.core.arguments import check_is_network
 from kd_lightning.core.distributed import is_distributed
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.freezing import freeze, is_frozen, unfreeze
 from kd_lightning.core.hashing import weights_hash
-from kd_lightning.core.modes import check_is_network
 
 
 class TeacherHolder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Literal, cast
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.core.activations import Activations
+from kd_lightning.core.arguments import is_finite_number
 from kd_lightning.core.distributed import (
     all_gather_with_grad,
     is_distributed,
@@ -88,8 +88,8 @@ class Term(nn.Module):
                 f"the loss of a term is a {type(loss).__name__}: give the loss itself, e.g. Term(KDLoss(4.0))"
             )
         _check_signature(loss)
-        if not math.isfinite(weight):
-            raise UsageError(f"weight={weight} of a {type(loss).__name__} term is not a finite number")
+        if not is_finite_number(weight):
+            raise UsageError(f"weight={weight!r} of a {type(loss).__name__} term is not a finite number")
         if student is None and teacher is None:
             raise UsageError(f"a {type(loss).__name__} term has no layer to compare: set its student or its teacher")
         if shift < 0:

@@ -11,14 +11,10 @@ from lightning.pytorch.callbacks import BaseFinetuning
 from torch import Tensor, nn
 
 from kd_lightning.core.activations import Activations
+from kd_lightning.core.arguments import check_mapping
+from kd_lightning.core.can_teach import check_can_teach, check_kind_of_label, check_single_sample
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.first_batch import (
-    check_can_teach,
-    check_inputs_of,
-    check_kind_of_label,
-    check_single_sample,
-    explained,
-)
+from kd_lightning.core.first_batch import check_inputs_of, explained
 from kd_lightning.core.loss import loss_trait
 from kd_lightning.core.network_call import is_of_torch
 from kd_lightning.core.term import Side, Term, names
@@ -34,7 +30,7 @@ class Terms(nn.ModuleDict):
         terms: The terms by name.
 
     Raises:
-        UsageError: There are no terms, a name cannot be one, or a value is no term.
+        UsageError: There are no terms or no mapping of them, a name cannot be one, or a value is no term.
 
     Example:
         >>> import torch
@@ -53,6 +49,7 @@ class Terms(nn.ModuleDict):
 
     def __init__(self, terms: Mapping[str, Term]) -> None:
         super().__init__()
+        check_mapping(terms, "terms", "{'kd': Term(KDLoss(4.0))}")
         if not terms:
             raise UsageError("terms is empty: give at least one, e.g. terms={'task': Term(TaskLoss(), teacher=None)}")
         for name, term in terms.items():

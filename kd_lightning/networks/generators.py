@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd_lightning.core.arguments import check_is_network
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.modes import check_is_network
 from kd_lightning.networks.image_format import ImageFormat, ImageShape, PerChannel, per_channel
 
 

@@ -11,11 +11,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from kd_lightning.core.activations import Activations, differentiable, tap
+from kd_lightning.core.arguments import check_is_network
 from kd_lightning.core.batch import Batch
 from kd_lightning.core.freezing import check_sharing, freeze
 from kd_lightning.core.learner import Learner
 from kd_lightning.core.lightning_internals import attached_trainer
-from kd_lightning.core.modes import check_is_network
 from kd_lightning.core.network_call import check_unchanged, tensors_in, without_graph
 from kd_lightning.core.teacher_holder import TeacherHolder, load_held
 

@@ -58,6 +58,8 @@ def read_weights(path: str | PathLike[str], whose: Literal["teacher", "student"]
         WeightsError: The file is missing, a directory, empty, truncated, changed since it was written, a web page, a
             git-LFS pointer, a pickle of more than tensors and plain values, or has no state dict.
     """
+    if not isinstance(path, str | PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]  # unannotated code
+        raise WeightsError(f"{path!r} is no path of the {whose}'s weights: name a checkpoint of a trained network")
     if "://" in str(path):
         raise WeightsError(f"{path}: weights are read from local files only: download it, and name the file")
     path = Path(path).expanduser()

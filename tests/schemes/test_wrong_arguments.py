@@ -77,14 +77,14 @@ SCHEMES: dict[str, tuple[Callable[..., Any], list[str]]] = {
 @pytest.mark.parametrize("wrong", [None, "resnet18", [network()], nn.Linear], ids=["None", "text", "list", "class"])
 @pytest.mark.parametrize(("build", "argument"), [(build, name) for build, names in SCHEMES.values() for name in names])
 def test_what_is_no_network_is_refused_by_its_argument(build, argument, wrong):
-    shown = "None" if wrong is None else f"a {type(wrong).__name__}"
+    shown = repr(wrong) if wrong is None or isinstance(wrong, str) else f"a {type(wrong).__name__}"
     with pytest.raises(UsageError, match=f"^(network ')?{argument}'? is {shown}, not a network: give"):
         build(**{argument: wrong})
 
 
 @pytest.mark.parametrize("scheme", [MutualLearning, partial(KDCL, combine=NaiveEnsemble())])
 def test_a_peer_that_is_no_network_is_refused_by_its_number(scheme):
-    with pytest.raises(UsageError, match=r"^peers\[1\] is a str, not a network"):
+    with pytest.raises(UsageError, match=r"^peers\[1\] is 'resnet18', not a network"):
         scheme(network(), [network(), "resnet18"], kd())
 
 

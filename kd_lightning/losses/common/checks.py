@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 from torch import Tensor
 
+from kd_lightning.core.arguments import is_finite_number
 from kd_lightning.core.errors import TooFewSamplesError, UsageError, WidthError
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-6, 1e6
@@ -15,8 +15,8 @@ LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-6, 1e6
 
 def check_temperature(temperature: float, name: str = "temperature") -> float:
     """Return `temperature` if it is above zero and computable, else raise a `UsageError` that names it `name`."""
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise UsageError(f"{name}={temperature} must be a finite number above 0, e.g. 4.0")
+    if not (is_finite_number(temperature) and temperature > 0):
+        raise UsageError(f"{name}={temperature!r} must be a finite number above 0, e.g. 4.0")
     if not LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:
         raise UsageError(
             f"{name}={temperature} must lie between {LOWEST_TEMPERATURE:g} and {HIGHEST_TEMPERATURE:g}, e.g. 4.0: "
@@ -27,15 +27,15 @@ def check_temperature(temperature: float, name: str = "temperature") -> float:
 
 def check_fraction(value: float, name: str) -> float:
     """Return `value` if it lies in [0, 1], else raise a `UsageError` that names it `name`."""
-    if not 0 <= value <= 1:
-        raise UsageError(f"{name}={value} must lie in [0, 1], e.g. 0.5")
+    if not (is_finite_number(value) and 0 <= value <= 1):
+        raise UsageError(f"{name}={value!r} must lie in [0, 1], e.g. 0.5")
     return value
 
 
 def check_not_negative(value: float, name: str) -> float:
     """Return `value` if it is finite and at least zero, else raise a `UsageError` that names it `name`."""
-    if not (math.isfinite(value) and value >= 0):
-        raise UsageError(f"{name}={value} must be a finite number, at least 0, e.g. 1.0")
+    if not (is_finite_number(value) and value >= 0):
+        raise UsageError(f"{name}={value!r} must be a finite number, at least 0, e.g. 1.0")
     return value
 
 

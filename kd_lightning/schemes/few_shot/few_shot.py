@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from kd_lightning.core.activations import tap
+from kd_lightning.core.arguments import check_is_network
 from kd_lightning.core.distributed import all_reduce_sum
 from kd_lightning.core.freezing import check_sharing
 from kd_lightning.core.learner import LRSchedulerCallable, OptimizerCallable
-from kd_lightning.core.modes import check_is_network
 from kd_lightning.core.term import Term
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 from kd_lightning.weights.pruning import kept_channels

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from kd_lightning.core.activations import Activations, logits, tap
+from kd_lightning.core.arguments import check_is_network
 from kd_lightning.core.batch import Batch
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.freezing import is_excluded_from_state_dict
 from kd_lightning.core.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.core.lightning_internals import validate_at_train_start
-from kd_lightning.core.modes import check_is_network
 from kd_lightning.core.progress import completed_batches
 from kd_lightning.core.term import Term
 
