@@ -78,8 +78,8 @@ def check_single_sample(
         except (TooFewSamplesError, ValueError) as error:
             if isinstance(error, TooFewSamplesError) or "more than 1 value per channel" in str(error):
                 raise UsageError(
-                    f"the last batch of an epoch has 1 sample, of which term {name!r} ({type(term.loss).__name__}) "
-                    f"cannot be computed: {MORE_SAMPLES}"
+                    f"the last batch of an epoch has 1 sample, and term {name!r} ({type(term.loss).__name__}) needs at "
+                    f"least 2: {MORE_SAMPLES}"
                 ) from error
 
 

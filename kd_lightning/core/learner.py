@@ -17,7 +17,6 @@ from kd_lightning.core.activations import Activations, differentiable, logits, l
 from kd_lightning.core.arguments import check_builders, check_is_network
 from kd_lightning.core.batch import Batch, InputKeys, accepted_inputs, check_inputs, split_batch, split_by_keys
 from kd_lightning.core.checkpoint_monitors import attach_monitors
-from kd_lightning.core.errors import UsageError
 from kd_lightning.core.evaluation import Evaluation, Stage
 from kd_lightning.core.finite_check import attach_finite_check
 from kd_lightning.core.freezing import freeze, is_frozen
@@ -26,6 +25,7 @@ from kd_lightning.core.loader_sizes import attach_loader_sizes
 from kd_lightning.core.loss import loss_trait
 from kd_lightning.core.modes import check_in_training, networks_of
 from kd_lightning.core.network_call import run
+from kd_lightning.core.optimizers import build_optimizer
 from kd_lightning.core.plateau import scheduler_config
 from kd_lightning.core.progress import should_log
 from kd_lightning.core.protocols import data_module_of
@@ -177,9 +177,7 @@ class Learner(LightningModule, ABC):
         """Build one optimizer of all trainable parameters, and its scheduler."""
         self.terms.check_not_adversarial(type(self).__name__)
         learns = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        if not learns:
-            raise UsageError(f"no parameter of this {type(self).__name__} learns: set requires_grad of some of them")
-        optimizer = self.build_optimizer(learns)
+        optimizer = build_optimizer(self.build_optimizer, learns, type(self).__name__)
         if self.build_lr_scheduler is None:
             return optimizer
         scheduler = self.build_lr_scheduler(optimizer)

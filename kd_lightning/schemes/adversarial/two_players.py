@@ -17,6 +17,7 @@ from kd_lightning.core.distributed import broadcast_statistics
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import Learner, LRSchedulerCallable, OptimizerCallable
 from kd_lightning.core.lightning_internals import waits_for_all_gradients
+from kd_lightning.core.optimizers import build_optimizer
 from kd_lightning.core.plateau import plateau_monitor, step_scheduler
 from kd_lightning.core.progress import should_log
 from kd_lightning.core.term import Term
@@ -99,7 +100,11 @@ class AlternatingLearner(Learner, ABC):
         theirs = [parameter for network in self.adversary_modules() for parameter in network.parameters()]
         known = set(theirs)
         ours = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter not in known]
-        optimizers = [self.build_optimizer(ours), self.build_adversary_optimizer(theirs)]
+        name = type(self).__name__
+        optimizers = [
+            build_optimizer(self.build_optimizer, ours, name),
+            build_optimizer(self.build_adversary_optimizer, theirs, f"the adversary of {name}"),
+        ]
         build = self.build_lr_scheduler
         schedulers: list[LRScheduler] = [] if build is None else [build(optimizer) for optimizer in optimizers]
         for scheduler in schedulers:
