@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from kd_lightning.callbacks.patching import replace_method, restore_methods
+from kd_lightning.callbacks.starting_state import StartingState
 from kd_lightning.callbacks.user_module import (
     NoLossError,
     add_to_optimizer,
@@ -57,6 +58,9 @@ class Distillation(Callback):
     **Parameters of losses** (connectors) join the first parameter group of the module's optimizer, and are saved as the
     callback's state: the module's class loads its checkpoints without this package.
 
+    **Several fits.** With another module, as in each fold of a cross-validation, the losses' parameters start as they
+    were before the first fit; with the same module they go on as it does.
+
     **Logging.** Each term is logged unweighted as ``train/<name>`` and each temperature as ``temperature/<name>``, at
     the steps that the loggers keep, and monitors find the means over the epoch; the module's own loss is logged by the
     module alone.
@@ -99,6 +103,7 @@ class Distillation(Callback):
                         f"have: use {scheme}"
                     )
         exclude_from_state_dict(self.terms)
+        self._start = StartingState(self.terms)
         self._name: str | None = None  # the name of the terms in the module
         self._expected: str | None = None  # the hash of the resumed run's teacher
         self._has_logged = False
@@ -138,6 +143,7 @@ class Distillation(Callback):
         self._means = attach_monitors(trainer, pl_module)
         attach_loader_sizes(trainer)
         self.held.hold()
+        self._start.start(pl_module)
         self._expected, self._has_logged, self._compiles = None, False, True
         self.terms.start_fit(trainer)
         self._name = "distillation_" + self.student.replace(".", "_")
@@ -164,8 +170,9 @@ class Distillation(Callback):
             restore_methods(module, "training_step", "configure_optimizers")
             module._modules.pop(self._name, None)  # pyright: ignore[reportPrivateUsage]
         self._name = None
-        self.held.release().cpu()  # where Lightning leaves the module as well
-        self.terms.cpu()
+        self.held.release()
+        self.terms.cpu()  # where Lightning leaves the module as well
+        self._start.end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restore the module and the teacher when the fit fails."""
@@ -231,12 +238,11 @@ class Distillation(Callback):
         return is_changed(self.teacher, callbacks, trainer.lightning_module)
 
     def _prepare_teacher(self, trainer: Trainer, module: LightningModule) -> None:
-        self.teacher.to(module.device)
-        self.held.broadcast()
-        self.held.network = trainer.precision_plugin.convert_module(self.teacher)
         self.terms.teacher_is_fixed = not self._teacher_changes(trainer)
+        self.held.prepare(module.device, trainer.precision_plugin, self.terms.teacher_is_fixed)
+        self.held.broadcast()
         # A teacher that a callback changes is in that callback's state.
-        self.held.remember(None if self._teacher_changes(trainer) else self._expected)
+        self.held.remember(self._expected if self.terms.teacher_is_fixed else None)
 
     def _log(self, trainer: Trainer, module: LightningModule, losses: dict[str, Tensor]) -> None:
         values = self.terms.log_values(losses)

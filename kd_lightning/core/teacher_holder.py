@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins import Precision
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -47,6 +49,8 @@ class TeacherHolder:
         self.was_frozen = True
         self.learned: set[nn.Parameter] = set()
         self._modes: dict[nn.Module, bool] = {}
+        self._original: nn.Module | None = None
+        self._device: torch.device | None = None
         self.hold()
 
     def hold(self) -> nn.Module:
@@ -57,8 +61,25 @@ class TeacherHolder:
             self._modes = {module: module.training for module in self.network.modules()}
         return freeze(self.network)
 
+    def prepare(self, device: torch.device, precision: Precision, is_fixed: bool) -> None:
+        """Move the network to the device of a fit, and convert it where its weights are to have another type.
+
+        A copy is converted if nothing is to change it, so that the network itself stays exact.
+        """
+        tensor = next(chain(self.network.parameters(), self.network.buffers()), None)
+        self._device = None if tensor is None else tensor.device
+        if type(precision).convert_module is not Precision.convert_module:
+            if is_fixed:
+                self._original, self.network = self.network, copy.deepcopy(self.network)
+            self.network = precision.convert_module(self.network)
+        self.network.to(device)
+
     def release(self) -> nn.Module:
-        """Return the network as it came: able to learn, and in its modes, unless it was frozen then."""
+        """Return the network as it came: of its type, on its device, able to learn and in its modes unless frozen."""
+        if self._original is not None:
+            self.network, self._original = self._original, None
+        elif self._device is not None:
+            self.network.to(self._device)
         if not self.was_frozen and is_frozen(self.network):
             unfreeze(self.network)
             for module, training in self._modes.items():
