@@ -53,12 +53,12 @@ def check_builders(optimizer: Any, lr_scheduler: Any, lr_interval: Any) -> None:
 
 
 def check_mapping(value: Any, name: str, example: str) -> None:
-    """Check that an argument is a mapping.
+    """Check that an argument is a mapping, or an ``nn.ModuleDict``.
 
     Raises:
         UsageError: It is not.
     """
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping | nn.ModuleDict):
         raise UsageError(f"{name} is {describe(value)}: give a dict with a name for each, e.g. {name}={example}")
 
 

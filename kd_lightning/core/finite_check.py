@@ -24,6 +24,7 @@ from kd_lightning.core.local_gradients import LocalGradients
 from kd_lightning.core.progress import optimizer_step
 from kd_lightning.core.step_flag import StepFlag
 from kd_lightning.core.terms import Terms
+from kd_lightning.core.unused_parameters import warn_of_unused
 
 REMEDY = "look for non-finite inputs, a learning rate that is too high, or a temperature far below 1"
 SCALED_STEPS = 30
@@ -59,6 +60,8 @@ class FiniteCheck(Callback):
         self._record: DeviceRecord | None = None
         self._local: LocalGradients | None = None
         self._names: dict[Tensor, str] = {}
+        self._begun: set[Optimizer] = set()
+        """The optimizers that have made a step."""
 
     # ---- Lightning hooks
 
@@ -96,6 +99,10 @@ class FiniteCheck(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Look at the gradients, and stop if they or a loss are not finite on any process."""
+        if optimizer not in self._begun:
+            self._begun.add(optimizer)
+            if self._terms:
+                warn_of_unused(optimizer, pl_module)
         norms = [] if self._local is None else self._local.take()
         if self._record is not None:
             self._look_later(trainer, self._record, optimizer, norms)
@@ -128,7 +135,7 @@ class FiniteCheck(Callback):
         if self._local is not None:
             self._local.remove()
         self._strategy = self._record = self._local = None
-        self._terms, self._names = [], {}
+        self._terms, self._names, self._begun = [], {}, set()
         _set_callbacks(trainer, [each for each in _callbacks(trainer) if each is not self])
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
