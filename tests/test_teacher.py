@@ -113,5 +113,5 @@ def _shapes(content) -> set[tuple[int, ...]]:
 def test_a_misspelled_checkpoint_is_refused_though_the_teacher_is_missing():
     state = toys.offline().state_dict()
     wrong = {name.replace("student.", "studnet."): value for name, value in state.items()}
-    with pytest.raises(RuntimeError, match="Missing key"):
+    with pytest.raises(RuntimeError, match="which they lack, and they have studnet"):
         toys.offline().load_state_dict(wrong, strict=True)

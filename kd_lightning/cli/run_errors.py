@@ -12,7 +12,7 @@ from typing import Any
 from kd_lightning.cli.components import locate_component
 from kd_lightning.cli.config_errors import with_location
 from kd_lightning.cli.yaml_file import Setting
-from kd_lightning.core.errors import InputRefusedError, UsageError
+from kd_lightning.core.errors import InputRefusedError, OtherWeightsError, UsageError
 from kd_lightning.core.failures import is_user_error, one_line, shortened
 from kd_lightning.core.network_call import other_widths
 
@@ -38,6 +38,8 @@ def usage_error(
     raised = cause.__cause__ if isinstance(cause, InputRefusedError) and cause.__cause__ else cause
     field, in_constructor = locate_component(raised, config)  # the network's own frames are in the error of torch
     message = one_line(cause)
+    if isinstance(cause, OtherWeightsError):
+        return UsageError(f"ckpt_path: {ckpt_path}: {shortened(message, 600)}")
     if message.startswith("Error(s) in loading state_dict"):
         field, in_constructor = "ckpt_path", True
         details = shorten(message.partition(": ")[2], 300, placeholder=" ...")

@@ -26,6 +26,13 @@ class InputRefusedError(UsageError):
     """A network cannot take its input: torch refuses its shape or its type."""
 
 
+class OtherWeightsError(UsageError, RuntimeError):
+    """Weights are of another scheme, or of other networks, than those that they are loaded into.
+
+    It is a ``RuntimeError`` as well, which torch raises.
+    """
+
+
 class TooFewSamplesError(UsageError):
     """A loss that compares samples with each other gets too few of them."""
 

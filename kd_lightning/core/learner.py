@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 
-from kd_lightning.core.activations import Activations, differentiable, logits, logits_of, tap
+from kd_lightning.core.activations import Activations, differentiable, tap
 from kd_lightning.core.arguments import check_builders, check_is_network
 from kd_lightning.core.batch import Batch, InputKeys, accepted_inputs, check_inputs, split_batch, split_by_keys
 from kd_lightning.core.checkpoint_monitors import attach_monitors
-from kd_lightning.core.evaluation import Evaluation, Stage
+from kd_lightning.core.evaluated import EvaluatedModule
+from kd_lightning.core.evaluation import Evaluation
 from kd_lightning.core.finite_check import attach_finite_check
 from kd_lightning.core.freezing import freeze, is_frozen
 from kd_lightning.core.hyperparameters import save_plain_hyperparameters
 from kd_lightning.core.loader_sizes import attach_loader_sizes
 from kd_lightning.core.loss import loss_trait
 from kd_lightning.core.modes import check_in_training, networks_of
-from kd_lightning.core.network_call import run
 from kd_lightning.core.optimizers import build_optimizer
 from kd_lightning.core.plateau import scheduler_config
 from kd_lightning.core.progress import should_log
 from kd_lightning.core.protocols import data_module_of
+from kd_lightning.core.refused_weights import explain_refusal
 from kd_lightning.core.term import Term
 from kd_lightning.core.terms import Terms
 from kd_lightning.core.training_means import TrainingMeans
@@ -37,7 +37,7 @@ OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
 LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
 
 
-class Learner(LightningModule, ABC):
+class Learner(EvaluatedModule, ABC):
     """A student and the terms that train it; a scheme defines the losses in `compute_losses`.
 
     Every term is logged by name and unweighted as ``train/<name>``, their weighted sum as ``train/loss`` and each
@@ -96,38 +96,11 @@ class Learner(LightningModule, ABC):
         """Compute the unweighted loss of each term, by the term's name."""
 
     @property
-    def inference_network_name(self) -> str:
-        """Dotted name of the network that is evaluated, exported and used: the student, in most schemes."""
-        return "student"
-
-    @property
     def optimizer_steps_per_batch(self) -> int:
         """Number of optimizer steps that one batch takes; Lightning's ``global_step`` counts each of them."""
         return 1
 
-    def inference_network(self) -> nn.Module:
-        """Return the network that is evaluated, exported and used."""
-        return self.get_submodule(self.inference_network_name)
-
-    def evaluated_logits(self, inputs: Any) -> dict[str, Tensor]:
-        """Compute the logits of each of the `evaluated_networks`."""
-        return {self.inference_network_name: logits(self.inference_network(), inputs)}
-
-    def configure_metrics(self) -> MetricCollection | None:
-        """Return the scheme's own metrics; None for the default ones of the kind of label."""
-        return None
-
     # ---- building blocks of compute_losses
-
-    @property
-    def monitor(self) -> str:
-        """The logged value that chooses the best checkpoint."""
-        return f"val/{self.evaluation.monitor}"
-
-    @property
-    def mode(self) -> Literal["min", "max"]:
-        """The direction of `monitor` that is better."""
-        return self.evaluation.mode
 
     def split_batch(self, batch: Any) -> Batch:
         """Split a batch into inputs and labels; see `kd_lightning.core.batch`."""
@@ -203,53 +176,15 @@ class Learner(LightningModule, ABC):
             self._log_training(losses, total.detach())
         return total
 
-    def forward(self, inputs: Any) -> Any:
-        """Return the output of the inference network."""
-        return run(self.inference_network(), inputs)
-
-    def on_validation_start(self) -> None:
-        """Reset the validation metrics."""
-        self.evaluation.start("val", self.evaluated_networks, self.trainer.val_dataloaders, self.device)
-
-    def on_test_start(self) -> None:
-        """Reset the test metrics."""
-        self.evaluation.start("test", self.evaluated_networks, self.trainer.test_dataloaders, self.device)
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch to the validation metrics."""
-        self._evaluate(batch, "val", dataloader_idx)
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch to the test metrics."""
-        self._evaluate(batch, "test", dataloader_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics of validation."""
-        self._log_evaluation("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics of the test."""
-        self._log_evaluation("test")
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the name of the inference network."""
-        checkpoint["inference_network"] = self.inference_network_name
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Any:
-        """Return the logits of the inference network."""
-        return logits_of(self(self.split_batch(batch).student))
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load weights, as of a checkpoint; those of another scheme or of other networks are refused in one line."""
+        try:
+            return super().load_state_dict(state_dict, *args, **kwargs)
+        except RuntimeError as error:
+            raise explain_refusal(error, type(self).__name__) from error
 
     # ---- private
 
     def _log_training(self, losses: dict[str, Tensor], total: Tensor) -> None:
         self.log_dict(self.terms.log_values(losses))
         self.log("train/loss", total, prog_bar=True)
-
-    def _evaluate(self, batch: Any, stage: Stage, loader: int) -> None:
-        inputs, _, labels = self.split_batch(batch)
-        for name, outputs in self.evaluated_logits(inputs).items():
-            self.evaluation.update(stage, name, outputs, labels, loader)
-
-    def _log_evaluation(self, stage: Stage) -> None:
-        for name, value in self.evaluation.compute(stage, self.inference_network_name).items():
-            self.log(name, value, prog_bar=name.count("/") == 1, sync_dist=True)

@@ -124,6 +124,12 @@ class Normalised(nn.Module):
         return (self.norm(student) - teacher[:, :8]).square().mean()
 
 
+headless = pytest.mark.filterwarnings(
+    "ignore:.* of the optimizer have no gradient"
+)  # behind the layer that is compared
+
+
+@headless
 @both_ways
 @pytest.mark.parametrize("loss", [RKDLoss(), Normalised()], ids=["relations", "connector"])
 def test_a_loss_that_needs_several_samples_is_refused_in_the_first_batch(fit, loss, tmp_path):
@@ -148,6 +154,7 @@ class Drawing(nn.Module):
         return (student - teacher[:, :8] + torch.rand_like(student)).square().mean()
 
 
+@headless
 @both_ways
 def test_trying_a_loss_draws_no_random_number_and_changes_no_state(fit, tmp_path):
     data, found = loader(), []

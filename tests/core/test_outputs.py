@@ -171,6 +171,7 @@ def values(kind: type[nn.Module], terms: dict[str, Term], folder: Any) -> list[d
     ]
 
 
+@pytest.mark.filterwarnings("ignore:1 of 4 parameters of the optimizer have no gradient")
 @pytest.mark.parametrize("kind", [Detector, Segmenter, Pair, Nothing])
 def test_terms_on_layers_ask_for_no_logits(kind, tmp_path):
     learner, drop_in = values(kind, {"f": Term(FeatureMSELoss(), student="backbone", teacher="backbone")}, tmp_path)
