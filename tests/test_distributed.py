@@ -53,14 +53,6 @@ def test_a_loss_that_compares_samples_has_the_gradient_of_one_process_and_stores
             assert torch.equal(rank["losses"][name][key], ranks[0]["losses"][name][key])
 
 
-def test_each_process_computes_its_own_share_of_the_angles_of_a_large_batch(ranks):
-    one, shares = two_processes.many_angles(1), [rank["many angles"] for rank in ranks]
-    assert one["vertices"] == list(range(160)) == sorted(shares[0]["vertices"] + shares[1]["vertices"])
-    for share in shares:
-        torch.testing.assert_close(share["loss"], one["loss"])
-        torch.testing.assert_close(share["gradient"], one["gradient"])
-
-
 def test_metrics_are_exact_when_the_ranks_shares_are_uneven(ranks, tmp_path):
     one = two_processes.metrics(tmp_path, 1)
     for rank in ranks:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -17,8 +16,7 @@ from torch import Tensor, nn
 
 from kd_lightning import Classifier, OfflineDistiller, Term
 from kd_lightning.callbacks import TeacherCache, TeacherFreezing
-from kd_lightning.losses import KDLoss, RKDLoss, TaskLoss
-from kd_lightning.losses.relation import rkd
+from kd_lightning.losses import KDLoss, TaskLoss
 from tests import found, toys
 from tests.losses.every import CASES, build, listed
 
@@ -122,28 +120,6 @@ def compared(name: str, ranks: int) -> dict[str, Tensor]:
     return kept | {f"stored {key}": buffer.clone() for key, buffer in term.named_buffers()}
 
 
-def many_angles(ranks: int) -> dict[str, Any]:
-    """Value, gradient and vertices of RKD's angles in a batch of 160, which are not in memory all at once."""
-    of_both = torch.randn(160, 5, generator=torch.Generator().manual_seed(0))
-    rank = int(os.environ["LOCAL_RANK"]) if ranks > 1 else 0
-    rows = of_both.chunk(ranks)[rank]
-    torch.manual_seed(0)
-    student, teacher = nn.Linear(5, 4), nn.Linear(5, 6)
-    computed, cosines = set[int](), rkd._cosines
-
-    def recorded(lengths: Tensor, at: slice) -> Tensor:
-        computed.update(range(*at.indices(len(lengths))))
-        return cosines(lengths, at)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rkd, "_cosines", recorded)
-        loss = Term(RKDLoss())({"logits": student(rows)}, {"logits": teacher(rows).detach()}, {})
-        (gradient,) = torch.autograd.grad(loss, student.weight)
-    if ranks > 1:
-        torch.distributed.all_reduce(gradient)
-    return {"loss": loss.detach(), "gradient": gradient / ranks, "vertices": sorted(computed)}
-
-
 def like_address(side: Any) -> Any:
     return [str(i) for i in range(len(side))] if isinstance(side, list) else "0"
 
@@ -213,7 +189,6 @@ if __name__ == "__main__":
     torch.distributed.init_process_group("gloo", rank=int(os.environ["LOCAL_RANK"]))  # Lightning takes it as it is
     results = {
         "losses": losses(2),
-        "many angles": many_angles(2),
         "gradients": gradients(out / "gradients", 2),
         "metrics": metrics(out / "metrics", 2),
         "statistics": statistics(out / "statistics", 2),
