@@ -158,7 +158,7 @@ def test_gradients_of_features_also_flow_through_the_weights():
     assert torch.autograd.grad(loss, said)[0].any()
 
 
-@pytest.mark.parametrize("pool_size", [1, 2])
+@pytest.mark.parametrize("pool_size", [1, 2, 4])
 def test_connectors_classifiers_and_weights_are_the_papers(pool_size: int):
     loss = CAMKDFeatureLoss(3, classifiers(4 * pool_size**2, 6 * pool_size**2), pool_size).double()
     student = maps(5, 3, 4, 4, seed=1).requires_grad_()
@@ -198,6 +198,18 @@ def test_a_larger_map_is_pooled_and_a_smaller_one_interpolated():
     torch.testing.assert_close(again(student, teacher, LABELS), loss(student, teacher, LABELS))
     torch.testing.assert_close(seen[0], pooled)
     torch.testing.assert_close(seen[1], larger)
+
+
+@pytest.mark.parametrize(("own", "theirs"), [((4, 6), (2, 3)), ((2, 3), (4, 6)), ((3, 2), (3, 4)), ((3, 4), (3, 2))])
+def test_maps_of_unlike_sides_are_resized(own, theirs):
+    loss = CAMKDFeatureLoss(3, classifiers(4, 6)).double()
+    student = maps(5, 3, *own, seed=1)
+    teacher = [maps(5, 4, *theirs, seed=2), maps(5, 6, *theirs, seed=3)]
+    if own[0] >= theirs[0]:
+        resized = nn.functional.adaptive_avg_pool2d(student, theirs)
+    else:
+        resized = nn.functional.interpolate(student, theirs, mode="bilinear")
+    torch.testing.assert_close(loss(student, teacher, LABELS), loss(resized, teacher, LABELS))
 
 
 def test_in_a_run_the_connectors_learn_and_the_teachers_and_their_classifiers_do_not():

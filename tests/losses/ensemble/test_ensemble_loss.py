@@ -406,3 +406,14 @@ PLAIN = {
         build=lambda: losses.FeatureEnsembleLoss([losses.HintLoss(32, 128), losses.HintLoss(32, 64)]),
     ),
 }
+
+
+def test_weights_follow_the_number_of_teachers_and_the_type_of_the_logits():
+    loss, student = EnsembleLoss(LogitMSELoss()), torch.zeros(2, 3)
+    for teachers, dtype in ((2, torch.float32), (3, torch.float32), (3, torch.float64), (2, torch.float64)):
+        shown = torch.arange(teachers * 6, dtype=dtype).view(2, teachers, 3)
+        for _ in range(2):  # computed once for a type and a number
+            wanted = shown.softmax(dim=2).mean(dim=1).log()
+            found = loss(student.to(dtype), shown)
+            assert found.dtype == dtype
+            torch.testing.assert_close(found, LogitMSELoss()(student.to(dtype), wanted))

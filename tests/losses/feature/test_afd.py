@@ -93,6 +93,15 @@ def test_value_is_that_of_naive_loops():
     assert loss(student, teacher).item() == pytest.approx(naive_afd(attention, student, teacher), rel=1e-9)
 
 
+def test_maps_of_unlike_sides_are_pooled_to_the_teachers():
+    loss = AFDLoss([3], [5], dimension=4).double()
+    student, teacher = maps(4, 3, 4, 6, seed=1), maps(4, 5, 2, 3, seed=2)
+    pooled = student.square().mean(dim=1).unflatten(2, (3, 2)).unflatten(1, (2, 2)).mean(dim=(2, 4)).flatten(1)
+    wanted = teacher.square().mean(dim=1).flatten(1)
+    error = F.normalize(pooled, dim=1) - F.normalize(wanted, dim=1)
+    torch.testing.assert_close(loss([student], [teacher]), error.square().mean())  # all attention to the only layer
+
+
 def test_the_gradient_is_that_of_the_value():
     loss, (student, teacher) = build().double(), example()
     inputs = [layer.requires_grad_() for layer in [*student, *teacher]]

@@ -98,6 +98,70 @@ def test_the_fusion_equals_torchdistill():
     assert loss(students, teachers).item() == pytest.approx(wanted, rel=1e-5)
 
 
+def normalised(x: torch.Tensor) -> torch.Tensor:
+    """What a BatchNorm makes of maps before it has learned anything."""
+    mean, variance = x.mean(dim=(0, 2, 3), keepdim=True), x.var(dim=(0, 2, 3), keepdim=True, correction=0)
+    return (x - mean) / (variance + 1e-5).sqrt()
+
+
+def nearest(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    rows = [i * x.shape[2] // height for i in range(height)]
+    columns = [i * x.shape[3] // width for i in range(width)]
+    return x[:, :, rows][:, :, :, columns]
+
+
+def naive_review(loss: ReviewKDLoss, students: list[torch.Tensor], teachers: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The maps that are compared with the teacher's: the paper's figure 3, from the deepest layer to the shallowest."""
+    made, deeper = [], None
+    for fusion, s, t in zip([*loss.fusions][::-1], students[::-1], teachers[::-1], strict=True):
+        own = normalised(torch.einsum("nchw,dc->ndhw", s, fusion.narrow[0].weight[:, :, 0, 0]))
+        if deeper is not None:
+            deeper = nearest(deeper, *own.shape[2:])
+            both = torch.cat([own, deeper], dim=1)
+            weight, bias = fusion.attention[0].weight[:, :, 0, 0], fusion.attention[0].bias
+            maps = 1 / (1 + (-torch.einsum("nchw,dc->ndhw", both, weight) - bias[:, None, None]).exp())
+            own = own * maps[:, 0].unsqueeze(1) + deeper * maps[:, 1].unsqueeze(1)
+        deeper = nearest(own, *t.shape[2:])
+        windows = F.unfold(deeper, 3, padding=1).unflatten(1, (-1, 9))  # each pixel with its eight neighbours
+        wide = torch.einsum("nckp,dck->ndp", windows, fusion.widen[0].weight.flatten(2))
+        made.insert(0, normalised(wide.unflatten(2, t.shape[2:])))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("sizes", "teachers_sizes"),
+    [([(6, 6), (3, 3), (2, 2)], [(6, 6), (3, 3), (2, 2)]), ([(5, 7), (4, 3), (2, 3)], [(6, 4), (2, 5), (3, 2)])],
+    ids=["square", "unlike"],
+)
+def test_maps_are_fused_as_in_the_paper_written_out(sizes, teachers_sizes):
+    loss = build().double()
+    students = [maps(6, channels, *size, seed=1) for channels, size in zip([3, 2, 4], sizes, strict=True)]
+    teachers = [maps(6, channels, *size, seed=2) for channels, size in zip([5, 4, 3], teachers_sizes, strict=True)]
+    made = naive_review(loss, students, teachers)
+    torch.testing.assert_close(loss(students, teachers), review_kd_loss(made, teachers), rtol=1e-9, atol=0)
+    learned = [p for p in loss.parameters() if p.dim() > 1]
+    for found, wanted in zip(
+        torch.autograd.grad(loss(students, teachers), learned),
+        torch.autograd.grad(review_kd_loss(made, teachers), learned),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-12)
+
+
+def test_levels_of_unlike_maps_are_those_below_the_shorter_side():
+    student, teacher = maps(3, 4, 3, 8, seed=1), maps(3, 4, 3, 8, seed=2)
+    difference = student - teacher
+    cells = [difference]  # 3 x 8, then 2 x 2 and 1 x 1, of overlapping rows where 3 is not divisible
+    halves = [
+        difference[:, :, rows, columns].mean(dim=(2, 3))
+        for rows in (slice(0, 2), slice(1, 3))
+        for columns in (slice(0, 4), slice(4, 8))
+    ]
+    cells += [torch.stack(halves), difference.mean(dim=(2, 3))]
+    wanted = sum(part.square().mean() / 2**i for i, part in enumerate(cells)) / 1.75
+    torch.testing.assert_close(review_kd_loss(student, teacher), wanted)
+
+
 def test_a_shallow_layer_learns_from_the_teacher_through_the_deeper_ones_and_not_the_other_way():
     loss = build().double()
     students = [maps(*shape, seed=1).requires_grad_() for shape in STUDENT]

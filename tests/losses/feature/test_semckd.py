@@ -121,6 +121,13 @@ def test_rows_of_a_smaller_batch_are_padded_with_zeros():
     assert loss(*few).isfinite()
 
 
+def test_a_batch_may_be_as_large_as_the_loss_was_built_for():
+    torch.manual_seed(0)
+    loss, (student, teacher) = SemCKDLoss([3, 2], [5, 4, 3], batch_size=6).double(), example()
+    assert loss(student, teacher).isfinite()
+    assert SemCKDLoss([3], [5], batch_size=3).queries[0][2].out_features == 1  # at least one
+
+
 def test_the_projection_is_twice_as_wide_as_the_teacher_by_default():
     assert build().projections[1][0][0].weight.shape == (10, 2, 1, 1)
     assert build(channels=7).projections[0][2][3].weight.shape == (7, 7, 3, 3)
