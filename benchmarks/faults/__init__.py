@@ -1,4 +1,4 @@
-"""Faults that are injected into small runs, and what is left of the runs: `python -m benchmarks.faults`.
+"""Faults that are injected into small runs, and the state they leave the runs in: `python -m benchmarks.faults`.
 
 ==========  ===========================================================================
 `families`  the runs: one of each family of schemes, and of the drop-in callback
@@ -7,7 +7,7 @@
 `kinds`     the faults, by kind, each with the end that it may have
 `workers`   data whose loader has worker processes
 `process`   runs in processes forked from this one, which has imported everything
-`evidence`  what a run leaves: checkpoints, other files, weights and rows of metrics
+`evidence`  checkpoints that a run leaves, other files, weights and rows of metrics
 `trial`     one fault: the run with it, the resumed run, and the verdict
 `ranks`     faults on one of two processes
 `report`    the tables in docs/reliability.md

@@ -1,4 +1,4 @@
-"""What a run leaves: its checkpoints, its weights and rows of metrics, and files that should not be there."""
+"""Evidence that a run leaves: its checkpoints, weights and rows of metrics, and files that should not be there."""
 
 from __future__ import annotations
 

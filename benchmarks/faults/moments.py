@@ -39,7 +39,7 @@ def fail(error: BaseException) -> Action:
 
 
 def disk_full() -> None:
-    """Raise what the system raises when a disk is full."""
+    """Raise the system's error of a full disk."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -65,7 +65,7 @@ class Moment(Callback):
         point: ``batch start``, ``forward``, ``before step``, ``after step``, ``batch end``, ``epoch end``; or
             ``validation``, in the first one after that batch.
         batch: The number of the batch.
-        action: What is done.
+        action: Done at that moment.
         student: The network a layer of which is called at ``forward``.
     """
 
@@ -81,7 +81,7 @@ class Moment(Callback):
             self.action()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Attach to what is complete by now."""
+        """Attach to the run, which is complete by now."""
         self.trainer = trainer
         if self.point == "forward":
             for each in self.student.modules():
@@ -118,7 +118,7 @@ class AtCall(Callback):
 
     Args:
         number: The number; 0 only counts.
-        action: What is done.
+        action: Done at that moment.
     """
 
     def __init__(self, number: int = 0, action: Action = lambda: None) -> None:
@@ -176,7 +176,7 @@ def in_a_save(stage: str, number: int, action: Action, stays: bool = False, suff
     Args:
         stage: ``before`` the first byte, in the ``middle`` of them, before the ``rename``, or ``after`` it.
         number: The number of the file, from 1, among those of its suffix.
-        action: What is done.
+        action: Done at that moment.
         stays: It is done in all later ones as well.
         suffix: The end of the file's name.
     """

@@ -51,8 +51,8 @@ class Process:
     """A forked process.
 
     Args:
-        function: What it does; returns its exit code.
-        output: The file for what it prints.
+        function: Its program; returns its exit code.
+        output: The file that it prints to.
         temporary: Its directory of temporary files.
         environment: Further variables of its environment.
     """
@@ -106,7 +106,7 @@ def _be(function: Callable[[], int], output: Path, environment: dict[str, str]) 
 
 @dataclass
 class Run:
-    """A run of a family, before it begins: what a fault may take hold of."""
+    """A run of a family, before it begins, for a fault to be attached to."""
 
     family: Family
     folder: Path

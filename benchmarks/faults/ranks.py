@@ -53,12 +53,12 @@ class Pair(Stage):
         rank: int = 1,
         seconds: tuple[float, float] = (120.0, 120.0),
     ) -> Ended:
-        """Make a run of two processes; what is attached belongs to one of them.
+        """Make a run of two processes; attachments belong to one of them.
 
         Args:
             attached: Change the run of process `rank`.
             ckpt_path: The checkpoint to resume.
-            output: The beginning of the names of files for what the processes print.
+            output: The beginning of the names of the files that the processes print to.
             rank: The process with the fault.
             seconds: How long process 0 and process 1 may take.
         """

@@ -1,4 +1,4 @@
-"""The tables of docs/reliability.md: faults by kind and by family, and what was lost."""
+"""The tables of docs/reliability.md: faults by kind and by family, and the losses."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ ELSEWHERE = Path("/dev/shm")
 
 @dataclass
 class Verdict:
-    """What was found after one fault; every list of problems is to be empty."""
+    """Findings after one fault; every list of problems is to be empty."""
 
     family: str
     kind: str
@@ -35,7 +35,7 @@ class Verdict:
     strays: list[str] = field(default_factory=list)
     unequal: list[str] = field(default_factory=list)
     allowed: list[str] = field(default_factory=list)
-    """What is unequal because of a limit that docs/reliability.md names, and is no problem."""
+    """Unequal because of a limit that docs/reliability.md names, and no problem."""
     other: list[str] = field(default_factory=list)
     """No fault, or another exit code, message or time than a user may expect."""
 
@@ -47,7 +47,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Truth:
-    """What an undisturbed run leaves, and the number of calls of functions in its training."""
+    """Result of an undisturbed run, and the number of calls of functions in its training."""
 
     result: dict[str, Any]
     calls: int
@@ -96,7 +96,7 @@ class Stage:
             (self.folder / name).unlink(missing_ok=True)
 
     def result(self) -> dict[str, Any]:
-        """Return what the last whole run has left; empty if there was none."""
+        """Return the result of the last whole run; empty if there was none."""
         path = self.folder / "result.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
@@ -166,7 +166,7 @@ def try_fault(family: str, fault: Fault, truth: Truth, base: Path) -> Verdict:
 
 
 def inspect(stage: Stage, verdict: Verdict, truth: Truth, is_killed: bool) -> None:
-    """Look at what a run with a fault has left, resume it, and compare it with the undisturbed one.
+    """Inspect a run after its fault, resume it, and compare it with the undisturbed one.
 
     Args:
         stage: Where it ran; cleared afterwards.
@@ -196,7 +196,7 @@ def inspect(stage: Stage, verdict: Verdict, truth: Truth, is_killed: bool) -> No
 
 
 def _end(stage: Stage, fault: Fault, ended: Ended) -> list[str]:
-    """List what is wrong with the end of the run with the fault."""
+    """List the faults of the end of the run with the fault."""
     problems = [] if stage.marker.exists() else ["the fault was not injected"]
     if ended.code not in fault.codes:
         problems.append(f"exit code {ended.code} instead of {fault.codes}: {ended.output[-2000:]}")

@@ -30,7 +30,7 @@ class Poison(Callback):
         self.is_armed = False
 
     def on_train_start(self, *_: Any) -> None:
-        """Attach to what is complete by now."""
+        """Attach to the run, which is complete by now."""
         if self.place == "input":
             for each in self.student.modules():  # the first that is called with tensors
                 each.register_forward_pre_hook(lambda _, args: self._spoil(args, torch.nan))
@@ -40,7 +40,7 @@ class Poison(Callback):
             next(self.student.parameters()).register_hook(lambda gradient: self._spoil(gradient, torch.nan))
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-        """Spoil weights or rates, or what is computed in the batch."""
+        """Spoil weights or rates, or a value that the batch computes."""
         self.is_armed = trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1 == self.batch
         if self.is_armed and self.place == "weight":
             self._spoil_weight()

@@ -64,7 +64,7 @@ class Mutant:
 def mutants(path: Path, root: Path) -> Iterator[Mutant]:
     """Yield every mutant of the functions and methods of a file.
 
-    Left alone are text, annotations, decorators, defaults, asserts and what an error says.
+    Left alone are text, annotations, decorators, defaults, asserts and the text of errors.
 
     Args:
         path: The file, from `root` on.

@@ -59,7 +59,7 @@ class Distillation(Callback):
     callback's state: the module's class loads its checkpoints without this package.
 
     **Several fits.** With another module, as in each fold of a cross-validation, the losses' parameters start as they
-    were before the first fit; with the same module they go on as it does.
+    were before the first fit; with the same module they continue, as it does.
 
     **Logging.** Each term is logged unweighted as ``train/<name>`` and each temperature as ``temperature/<name>``, at
     the steps that the loggers keep, and monitors find the means over the epoch; the module's own loss is logged by the

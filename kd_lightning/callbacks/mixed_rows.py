@@ -8,7 +8,7 @@ from torch import Tensor
 ROWS = 16
 """Rows that are compared with all rows of the batch."""
 CLOSE = 1e-4
-"""What a fit of a mixture may leave of a row's variance."""
+"""Share of a row's variance that a fit of a mixture may leave."""
 
 
 def are_mixed(seen: Tensor, given: Tensor) -> bool:
@@ -19,7 +19,7 @@ def are_mixed(seen: Tensor, given: Tensor) -> bool:
     augmentation, is no mixture. It waits for the device.
 
     Args:
-        seen: What the network got, (N, ...).
+        seen: The network's input, (N, ...).
         given: The batch, (N, ...); of another shape than `seen` the answer is False.
 
     Example:

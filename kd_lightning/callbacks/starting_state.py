@@ -1,4 +1,4 @@
-"""The weights with which a callback's own modules start: anew with each module that is trained."""
+"""The weights with which a callback's modules start each new run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class StartingState:
     """Gives the modules of a callback their first weights again, in a fit of a module that they do not know.
 
     In the folds of a cross-validation each fold then starts as the first one did. In another fit of the same module,
-    such as one of more epochs, they go on as the module does. Weights that were set between two fits stay.
+    such as one of more epochs, they continue, as the module does. Weights that were set between two fits stay.
 
     Args:
-        part: What the callback trains, such as the terms of `Distillation`.
+        part: The modules that the callback trains, such as the terms of `Distillation`.
 
     Example:
         >>> connector, first, second = nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1)
@@ -57,5 +57,5 @@ class StartingState:
         known.add(self._key)
 
     def end(self) -> None:
-        """Remember what the fit has left."""
+        """Remember the weights at the end of the fit."""
         self._left = weights_hash(self._part)

@@ -97,7 +97,7 @@ class YamlFaultError(yaml.YAMLError):
 
     Args:
         line: Its line, from 1.
-        problem: What is wrong with the line, and the remedy.
+        problem: The fault of the line, and the remedy.
     """
 
     def __init__(self, line: int, problem: str) -> None:

@@ -73,7 +73,7 @@ def is_finite_number(value: Any) -> bool:
 
 
 def describe(value: Any) -> str:
-    """Say what a wrong argument is.
+    """Describe a wrong argument in two or three words.
 
     Example:
         >>> describe(None), describe("resnet18"), describe([])

@@ -76,7 +76,7 @@ class CheckpointMonitors(Callback):
                 self._warn(callback, "save_on_train_epoch_end=True")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the trainer and its checkpoints as they were."""
+        """Restore the trainer and its checkpoints."""
         for callback in self._changed:
             set_epoch_save(callback, None)
         self._changed = []
@@ -84,7 +84,7 @@ class CheckpointMonitors(Callback):
         owner.callbacks = [each for each in owner.callbacks if each is not self]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the trainer as it was after a failed fit, too."""
+        """Restore the trainer after a failed fit, too."""
         self.teardown(trainer, pl_module, "fit")
 
     # ---- inside

@@ -18,7 +18,7 @@ TOTAL = "train/loss"
 
 
 class Finding(NamedTuple):
-    """What is not finite."""
+    """A value that is not finite."""
 
     subject: str
     """Such as ``the loss of term 'kd'``."""
@@ -52,7 +52,7 @@ def describe_losses(losses: Mapping[str, float], total: float | None) -> tuple[s
 
 
 class DeviceRecord:
-    """Looks at the losses and gradients of each step in kernels alone, and is read once they have run.
+    """Checks the losses and gradients of each step in kernels alone, and is read once they have run.
 
     All state is in tensors that keep their place, so that a CUDA graph records the look with the step. Once a value is
     not finite, the record keeps the values of that step.

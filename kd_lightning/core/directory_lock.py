@@ -46,7 +46,7 @@ class DirectoryLock:
 
     Args:
         directory: The directory; created if missing, and then removed on release if nothing was written there.
-        what: What a process does there, for the message, such as ``a run``.
+        what: The process's work there, for the message, such as ``a run``.
         elsewhere: How to name another directory, which ends the message.
 
     Example:

@@ -19,7 +19,7 @@ _REMEDIES = {
     errno.EIO: "check the disk",
     errno.EROFS: "mount its file system for writing",
 }
-"""What a user can do about errors that only a write can have."""
+"""Remedies of errors that only a write can have."""
 _own_temporaries: set[Path] = set()
 
 

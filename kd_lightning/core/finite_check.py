@@ -52,7 +52,7 @@ class FiniteCheck(Callback):
         self.flag = StepFlag()
         self._terms: list[Terms] = []
         self._found: Finding | None = None
-        """What is not finite on this process in the current step."""
+        """A value of the current step that is not finite on this process."""
         self._skipped = 0
         self._has_failed = False
         self._at_start: list[str] = []
@@ -66,7 +66,7 @@ class FiniteCheck(Callback):
     # ---- Lightning hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Look at every checkpoint before it is written, by whatever callback."""
+        """Check every checkpoint before it is written, by whatever callback."""
         self.flag = StepFlag()
         self._found, self._skipped, self._has_failed, self._at_start = None, 0, False, []
         self._record = self._local = None
@@ -75,7 +75,7 @@ class FiniteCheck(Callback):
             vars(self._strategy)["save_checkpoint"] = partial(self._save, trainer, trainer.strategy.save_checkpoint)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember what is not finite from the start; weights and terms are complete by now."""
+        """Remember the values that are not finite from the start; weights and terms are complete by now."""
         self._terms = [module for module in pl_module.modules() if isinstance(module, Terms)]
         self._at_start = non_finite_entries(pl_module.state_dict())
         self._names = {parameter: name for name, parameter in pl_module.named_parameters()}
@@ -85,7 +85,7 @@ class FiniteCheck(Callback):
             self._local = LocalGradients(pl_module)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Look at the loss of a batch, of each one where gradients are accumulated."""
+        """Check the loss of a batch, of each one where gradients are accumulated."""
         if self._record is None:
             value = loss.item()
             if not math.isfinite(value) and (math.isnan(value) or not is_scaled_half(trainer, loss)):
@@ -98,7 +98,7 @@ class FiniteCheck(Callback):
         losses |= self._weighted_losses()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Look at the gradients, and stop if they or a loss are not finite on any process."""
+        """Check the gradients, and stop if they or a loss are not finite on any process."""
         if optimizer not in self._begun:
             self._begun.add(optimizer)
             if self._terms:
@@ -118,18 +118,18 @@ class FiniteCheck(Callback):
             signal_connector(trainer).received_sigterm = True
 
     def after_replay(self, trainer: Trainer) -> None:
-        """Look at the flag of earlier steps, after one was replayed as a CUDA graph."""
+        """Check the flag of earlier steps, after one was replayed as a CUDA graph."""
         if self._record is not None:
             self._read(trainer, self._record)
             self._record.send(self.flag.requested_signal)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the weights, buffers and moments after the last step."""
+        """Check the weights, buffers and moments after the last step."""
         state = {"state_dict": pl_module.state_dict(), "optimizer_states": [o.state_dict() for o in trainer.optimizers]}
         self._check_state(trainer, state)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the trainer as it was."""
+        """Restore the trainer to its former state."""
         if self._strategy is not None:
             del vars(self._strategy)["save_checkpoint"]
         if self._local is not None:
@@ -148,7 +148,7 @@ class FiniteCheck(Callback):
     # ---- inside
 
     def _look_later(self, trainer: Trainer, record: DeviceRecord, optimizer: Optimizer, norms: list[Tensor]) -> None:
-        """Launch the look at this step, and read that at an earlier one."""
+        """Launch the check of this step, and read that of an earlier one."""
         is_recorded = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
         if not is_recorded:
             self._read(trainer, record)

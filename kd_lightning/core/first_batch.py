@@ -1,4 +1,4 @@
-"""The look at the first batch of a fit: what a term compares, what the teacher gives, and what its loss can teach.
+"""Checks of the first batch of a fit: the tensors that a term compares, the teacher's outputs, and the labels.
 
 Each check reads values, for which a GPU has to be waited for; `kd_lightning.core.terms.Terms` makes them once a fit.
 """
@@ -31,7 +31,7 @@ def check_inputs_of(
     labels: Mapping[str, Tensor],
     teacher_is_fixed: bool,
 ) -> None:
-    """Check what the terms get in the first batch, before a loss is computed.
+    """Check the terms' inputs in the first batch, before a loss is computed.
 
     A teacher that is no better than chance, or gives the same logits for every sample, may be meant, and so may a
     label that no term needs and that is no class: these are warnings.
@@ -77,7 +77,7 @@ def explained(
     labels: Mapping[str, Tensor],
     error: Exception,
 ) -> UsageError:
-    """Return an error of torch in a loss as one line with the term and what it was given."""
+    """Return an error of torch in a loss as one line with the term and its inputs."""
     given: list[str] = []
     for side, recorded, address in (
         ("student", student, term.student),

@@ -1,4 +1,4 @@
-"""What the sizes of the training loaders tell before the first batch: no batch at all, or a last one of one sample."""
+"""Sizes of the training loaders, known before the first batch: no batch, or a last one of one sample."""
 
 from __future__ import annotations
 
@@ -58,9 +58,7 @@ class LoaderSizes(Callback):
             ("max_steps", trainer.max_steps),
         ):
             if value == 0:
-                rank_zero_warn(
-                    f"{setting}={value}: nothing was trained, and every weight is what it was before the fit"
-                )
+                rank_zero_warn(f"{setting}={value}: nothing was trained, and no weight has changed")
                 return
         raise UsageError(
             "the training loader is empty, so that nothing was trained: look for a filter that leaves no sample, or "
@@ -68,11 +66,11 @@ class LoaderSizes(Callback):
         )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the trainer as it was."""
+        """Restore the trainer to its former state."""
         self._leave(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the trainer as it was after a failed fit, too."""
+        """Restore the trainer after a failed fit, too."""
         self._leave(trainer)
 
     def _leave(self, trainer: Trainer) -> None:

@@ -1,4 +1,4 @@
-"""Calls of networks: inputs that several networks share stay as they are, and errors name the network."""
+"""Calls of networks: inputs that several networks share stay unchanged, and errors name the network."""
 
 # pyright: reportPrivateUsage=false
 
@@ -158,7 +158,7 @@ def _name(network: nn.Module) -> str:
 
 
 def _explain(network: nn.Module, inputs: Any, error: Exception) -> NoReturn:
-    """Raise an error of torch about the arguments of a network in one line; any other as it is."""
+    """Raise an error of torch about the arguments of a network in one line; any other unchanged."""
     if type(error) not in (RuntimeError, TypeError, ValueError, IndexError) or not is_of_torch(error):
         raise error
     tensors = list(tensors_in(inputs))

@@ -26,7 +26,7 @@ def build_optimizer(
     Args:
         build: Builds it.
         parameters: Those that require a gradient.
-        owner: Name of what they are of, for the message.
+        owner: Name of their module, for the message.
 
     Raises:
         UsageError: There are none.

@@ -107,8 +107,8 @@ class Terms(nn.ModuleDict):
     ) -> dict[str, Tensor]:
         """Compute the unweighted loss of each term, of the same activations.
 
-        In the first call of a fit in which a term has a weight other than 0 it is checked: what it compares, and that
-        its loss is a scalar of which one of the student's activations gets a gradient
+        In the first call of a fit in which a term has a weight other than 0 it is checked: the tensors that it
+        compares, and that its loss is a scalar of which one of the student's activations gets a gradient
         (`kd_lightning.core.first_batch`).
 
         Args:
@@ -119,7 +119,7 @@ class Terms(nn.ModuleDict):
 
         Raises:
             UsageError: As for `Term`; a weighted term cannot teach the student, or gets probabilities or labels that
-                are none of its classes; or torch refuses what a loss is given.
+                are none of its classes; or torch refuses the inputs of a loss.
         """
         terms: Any = self._modules
         new = {} if self.is_checked else self._check_inputs(student, teacher, labels, only)

@@ -153,7 +153,7 @@ class TrainingMeans(Callback):
             self._loaded[tuple(group["names"])] = torch.zeros_like(sums) if state["is_shared"] and rank() else sums
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the trainer as it was."""
+        """Restore the trainer to its former state."""
         owner: Any = trainer
         owner.callbacks = [each for each in owner.callbacks if each is not self]
 

@@ -17,7 +17,7 @@ def warn_of_unused(optimizer: Optimizer, module: nn.Module) -> None:
 
     Args:
         optimizer: It is about to make its first step.
-        module: What is trained.
+        module: The module that is trained.
 
     Example:
         >>> import warnings

@@ -1,4 +1,4 @@
-"""Fault tolerance: what a run loses to a fault is at most what came after its last checkpoint.
+"""Fault tolerance: a run loses to a fault at most the steps after its last checkpoint.
 
 =================  ====================================================================================
 `callback`         `FaultTolerance`: attaches its parts for the length of a fit

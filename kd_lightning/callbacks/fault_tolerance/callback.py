@@ -88,7 +88,7 @@ class FaultTolerance(Callback):
             leave_group(trainer, exception)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the trainer as it was."""
+        """Restore the trainer to its former state."""
         if self._group_timeout is not None:
             callbacks: Any = trainer
             callbacks.callbacks = [each for each in callbacks.callbacks if each is not self._group_timeout]

@@ -45,7 +45,7 @@ class RunFiles(Callback):
             raise UsageError(failure)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write what the loggers hold, so that a resume from this checkpoint lacks no earlier row."""
+        """Write the rows that the loggers hold, so that a resume from this checkpoint lacks no earlier row."""
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.save()
@@ -55,7 +55,7 @@ class RunFiles(Callback):
         self._release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Unlock the directories, and leave the trainer's callbacks as they were."""
+        """Unlock the directories, and restore the trainer's callbacks."""
         self._release()
         owner = cast("Any", trainer)
         owner.callbacks = [each for each in owner.callbacks if each is not self]

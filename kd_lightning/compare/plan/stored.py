@@ -23,7 +23,7 @@ _STATS: dict[str, type | tuple[type, ...]] = {"name": str, "parameters": int, "b
 
 
 class DamagedError(ValueError):
-    """A stored file is not as it was written; the message is one line with the file and its fault."""
+    """A stored file has changed since it was written; the message is one line with the file and its fault."""
 
 
 def sealed(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def rkd_loss(student: Tensor, teacher: Tensor, distance: float = 25.0, angle: fl
     the two sides of the angle.
 
     The N^3 angles take time, but not memory: from 129 samples on they are computed a few vertices j at a time (all at
-    once where the gradient is differentiated again), on several processes by each one of its own share of vertices.
+    once where the gradient is differentiated again), and each of several processes computes a share.
 
     Other implementations differ: some exclude pairs that coincide from the mean distance.
 
