@@ -15,6 +15,7 @@ from kd_lightning.losses.common.targets import check_labels, of_one_shape
         ((6, 1), (6,), (6, 1)),
         ((6,), (6, 1), (6,)),
         ((6, 7, 1), (6, 7), (6, 7, 1)),  # tokens
+        ((6, 7), (6, 7, 1), (6, 7)),
         ((6, 1, 5, 7), (6, 5, 7), (6, 1, 5, 7)),  # pixels
         ((6, 1, 5, 1), (6, 5, 1), (6, 1, 5, 1)),
         ((6, 1, 5, 7), (6, 1, 5, 7), (6, 1, 5, 7)),
@@ -70,3 +71,8 @@ def test_labels_between_0_and_1_are_taken(label):
 def test_other_labels_are_refused_by_their_value(label, says):
     with pytest.raises(UsageError, match=f"holds the label {says}: labels that can hold together"):
         check_labels(label, -100)
+
+
+def test_labels_are_not_read_while_a_step_is_compiled(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # reading them would break the graph
+    check_labels(torch.tensor([2]), -100)

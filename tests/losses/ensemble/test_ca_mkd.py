@@ -134,12 +134,11 @@ def classifiers(*widths: int) -> list[nn.Module]:
     return [nn.Linear(width, 7).double() for width in widths]
 
 
-def test_features_are_weighted_by_the_teachers_cross_entropies_of_the_students():
-    _, said = logits(2)
-    shown, teacher = (
-        [maps(5, 3, 2, 2, seed=1), maps(5, 4, 1, 2, seed=2)],
-        [maps(5, 3, 2, 2, seed=3), maps(5, 4, 1, 2, seed=4)],
-    )
+@pytest.mark.parametrize("teachers", [2, 3])
+def test_features_are_weighted_by_the_teachers_cross_entropies_of_the_students(teachers):
+    _, said = logits(teachers)
+    shapes = [(5, 3, 2, 2), (5, 4, 1, 2), (5, 2, 3, 1)][:teachers]
+    shown, teacher = ([maps(*shape, seed=seed + i) for i, shape in enumerate(shapes)] for seed in (1, 4))
     total = 0.0
     for n, label in enumerate(LABELS.tolist()):
         for w, s, t in zip(trust(said[n].tolist(), label), shown, teacher, strict=True):
@@ -242,6 +241,8 @@ def test_features_that_do_not_fit_are_refused_in_one_line():
         CAMKDFeatureLoss(3, classifiers(4))
     with pytest.raises(ValueError, match="cannot classify flattened maps with pool_size=3"):
         CAMKDFeatureLoss(3, classifiers(4, 6), pool_size=3)
+    with pytest.raises(ValueError, match="cannot classify flattened maps with pool_size=4"):
+        CAMKDFeatureLoss(3, classifiers(24, 24), pool_size=4)  # 24 is no multiple of 16
     with pytest.raises(ValueError, match=r"ReLU\(\) cannot classify flattened maps"):
         CAMKDFeatureLoss(3, [nn.ReLU(), nn.ReLU()])
     with pytest.raises(ValueError, match="cannot classify flattened maps with pool_size=0"):

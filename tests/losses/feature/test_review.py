@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -146,6 +148,15 @@ def test_maps_are_fused_as_in_the_paper_written_out(sizes, teachers_sizes):
         strict=True,
     ):
         torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-12)
+
+
+def test_convolutions_start_as_the_published_ones():
+    """Uniform with a = 1: up to the root of 3 / fan-in, in place of torch's root of 1 / fan-in."""
+    torch.manual_seed(0)
+    fusion = ReviewKDLoss([64, 32], [64, 64], channels=64).fusions[0]
+    for convolution in (fusion.narrow[0], fusion.widen[0]):
+        fan_in = convolution.weight[0].numel()
+        assert convolution.weight.abs().max().item() == pytest.approx(math.sqrt(3 / fan_in), rel=0.01)
 
 
 def test_levels_of_unlike_maps_are_those_below_the_shorter_side():

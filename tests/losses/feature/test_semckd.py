@@ -92,6 +92,14 @@ def test_value_is_that_of_the_paper_written_out():
     assert loss(student, teacher).item() == pytest.approx(naive_semckd(loss, student, teacher), rel=1e-9)
 
 
+def test_a_single_layer_of_the_student_attends_to_all_of_the_teachers():
+    torch.manual_seed(0)
+    loss, (student, teacher) = SemCKDLoss([3], [5, 4, 3], batch_size=12).double(), example()
+    expected = naive_semckd(loss, student[:1], teacher)
+    assert loss(student[:1], teacher).item() == pytest.approx(expected, rel=1e-9)
+    assert loss(student[0], teacher).item() == pytest.approx(expected, rel=1e-9)
+
+
 def test_the_gradient_is_that_of_the_value():
     loss, (student, teacher) = build(channels=2).double(), example()
     inputs = [layer.requires_grad_() for layer in [*student, *teacher]]

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -92,6 +93,54 @@ def test_three_steps_are_those_of_the_published_code():
                 banks[side][index[i]] = unit([momentum * old + (1 - momentum) * new for old, new in moved])
         torch.testing.assert_close(loss.student_bank.tolist(), banks[0])
         torch.testing.assert_close(loss.teacher_bank.tolist(), banks[1])
+
+
+def test_the_banks_begin_with_rows_of_length_about_one_in_all_directions():
+    """Uniform up to the root of 3 / dim, as published."""
+    loss = build(num_samples=500, dim=12)
+    for bank in (loss.student_bank, loss.teacher_bank):
+        assert bank.abs().max().item() == pytest.approx(math.sqrt(3 / 12), rel=0.01)
+        assert bank.mean().item() == pytest.approx(0, abs=0.02)
+        assert bank.norm(dim=1).square().mean().item() == pytest.approx(1, rel=0.05)
+    assert not torch.equal(loss.student_bank, loss.teacher_bank)
+
+
+def test_z_has_no_gradient_in_the_batch_that_determines_it_either():
+    loss = build(training=True, negatives=5).double()
+    s, t, target = rows(6, 4, seed=1).requires_grad_(), rows(6, 5, seed=2), [classes(), torch.arange(6)]
+    again = copy.deepcopy(loss)
+    found = loss(s, t, target)
+    again.log_means.copy_(loss.log_means)  # as a constant
+    expected = again(s, t, target)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+    torch.testing.assert_close(*(torch.autograd.grad(value, s)[0] for value in (found, expected)))
+    assert not loss.log_means.requires_grad
+
+
+def test_one_negative_of_one_dimension_is_enough():
+    loss = build(training=True, num_samples=2, dim=1, negatives=1).double()
+    banks, target = [loss.teacher_bank.clone(), loss.student_bank.clone()], [torch.tensor([1, 0]), torch.arange(2)]
+    s, t = rows(2, 4, seed=1), rows(2, 5, seed=2)
+    sides = [crd.embed(loss.student_embedding, s, "student"), crd.embed(loss.teacher_embedding, t, "teacher")]
+    expected = 0.0
+    for anchors, bank in zip(sides, banks, strict=True):
+        ratios = (anchors @ bank.T / 0.07).exp()  # the other image is the only negative of each
+        ratios = ratios / ratios.mean()
+        expected -= sum((ratios[i, i] / (ratios[i, i] + 1)).log() + (1 / (ratios[i, 1 - i] + 1)).log() for i in (0, 1))
+    assert loss(s, t, target).item() == pytest.approx(expected.item() / 2, rel=1e-9)
+    with pytest.raises(ValueError, match=r"num_samples=0, dim=128 and negatives=16384 must be at least 1"):
+        CRDLoss(4, 5, num_samples=0)
+
+
+def test_all_of_many_images_are_drawn():
+    loss = build(num_samples=600, negatives=20_000)
+    loss.labels.copy_(torch.arange(600) % 3)
+    known, draws, _ = loss._draw(loss.labels, torch.tensor([0]))
+    counts = known[draws].flatten().bincount(minlength=600)
+    assert not counts[0::3].any()
+    others = counts[torch.arange(600) % 3 > 0]
+    assert others.min() > 15  # of 50 on average
+    assert others.max() < 100
 
 
 def test_negatives_are_drawn_evenly_from_known_images_of_other_classes():
@@ -210,7 +259,14 @@ def test_gradients_are_those_of_the_banks_before_their_update():
 
 def test_a_batch_of_one_class_has_no_negatives_yet():
     loss = build(training=True, negatives=5)
-    value = loss(rows(2, 4, seed=1).float(), rows(2, 5, seed=2).float(), [torch.tensor([3, 3]), torch.tensor([0, 1])])
+    s, t = rows(2, 4, seed=1).float(), rows(2, 5, seed=2).float()
+    own = [
+        (crd.embed(loss.student_embedding, s, "student") * loss.teacher_bank[:2]).sum(dim=1).detach() / 0.07,
+        (crd.embed(loss.teacher_embedding, t, "teacher") * loss.student_bank[:2]).sum(dim=1).detach() / 0.07,
+    ]
+    value = loss(s, t, [torch.tensor([3, 3]), torch.tensor([0, 1])])
+    ratios = [x.exp() / x.exp().mean() for x in own]
+    assert value.item() == pytest.approx(-sum((r / (r + 5)).log().mean().item() for r in ratios), rel=1e-5)
     value.backward()
     assert 0 < value < 2 * (math.log(5 + 1) + 2 / 0.07)
     assert loss.log_means.isfinite().all()
@@ -243,6 +299,25 @@ def test_the_loss_is_smallest_for_a_likely_positive_and_unlikely_negatives():
 def test_targets_other_than_class_and_image_indices_are_refused(target, message):
     with pytest.raises(ValueError, match=message):
         build()(rows(2, 4, seed=1), rows(2, 5, seed=2), target)
+
+
+def test_an_index_out_of_range_is_refused_in_a_later_batch_too():
+    loss, s, t = build(training=True), rows(2, 4, seed=1).float(), rows(2, 5, seed=2).float()
+    loss(s, t, [torch.arange(2), torch.tensor([0, 7])])
+    with pytest.raises(ValueError, match="index 8 is not below num_samples=8"):
+        loss(s, t, [torch.arange(2), torch.tensor([0, 8])])
+    with pytest.raises(ValueError, match="index -1 is negative"):
+        loss(s, t, [torch.arange(2), torch.tensor([0, -1])])
+
+
+def test_autocast_does_not_round_the_embeddings():
+    loss, s, t = build(training=True, negatives=5), rows(6, 4, seed=1).float(), rows(6, 5, seed=2).float()
+    in_double = copy.deepcopy(loss).double()
+    expected = in_double(s.double(), t.double(), [classes(), torch.arange(6)])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = loss(s, t, [classes(), torch.arange(6)])
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(loss.student_bank, in_double.student_bank.float())
 
 
 @pytest.mark.parametrize("given", [{"num_samples": 0}, {"dim": 0}, {"negatives": 0}, {"momentum": 1.5}])

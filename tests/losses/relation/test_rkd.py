@@ -85,8 +85,23 @@ def test_coinciding_samples_have_no_gradient_and_do_not_change_that_of_others(dt
     assert gradient.isfinite().all()
     assert gradient.abs().max() < 100
     same = torch.ones(4, 3, dtype=dtype, requires_grad=True)
-    (gradient,) = torch.autograd.grad(rkd_loss(same, t[:4]), same)
+    loss = rkd_loss(same, t[:4])
+    (gradient,) = torch.autograd.grad(loss, same)
     assert not gradient.any()
+    of_teacher = zip((25.0, 50.0), (naive_distances(t[:4].tolist()), naive_cosines(t[:4].tolist())), strict=True)
+    assert loss.item() == pytest.approx(sum(w * sum(map(huber, x)) / len(x) for w, x in of_teacher), rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_samples_that_differ_by_rounding_alone_coincide(scale):
+    x, noise = rows(20, 4, seed=1), 1e-9 * rows(10, 4, seed=2)
+    x[10:] = x[:10] + noise
+    lengths = rkd._distances(scale * x)
+    assert not lengths.diagonal(10).any()
+    apart = torch.cdist(x[:10], x[:10]) + torch.eye(10)
+    torch.testing.assert_close(lengths[:10, :10] + scale * torch.eye(10), scale * apart)
+    x[10:] = x[:10] + 1e5 * noise  # and more than that is a distance
+    assert rkd._distances(scale * x).diagonal(10).all()
 
 
 def value_and_gradients(*sides: Tensor) -> tuple[Tensor, ...]:

@@ -71,6 +71,20 @@ def test_float32_keeps_its_digits_where_the_probabilities_are_nearly_equal(scale
     assert expected > 1e-3
 
 
+def test_float32_keeps_the_digits_of_a_rare_class_among_very_many():
+    """Its probability is 1e-9, and those of the others 1e-3: the difference from the mean would lose its digits."""
+    generator = torch.Generator().manual_seed(1)
+    student, teacher = 0.1 * torch.randn(2, 6, 1000, generator=generator)
+    student[:, 0] -= 14
+    teacher[:, 0] -= 14
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        s = student.to(dtype).requires_grad_()
+        (gradient,) = torch.autograd.grad(dist_loss(s, teacher.to(dtype), temperature=1.0, beta=0.0), s)
+        gradients.append(gradient[:, 0].double())
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-9)
+
+
 def test_a_constant_vector_counts_0_on_both_sides_and_half_on_one():
     flat, sharp = torch.zeros(4, 3), torch.eye(4, 3)
     student = flat.clone().requires_grad_()
