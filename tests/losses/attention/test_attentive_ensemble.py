@@ -69,6 +69,15 @@ def test_value_is_that_of_the_naive_formula():
     assert loss([student, features], teacher, target).item() == pytest.approx(total / 4, rel=1e-9)
 
 
+def test_two_teachers_are_enough_and_none_is_refused():
+    student, features, teacher, target = example()
+    loss = AttentiveEnsembleLoss(teachers=2, features=5).double()
+    expected = attentive_ensemble_loss(student, teacher[:, :2], loss.confidence(features), target)
+    torch.testing.assert_close(loss([student, features], teacher[:, :2], target), expected)
+    with pytest.raises(ValueError, match=r"teacher logits \(4, 0, 10\) must be \(N, C\) and \(N, K, C\)"):
+        attentive_ensemble_loss(student, teacher[:, :0], torch.ones(4, 0), target)
+
+
 def test_student_and_attention_have_separate_gradients():
     student, features, teacher, target = example()
     loss = build(temperature=2.0).double()

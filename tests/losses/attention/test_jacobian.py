@@ -95,6 +95,11 @@ def test_values_without_derivatives_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"set the term's student to \[logits, input\]"):
         jacobian_loss([x, x], [x, x])
     leaf = x.clone().requires_grad_()
+    for name, sides in (("student", ([leaf * 2], [leaf * 2, leaf])), ("teacher", ([leaf * 2, leaf], [leaf, leaf, x]))):
+        with pytest.raises(ValueError, match=rf"needs the {name}'s logits and an input that requires a gradient"):
+            jacobian_loss(*sides)
+    with pytest.raises(ValueError, match="needs the teacher's logits and an input that requires a gradient"):
+        jacobian_loss([leaf * 2, leaf], [x, x])
     with pytest.raises(
         ValueError, match=r"student's logits do not depend on its recorded input: .* remove TeacherCache"
     ):

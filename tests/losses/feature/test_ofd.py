@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -79,6 +81,19 @@ def test_values_negative_on_both_sides_have_no_gradient():
     teacher = torch.tensor([[-0.5, -0.5, -0.5]])
     (gradient,) = torch.autograd.grad(ofd_loss(student, teacher), student)
     torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.8, 1.6]]))
+
+
+def test_a_teachers_zero_counts_as_not_active():
+    student = torch.tensor([[-1.0, 0.0, 2.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(ofd_loss(student, torch.zeros(1, 3)), student)
+    torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.0, 4.0]]))  # 0 where s <= t <= 0
+
+
+def test_connectors_start_as_the_published_ones():
+    torch.manual_seed(0)
+    convolution = OFDLoss([64], [100]).connectors[0][0]
+    assert convolution.bias is None
+    assert convolution.weight.std().item() == pytest.approx(math.sqrt(2 / 100), rel=0.03)
 
 
 @pytest.mark.parametrize(("student", "teacher"), [((6, 6), (3, 3)), ((3, 3), (6, 6))])

@@ -57,16 +57,17 @@ def rows(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_value_is_that_of_the_naive_formula():
+@pytest.mark.parametrize("samples", [2, 4])
+def test_value_is_that_of_the_naive_formula(samples: int):
     loss = with_representations().double()
     z, h, zs, hs = (
-        rows(4, 10, seed=1),
-        rows(4, 5, seed=2),
-        rows(4, 2, 10, seed=3),
-        [rows(4, 6, seed=4), rows(4, 3, seed=5)],
+        rows(samples, 10, seed=1),
+        rows(samples, 5, seed=2),
+        rows(samples, 2, 10, seed=3),
+        [rows(samples, 6, seed=4), rows(samples, 3, seed=5)],
     )
     prior, imitation, edges = [0.75, 0.25], 0.0, []
-    for n in range(4):
+    for n in range(samples):
         scores = []
         for k in range(2):
             of_logits = sum(w * v for w, v in zip(loss.logit_score.weight[0].tolist(), zs[n, k].tolist(), strict=True))
@@ -75,8 +76,8 @@ def test_value_is_that_of_the_naive_formula():
         for k in range(2):
             distance = 10 * apart(z[n].tolist(), zs[n, k].tolist())
             distance += apart(linear(loss.connectors[k], h[n].tolist()), hs[k][n].tolist())
-            imitation += (edges[n][k] + prior[k]) * distance / 4
-    means = [sum(edge[k] for edge in edges) / 4 for k in range(2)]
+            imitation += (edges[n][k] + prior[k]) * distance / samples
+    means = [sum(edge[k] for edge in edges) / samples for k in range(2)]
     expected = imitation + 10 * sum((mean - p) ** 2 for mean, p in zip(means, prior, strict=True))
     assert loss([z, h], [zs, *hs]).item() == pytest.approx(expected, rel=1e-9)
 
@@ -112,11 +113,29 @@ def test_its_term_takes_the_logits_and_a_layer_of_each():
         term(student, teacher | {"members.b": torch.ones(6, 4)}, {})
 
 
+def test_layers_missing_on_one_side_are_refused():
+    loss, z, h = with_representations(), torch.ones(6, 10), torch.ones(6, 5)
+    zs, hs = torch.ones(6, 2, 10), [torch.ones(6, 6), torch.ones(6, 3)]
+    for student, teacher, counts in (
+        ([z], [zs, *hs], "0 representations of the student and 2 of the teachers"),
+        ([z, h], [zs], "1 representations of the student and 0 of the teachers"),
+        ([z, h, h], [zs, *hs], "2 representations of the student and 2 of the teachers"),
+        ([z, h], [zs, *hs, h], "1 representations of the student and 3 of the teachers"),
+    ):
+        with pytest.raises(ValueError, match=rf"the term lists {counts}, but the loss was built for 1 and 2"):
+            loss(student, teacher)
+    with pytest.raises(ValueError, match="with the same N >= 2 samples"):
+        loss([z[:1], h[:1]], [zs[:1], *(x[:1] for x in hs)])
+
+
 def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match="teachers=1 must be at least 2"):
         ModalityGraphLoss(1)
     with pytest.raises(ValueError, match=r"prior=\[1.0\] must be one number above 0 for each of the 2 teachers"):
         ModalityGraphLoss(2, prior=[1.0])
+    for name, wrong in (("prior", [1.0, 0.0]), ("prior", [1.0, -1.0]), ("prior", [1.0] * 3), ("teacher_channels", [4])):
+        with pytest.raises(ValueError, match=rf"{name}=\[.*\] must be one number above 0 for each of the 2 teachers"):
+            ModalityGraphLoss(2, **{name: wrong})
     with pytest.raises(ValueError, match="give both student_channels and teacher_channels"):
         ModalityGraphLoss(2, student_channels=4)
     with pytest.raises(ValueError, match="alpha=-1 must be a finite number, at least 0"):

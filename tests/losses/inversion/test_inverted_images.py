@@ -51,6 +51,12 @@ def test_statistics_are_over_batch_and_positions_and_layers_are_summed():
     assert exact.item() == pytest.approx(0, abs=1e-12)
 
 
+def test_statistics_of_vectors_are_those_of_the_batch():
+    features = torch.tensor([[1.0, 0.0], [3.0, 4.0]])
+    value = BatchNormStatisticsLoss()([features, torch.tensor([2.0, 5.0]), torch.tensor([1.0, 8.0])])
+    assert value.item() == pytest.approx(3 + 4)
+
+
 def test_variation_is_the_norm_of_the_differences_to_four_neighbours():
     images = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     total = 0.0
@@ -102,6 +108,9 @@ def test_invalid_inputs_are_refused():
         loss([torch.zeros(1, 3), torch.zeros(3), torch.zeros(3)])
     with pytest.raises(ValueError, match=r"images \(2, 3\) must be \(N, C, H, W\).*: address the input"):
         TotalVariationLoss()(torch.zeros(2, 3))
+    for shape in ((1, 3, 1, 5), (1, 3, 5, 1), (0, 3, 5, 5)):
+        with pytest.raises(ValueError, match=r"of at least 2 x 2: address the input"):
+            TotalVariationLoss()(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"do not fit: .* or floating-point probabilities"):
         ImpressionLoss()(torch.zeros(2, 3), None, torch.zeros(2, 2))
 

@@ -63,8 +63,9 @@ def heads_of(rows: list[list[float]], heads: int) -> list[list[list[float]]]:
     return [[row[h * size : (h + 1) * size] for row in rows] for h in range(heads)]
 
 
-def test_value_is_that_of_naive_loops():
-    loss, heads = build().double(), 2
+@pytest.mark.parametrize("heads", [1, 2])
+def test_value_is_that_of_naive_loops(heads: int):
+    loss = build(heads=heads).double()
     s, t = features(STUDENT, 1), features(TEACHER, 2)
     means = [[(x.flatten(2).mean(2) if x.dim() > 2 else x).tolist() for x in side] for side in (s, t)]
     means[0][1] = linear(loss.connectors[1], means[0][1])  # the only layer of two widths
@@ -102,6 +103,22 @@ def test_the_heads_are_trained_on_the_teacher_alone():
         assert all(p.grad.any() for p in loss.connectors.parameters())
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
     assert all(g.any() for g in gradients[0].values())
+
+
+def test_a_head_is_as_wide_as_its_two_layers_on_average():
+    loss = build((8, 4), (8, 5), heads=3)
+    (graph,) = loss.graphs
+    assert graph.value.out_features == 6
+    assert graph.query.out_features == graph.key.out_features == graph.join.in_features == 18
+
+
+def test_autocast_does_not_round_the_attention():
+    loss = build()
+    student, teacher = ([x.float() for x in features(shapes, seed)] for shapes, seed in ((STUDENT, 1), (TEACHER, 2)))
+    exact = build().double()([x.double() for x in student], [x.double() for x in teacher])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = loss(student, teacher)
+    assert found.item() == pytest.approx(exact.item(), rel=1e-5)
 
 
 def test_large_logits_compare_by_their_signs_alone():

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd_lightning.losses import BinaryTaskLoss, binary_task_loss
+from kd_lightning.losses.response import binary_task
 from tests.losses.case import Case
 from tests.losses.plain import N, Plain
 
@@ -48,6 +49,22 @@ def test_labels_of_one_output_have_either_shape():
 def test_probabilities_are_targets():
     logits, target = torch.tensor([[0.5, -1.0]]), torch.tensor([[0.3, 0.9]])
     assert torch.equal(binary_task_loss(logits, target), F.binary_cross_entropy_with_logits(logits, target))
+
+
+def test_the_only_known_label_counts_fully():
+    logits = torch.tensor([[0.5, -1.0]])
+    expected = F.binary_cross_entropy_with_logits(logits[:, :1], torch.ones(1, 1))
+    torch.testing.assert_close(binary_task_loss(logits, torch.tensor([[1, -100]])), expected)
+
+
+def test_the_module_reads_the_labels_in_its_first_call_alone(monkeypatch):
+    """Reading them waits for the device."""
+    read: list[Tensor] = []
+    monkeypatch.setattr(binary_task, "check_labels", lambda target, unlabeled: read.append(target))
+    loss = BinaryTaskLoss()
+    for _ in range(3):
+        loss(torch.zeros(2, 2), None, torch.ones(2, 2))
+    assert len(read) == 1
 
 
 def test_unknown_labels_do_not_count():

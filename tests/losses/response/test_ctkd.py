@@ -32,9 +32,19 @@ def test_value_and_the_students_gradient_are_hintons_at_the_learned_temperature(
     at = temperature(theta, 2.0, 5.0)
     assert 2 <= at <= 7
     assert loss.temperature.item() == pytest.approx(at, rel=1e-12)
+    assert not loss.temperature.requires_grad  # it is logged
     assert value.item() == pytest.approx(naive.kd(student.detach(), teacher, at), rel=1e-9)
     expected = torch.tensor(naive.kd_gradient(student.detach(), teacher, at), dtype=torch.float64)
     torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-12)
+
+
+def test_nearly_equal_logits_keep_their_digits_at_a_high_temperature():
+    teacher = logits(2).float()
+    student = teacher + 1e-2 * logits(1).float()
+    loss = CTKDLoss(width=200.0)
+    loss.theta.data.fill_(5.0)
+    exact = loss.double()(student.double(), teacher.double()).item()
+    assert loss.float()(student, teacher).item() == pytest.approx(exact, rel=1e-2)
 
 
 @pytest.mark.parametrize("reversal", [0.0, 0.3, 1.0])

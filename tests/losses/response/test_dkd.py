@@ -70,6 +70,12 @@ def test_the_other_classes_part_does_not_depend_on_the_labels_probability():
     torch.testing.assert_close(dkd_loss(student + sure, teacher - sure, LABELS, alpha=0.0, beta=1.0), first)
 
 
+def test_a_common_offset_costs_no_precision_at_a_low_temperature():
+    student, teacher = ((side + 1e4).float() for side in (logits(1), logits(2)))
+    exact = dkd_loss(student.double(), teacher.double(), LABELS, temperature=0.3).item()
+    assert dkd_loss(student, teacher, LABELS, temperature=0.3).item() == pytest.approx(exact, rel=1e-5)
+
+
 @pytest.mark.parametrize("scale", [1e2, 1e4])
 def test_a_certain_and_wrong_student_still_has_a_gradient(scale):
     student = (scale * torch.tensor([[1.0, -1.0, 0.0]])).requires_grad_()

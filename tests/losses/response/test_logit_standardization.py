@@ -17,8 +17,8 @@ from tests.losses.plain import Plain, kd
 CASES = {"LogitStandardizationKDLoss": Case(hottest=100.0)}
 
 
-def logits(seed: int, scale: float = 3.0) -> Tensor:
-    return scale * torch.randn(5, 10, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def logits(seed: int, scale: float = 3.0, classes: int = 10) -> Tensor:
+    return scale * torch.randn(5, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def z_scores(rows: Tensor) -> Tensor:
@@ -30,9 +30,9 @@ def z_scores(rows: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0, 50.0])
-@pytest.mark.parametrize("scale", [0.1, 3.0, 1e4])
-def test_value_is_that_of_naive_loops(temperature, scale):
-    student, teacher = logits(1, scale), logits(2, scale)
+@pytest.mark.parametrize(("scale", "classes"), [(0.1, 10), (3.0, 10), (1e4, 10), (3.0, 2), (3.0, 3)])
+def test_value_is_that_of_naive_loops(temperature, scale, classes):
+    student, teacher = logits(1, scale, classes), logits(2, scale, classes)
     expected = naive.kd(z_scores(student), z_scores(teacher), temperature)
     found = LogitStandardizationKDLoss(temperature)(student, teacher)
     assert found.item() == pytest.approx(expected, rel=1e-9)

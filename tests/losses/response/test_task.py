@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from kd_lightning.losses import TaskLoss, task_loss
+from kd_lightning.losses.response import task
 from tests.losses import naive
 from tests.losses.plain import Plain
 
@@ -70,6 +71,16 @@ def test_labels_that_hold_together_are_refused_by_the_function_and_at_the_module
             loss()
     with pytest.raises(ValueError, match=r"of torch\.int64 do not fit.*hold together need BinaryTaskLoss"):
         task_loss(torch.zeros(2, 4), target.long())
+
+
+def test_the_module_reads_the_labels_in_its_first_call_alone(monkeypatch, logits):
+    """Reading them waits for the device."""
+    read: list[torch.Tensor] = []
+    monkeypatch.setattr(task, "check_distributions", read.append)
+    loss = TaskLoss()
+    for _ in range(3):
+        loss(logits, None, torch.softmax(logits, dim=1))
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
