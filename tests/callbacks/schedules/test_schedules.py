@@ -32,6 +32,11 @@ def test_the_values_are_those_of_the_formula(schedule, expected):
     assert [schedule(t) for t in range(6)] == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("kind", [Linear, Cosine, Exponential])
+def test_a_duration_may_be_a_single_step(kind):
+    assert [kind(8.0, 2.0, 1)(t) for t in range(3)] == pytest.approx([8, 2, 2])
+
+
 @pytest.mark.parametrize(
     "schedule",
     [

@@ -93,6 +93,13 @@ def test_value_is_that_of_naive_loops():
     assert loss(student, teacher).item() == pytest.approx(naive_afd(attention, student, teacher), rel=1e-9)
 
 
+def test_the_attention_is_computed_in_single_precision_at_least():
+    loss, (student, teacher) = build(), example()
+    found = loss.attention([s.float() for s in student], [t.float() for t in teacher])
+    exact = build().double().attention(student, teacher)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=0)
+
+
 def test_maps_of_unlike_sides_are_pooled_to_the_teachers():
     loss = AFDLoss([3], [5], dimension=4).double()
     student, teacher = maps(4, 3, 4, 6, seed=1), maps(4, 5, 2, 3, seed=2)
