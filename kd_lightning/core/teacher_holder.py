@@ -46,17 +46,18 @@ class TeacherHolder:
         self.network = network
         self.name = name
         self.hash: str | None = None
-        self.was_frozen = True
+        self.was_frozen = False
         self.learned: set[nn.Parameter] = set()
+        self._holds = False
         self._modes: dict[nn.Module, bool] = {}
         self._original: nn.Module | None = None
         self._device: torch.device | None = None
         self.hold()
 
     def hold(self) -> nn.Module:
-        """Freeze the network, and remember how it was."""
-        if not is_frozen(self.network):
-            self.was_frozen = False
+        """Freeze the network, and remember how it was; it may have been changed since `release`."""
+        if not self._holds:
+            self._holds, self.was_frozen = True, is_frozen(self.network)
             self.learned = {parameter for parameter in self.network.parameters() if parameter.requires_grad}
             self._modes = {module: module.training for module in self.network.modules()}
         return freeze(self.network)
@@ -80,6 +81,7 @@ class TeacherHolder:
             self.network, self._original = self._original, None
         elif self._device is not None:
             self.network.to(self._device)
+        self._holds, self._device = False, None
         if not self.was_frozen and is_frozen(self.network):
             unfreeze(self.network)
             for module, training in self._modes.items():

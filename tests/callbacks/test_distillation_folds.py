@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from torch import nn
 
-from kd_lightning import Term
+from kd_lightning import Term, freeze
 from kd_lightning.callbacks import Distillation
 from kd_lightning.losses import CRDLoss, KDLoss
 from tests import toys
@@ -175,3 +175,39 @@ def test_the_teacher_returns_to_its_device(tmp_path, monkeypatch):
     monkeypatch.setattr(drop_in.held, "prepare", from_a_gpu)
     fit(Theirs(), drop_in, folder=tmp_path)
     assert network.moves == ["cpu", "cuda:1"]
+
+
+def test_a_teacher_that_was_frozen_between_two_fits_stays_frozen(tmp_path):
+    network = teacher()
+    drop_in = distillation(teacher=network, hint=False)
+    fit(Theirs(), drop_in, folder=tmp_path)
+    assert all(layer.training for layer in network.modules())
+    freeze(network)
+    fit(Theirs(), drop_in, folder=tmp_path)
+    assert not any(layer.training for layer in network.modules())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_the_modes_of_a_teacher_are_those_before_each_fit(tmp_path):
+    network = teacher()
+    drop_in = distillation(teacher=network, hint=False)
+    fit(Theirs(), drop_in, folder=tmp_path)
+    network[1].eval()
+    network[0].requires_grad_(False)
+    fit(Theirs(), drop_in, folder=tmp_path)
+    assert [layer.training for layer in network] == [True, False, True]
+    assert [parameter.requires_grad for parameter in network.parameters()] == [False, False, True, True]
+
+
+def test_a_fit_that_fails_early_leaves_the_teacher_where_it_is(tmp_path):
+    class Fails(Callback):
+        def setup(self, *_: Any, **__: Any) -> None:
+            raise RuntimeError("no more")
+
+    network = Located(FEATURES, CLASSES)
+    drop_in = Distillation("backbone", network, {"kd": Term(KDLoss(3.0))})
+    fit(Theirs(), drop_in, folder=tmp_path)
+    network.moves = []
+    with pytest.raises(RuntimeError, match="no more"):
+        fit(Theirs(), drop_in, Fails(), folder=tmp_path)
+    assert network.moves == []
