@@ -59,7 +59,8 @@ class Distillation(Callback):
     callback's state: the module's class loads its checkpoints without this package.
 
     **Several fits.** With another module, as in each fold of a cross-validation, the losses' parameters start as they
-    were before the first fit; with the same module they continue, as it does.
+    were before the first fit; with the same module they continue, as it does. Folds that give one module its first
+    weights again are warned of: build the module or this callback anew for each.
 
     **Logging.** Each term is logged unweighted as ``train/<name>`` and each temperature as ``temperature/<name>``, at
     the steps that the loggers keep, and monitors find the means over the epoch; the module's own loss is logged by the
@@ -139,11 +140,11 @@ class Distillation(Callback):
         """Register the terms in the module, for devices, processes and schedules, and replace two of its methods."""
         if stage != "fit":
             return
+        self._start.start(pl_module)  # first, as it may refuse the module
         attach_finite_check(trainer, pl_module)
         self._means = attach_monitors(trainer, pl_module)
         attach_loader_sizes(trainer)
         self.held.hold()
-        self._start.start(pl_module)
         self._expected, self._has_logged, self._compiles = None, False, True
         self.terms.start_fit(trainer)
         self._name = "distillation_" + self.student.replace(".", "_")
@@ -172,7 +173,7 @@ class Distillation(Callback):
         self._name = None
         self.held.release()
         self.terms.cpu()  # where Lightning leaves the module as well
-        self._start.end()
+        self._start.end(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restore the module and the teacher when the fit fails."""

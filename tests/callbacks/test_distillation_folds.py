@@ -10,9 +10,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
-from kd_lightning import Term, freeze
+from kd_lightning import Term, UsageError, freeze
 from kd_lightning.callbacks import Distillation
 from kd_lightning.losses import CRDLoss, KDLoss
 from tests import toys
@@ -137,6 +138,78 @@ def test_the_callback_is_pickled_and_copied_with_its_state(tmp_path):
         found.append(toys.weights(module))
     assert toys.same(found[0], found[1])
     assert toys.same(found[0], found[2])
+
+
+class LazyHint(nn.Module):
+    """A loss whose connector takes its width from the first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connector = nn.LazyLinear(16)
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        return functional.mse_loss(self.connector(student), teacher)
+
+
+# torch says of each lazy layer that it may change
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")
+def test_a_lazy_connector_learns_and_goes_on_but_serves_one_module_alone(tmp_path):
+    def lazy() -> Distillation:
+        return distillation(terms={"hint": Term(LazyHint(), student="1", teacher="1")})
+
+    module, drop_in = Theirs(), lazy()
+    fit(module, drop_in, folder=tmp_path, max_steps=1)
+    left = state(drop_in)
+    fit(module, drop_in, starts := Starts(drop_in), folder=tmp_path)
+    assert toys.same(starts.found[0], left)
+    assert not toys.same(state(drop_in), left)
+    other, like = Theirs(), set(vars(Theirs()))
+    with pytest.raises(UsageError, match=r"lazy layers, .*: build Distillation anew for each module"):
+        fit(other, drop_in, folder=tmp_path)
+    assert "training_step" not in set(vars(other)) - like
+    assert all(parameter.requires_grad for parameter in drop_in.teacher.parameters())
+    fit(other, lazy(), folder=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")
+def test_a_fit_that_failed_before_a_lazy_connector_had_weights_leaves_none(tmp_path):
+    class Fails(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            raise RuntimeError("no more")
+
+    drop_in = distillation(terms={"hint": Term(LazyHint(), student="1", teacher="1")})
+    with pytest.raises(RuntimeError, match="no more"):
+        fit(Theirs(), drop_in, Fails(), folder=tmp_path)
+    fit(Theirs(), drop_in, folder=tmp_path)
+
+
+CONTINUES = "Theirs has other weights than .* connectors of its terms continue"
+
+
+def test_folds_that_give_one_module_its_first_weights_again_are_warned_of(tmp_path):
+    module, drop_in = Theirs(), distillation()
+    first = copy.deepcopy(module.state_dict())
+    fit(module, drop_in, folder=tmp_path)
+    module.load_state_dict(first)
+    with pytest.warns(UserWarning, match=CONTINUES):
+        fit(module, drop_in, folder=tmp_path)
+
+
+def test_other_weights_without_connectors_are_no_fault(tmp_path):
+    module, drop_in = Theirs(), distillation(hint=False)
+    first = copy.deepcopy(module.state_dict())
+    for _ in range(2):  # warnings are errors
+        module.load_state_dict(first)
+        fit(module, drop_in, folder=tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-true"])
+def test_a_fit_of_more_epochs_is_not_warned_of(precision, tmp_path):
+    module, drop_in = Theirs(), distillation()
+    for _ in range(2):  # warnings are errors
+        swa = StochasticWeightAveraging(0.01, swa_epoch_start=1)
+        trainer = fit(module, drop_in, swa, folder=tmp_path, precision=precision)
+        trainer.validate(module, toys.Loader(batches()), verbose=False)
 
 
 # ---- the teacher is as it came
