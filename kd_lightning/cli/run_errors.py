@@ -39,8 +39,8 @@ def usage_error(
     field, in_constructor = locate_component(raised, config)  # the network's own frames are in the error of torch
     message = one_line(cause)
     if isinstance(cause, OtherWeightsError):
-        return UsageError(f"ckpt_path: {ckpt_path}: {shortened(message, 600)}")
-    if message.startswith("Error(s) in loading state_dict"):
+        field, in_constructor, message = "ckpt_path", True, f"{ckpt_path}: {message}"
+    elif message.startswith("Error(s) in loading state_dict"):  # of a module that is no Learner
         field, in_constructor = "ckpt_path", True
         details = shorten(message.partition(": ")[2], 300, placeholder=" ...")
         message = f"{ckpt_path} is not of these networks ({details}): name a checkpoint of this run"

@@ -75,7 +75,7 @@ def check_single_sample(
     with torch.no_grad(), torch.random.fork_rng(devices):
         try:
             copy.deepcopy(term)(first(student), None if teacher is None else first(teacher), first(labels))
-        except (TooFewSamplesError, ValueError) as error:
+        except ValueError as error:
             if isinstance(error, TooFewSamplesError) or "more than 1 value per channel" in str(error):
                 raise UsageError(
                     f"the last batch of an epoch has 1 sample, and term {name!r} ({type(term.loss).__name__}) needs at "

@@ -19,7 +19,6 @@ from kd_lightning.core.label_kinds import are_distributions
 from kd_lightning.core.loss import UNLABELED, loss_trait
 from kd_lightning.core.term import Term, names
 
-_NO_LABEL = torch.empty(0)
 ENOUGH = 32
 """Labeled samples from which on a teacher's accuracy is compared with chance."""
 
@@ -117,7 +116,7 @@ def _check_finite(layer: str, values: Tensor) -> None:
 
 def _check_are_tensors(name: str, term: Term, labels: Mapping[str, Any]) -> None:
     for label in names(term.target):
-        if not isinstance(labels.get(label, _NO_LABEL), Tensor):
+        if label in labels and not isinstance(labels[label], Tensor):
             raise UsageError(
                 f"term {name!r}: the label {label!r} of the batch is {describe(labels[label])}, not a tensor: convert "
                 "it in the data set or its loader's collate_fn"

@@ -394,6 +394,9 @@ def test_a_checkpoint_of_another_network_is_refused(config, capsys):
     line = complaint(capsys, "test", config, "--model.student=TeacherConvNet")
     assert line.startswith("ckpt_path: ")
     assert "conv.0.weight" in line
+    Path("resumed.yaml").write_text("ckpt_path: runs/mine/last.ckpt\n")
+    line = complaint(capsys, "test", config, "--config=resumed.yaml", "--model.student=TeacherConvNet")
+    assert line.startswith("resumed.yaml:1: ckpt_path: runs/mine/last.ckpt: these weights are not of this ")
 
 
 def test_a_start_that_failed_may_be_repeated_in_place(config, capsys):

@@ -76,14 +76,14 @@ def test_a_checkpoint_of_another_run_is_resumed_or_refused_in_one_line(there, he
     ],
 )
 def test_the_line_names_what_differs(there, here, says, checkpoints):
-    weights = torch.load(checkpoints / f"{there}.ckpt", weights_only=False)["state_dict"]
+    weights = torch.load(checkpoints / f"{there}.ckpt", weights_only=True)["state_dict"]
     with pytest.raises(OtherWeightsError, match=says):
         RUNS[here]().load_state_dict(weights)
 
 
 def test_other_ways_to_load_are_as_before(checkpoints):
     learner = RUNS["classifier"]()
-    weights = torch.load(checkpoints / "hint.ckpt", weights_only=False)["state_dict"]
+    weights = torch.load(checkpoints / "hint.ckpt", weights_only=True)["state_dict"]
     found = learner.load_state_dict(weights, strict=False)
     assert found.unexpected_keys == ["terms.hint.loss.connector.weight", "terms.hint.loss.connector.bias"]
     assert toys.same(toys.weights(learner), {name: weights[name] for name in toys.weights(learner)})
