@@ -26,6 +26,7 @@ from kd_lightning.callbacks.user_module import (
     weight_averages,
 )
 from kd_lightning.core.activations import Activations, Call, record_activations, record_calls
+from kd_lightning.core.attached import callbacks_of
 from kd_lightning.core.checkpoint_monitors import attach_monitors
 from kd_lightning.core.compiled_calls import anything_compiled, hook_guards
 from kd_lightning.core.errors import UsageError
@@ -235,7 +236,7 @@ class Distillation(Callback):
         return {layer: activation.detach() for layer, activation in activations.items()}
 
     def _teacher_changes(self, trainer: Trainer) -> bool:
-        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        callbacks = callbacks_of(trainer)
         return is_changed(self.teacher, callbacks, trainer.lightning_module)
 
     def _prepare_teacher(self, trainer: Trainer, module: LightningModule) -> None:

@@ -32,6 +32,7 @@ from kd_lightning.cli.errors import RunStopped, report_errors
 from kd_lightning.cli.log_filters import expected_messages_hidden, show_announcements
 from kd_lightning.cli.run_errors import cause_of, usage_error
 from kd_lightning.cli.yaml_file import Setting, ValueLoader, number_fault, read_yaml
+from kd_lightning.core.attached import callbacks_of
 from kd_lightning.core.directory_lock import DirectoryLock
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.failures import describe, exit_code, is_user_error, wants_traceback
@@ -178,7 +179,7 @@ class CLI(LightningCLI):
                 lock.release()
 
     def _received_signal(self) -> int:
-        callbacks: list[Any] = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        callbacks = callbacks_of(self.trainer)
         found = (callback.received_signal for callback in callbacks if isinstance(callback, FaultTolerance))
         return next(found, 0)
 

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from kd_lightning.core.attached import attach, detach, find_attached
 from kd_lightning.core.lightning_internals import (
     epoch_save_is_unset,
     is_validation_due,
@@ -80,8 +81,7 @@ class CheckpointMonitors(Callback):
         for callback in self._changed:
             set_epoch_save(callback, None)
         self._changed = []
-        owner: Any = trainer
-        owner.callbacks = [each for each in owner.callbacks if each is not self]
+        detach(trainer, self)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restore the trainer after a failed fit, too."""
@@ -114,12 +114,11 @@ def attach_monitors(trainer: Trainer, module: LightningModule) -> TrainingMeans:
     Returns:
         The means, which take the losses of each step.
     """
-    owner: Any = trainer
-    found = next((each for each in owner.callbacks if isinstance(each, TrainingMeans)), None)
+    found = find_attached(trainer, TrainingMeans)
     if found is None:
         found = TrainingMeans()
         parts: list[Callback] = [found, CheckpointMonitors(found)]
-        owner.callbacks = [*parts, *owner.callbacks]  # another list: Lightning iterates over this one
+        attach(trainer, *parts)
         for part in parts:
             part.setup(trainer, module, "fit")
     return found

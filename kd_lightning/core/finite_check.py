@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from kd_lightning.core.attached import attach, callbacks_of, detach, find_attached
 from kd_lightning.core.device_record import TOTAL, DeviceRecord, Finding, describe_losses
 from kd_lightning.core.distributed import world_size
 from kd_lightning.core.errors import NonFiniteError
@@ -136,7 +137,7 @@ class FiniteCheck(Callback):
             self._local.remove()
         self._strategy = self._record = self._local = None
         self._terms, self._names, self._begun = [], {}, set()
-        _set_callbacks(trainer, [each for each in _callbacks(trainer) if each is not self])
+        detach(trainer, self)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write no file of a failed fit whose weights or outputs are not finite."""
@@ -234,7 +235,7 @@ class FiniteCheck(Callback):
 
     def _block_files(self, trainer: Trainer) -> None:
         self._has_failed = True
-        for callback in _callbacks(trainer):
+        for callback in callbacks_of(trainer):
             if isinstance(callback, ModelCheckpoint):
                 skip_save_on_exception(callback, trainer)
 
@@ -246,11 +247,10 @@ def attach_finite_check(trainer: Trainer, module: LightningModule) -> FiniteChec
         trainer: In the `setup` of a fit.
         module: The module to train.
     """
-    callbacks = _callbacks(trainer)
-    found = next((each for each in callbacks if isinstance(each, FiniteCheck)), None)
+    found = find_attached(trainer, FiniteCheck)
     if found is None:
         found = FiniteCheck()
-        _set_callbacks(trainer, [found, *callbacks])  # another list: Lightning iterates over this one
+        attach(trainer, found)
         found.setup(trainer, module, "fit")
     return found
 
@@ -268,11 +268,3 @@ def answers_at_once(device: torch.device) -> bool:
 def is_scaled_half(trainer: Trainer, loss: Tensor) -> bool:
     """Tell if a loss is scaled in half precision: the scaler treats an infinite one as an infinite gradient."""
     return loss.dtype.itemsize < 4 and scaler_of(trainer) is not None
-
-
-def _callbacks(trainer: Trainer) -> list[Callback]:
-    return trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _set_callbacks(trainer: Trainer, callbacks: list[Callback]) -> None:
-    trainer.callbacks = callbacks  # pyright: ignore[reportAttributeAccessIssue]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
+from kd_lightning.core.attached import attach, detach, find_attached
 from kd_lightning.core.can_teach import MORE_SAMPLES
 from kd_lightning.core.distributed import world_size
 from kd_lightning.core.errors import UsageError
@@ -45,7 +46,7 @@ class LoaderSizes(Callback):
                 if isinstance(terms, Terms):
                     terms.ends_with_one_sample = world_size() == 1  # otherwise those of all processes are compared
         if math.isfinite(trainer.num_training_batches):
-            self._leave(trainer)
+            detach(trainer, self)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell of a fit that had no batch; one that was finished before, or stopped by a callback, needs none."""
@@ -67,22 +68,17 @@ class LoaderSizes(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the trainer to its former state."""
-        self._leave(trainer)
+        detach(trainer, self)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restore the trainer after a failed fit, too."""
-        self._leave(trainer)
-
-    def _leave(self, trainer: Trainer) -> None:
-        owner: Any = trainer
-        owner.callbacks = [each for each in owner.callbacks if each is not self]
+        detach(trainer, self)
 
 
 def attach_loader_sizes(trainer: Trainer) -> None:
     """Add `LoaderSizes` to a trainer's callbacks in the `setup` of a fit, unless it is there."""
-    owner: Any = trainer
-    if not any(isinstance(each, LoaderSizes) for each in owner.callbacks):
-        owner.callbacks = [LoaderSizes(), *owner.callbacks]  # another list: Lightning iterates over this one
+    if find_attached(trainer, LoaderSizes) is None:
+        attach(trainer, LoaderSizes())
 
 
 def is_synchronized(layer: nn.Module) -> bool:

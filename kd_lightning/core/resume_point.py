@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
+from kd_lightning.core.attached import callbacks_of
 from kd_lightning.core.lightning_internals import BATCHES_THAT_STEPPED, is_validation_due, should_accumulate
 
 EPOCHS, VALIDATION = "epoch_progress", "epoch_loop.val_loop.batch_progress"
@@ -37,7 +38,7 @@ def is_resume_point(trainer: Trainer) -> bool:
         if trainer.global_step == trainer.max_steps:  # Lightning would not resume at all
             return False
         # such a callback exchanges the weights for the averaged ones while it validates
-        callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        callbacks = callbacks_of(trainer)
         return not any(isinstance(callback, WeightAveraging) for callback in callbacks)
     return not loop.epoch_loop.batch_progress.current.ready >= trainer.num_training_batches
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kd_lightning.core.activations import Activations
 from kd_lightning.core.arguments import check_mapping
+from kd_lightning.core.attached import find_attached
 from kd_lightning.core.can_teach import check_can_teach, check_kind_of_label, check_single_sample
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.first_batch import check_inputs_of, explained
@@ -217,5 +218,4 @@ class Terms(nn.ModuleDict):
 
 def finetunes(trainer: Trainer) -> bool:
     """Tell whether a callback of a trainer freezes layers at first and unfreezes them later."""
-    callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-    return any(isinstance(callback, BaseFinetuning) for callback in callbacks)
+    return find_attached(trainer, BaseFinetuning) is not None

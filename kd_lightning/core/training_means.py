@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from kd_lightning.core.attached import detach
 from kd_lightning.core.distributed import all_reduce_sum, is_distributed, rank
 from kd_lightning.core.lightning_internals import save_interval, saves_by_time
 from kd_lightning.core.terms import Terms
@@ -154,8 +155,7 @@ class TrainingMeans(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the trainer to its former state."""
-        owner: Any = trainer
-        owner.callbacks = [each for each in owner.callbacks if each is not self]
+        detach(trainer, self)
 
     # ---- inside
 

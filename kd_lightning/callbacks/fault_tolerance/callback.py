@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -13,6 +12,7 @@ from kd_lightning.callbacks.fault_tolerance.ranks import is_launched_script, lea
 from kd_lightning.callbacks.fault_tolerance.run_files import attach_run_files
 from kd_lightning.callbacks.fault_tolerance.saves import skip_saves_on_exception
 from kd_lightning.callbacks.fault_tolerance.signals import DeferredSignals
+from kd_lightning.core.attached import attach, detach
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.finite_check import attach_finite_check
 from kd_lightning.core.resume_point import is_resume_point
@@ -68,8 +68,7 @@ class FaultTolerance(Callback):
         attach_run_files(trainer, pl_module)
         if self._group_timeout is None and trainer.world_size > 1 and self.step_timeout is not None:
             self._group_timeout = GroupTimeout(self.step_timeout)
-            callbacks: Any = trainer
-            callbacks.callbacks = [self._group_timeout, *callbacks.callbacks]
+            attach(trainer, self._group_timeout)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Handle signals from now on."""
@@ -90,6 +89,5 @@ class FaultTolerance(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the trainer to its former state."""
         if self._group_timeout is not None:
-            callbacks: Any = trainer
-            callbacks.callbacks = [each for each in callbacks.callbacks if each is not self._group_timeout]
+            detach(trainer, self._group_timeout)
             self._group_timeout = None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from kd_lightning.core.attached import attach, detach, find_attached
 from kd_lightning.core.directory_lock import DirectoryLock
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.lightning_internals import replaces_files
@@ -57,8 +58,7 @@ class RunFiles(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Unlock the directories, and restore the trainer's callbacks."""
         self._release()
-        owner = cast("Any", trainer)
-        owner.callbacks = [each for each in owner.callbacks if each is not self]
+        detach(trainer, self)
 
     def _lock(self, trainer: Trainer) -> None:
         directories = {
@@ -84,8 +84,7 @@ def attach_run_files(trainer: Trainer, module: LightningModule) -> None:
         trainer: In the `setup` of a fit.
         module: The module to train.
     """
-    owner = cast("Any", trainer)
-    if not any(isinstance(callback, RunFiles) for callback in owner.callbacks):
+    if find_attached(trainer, RunFiles) is None:
         part = RunFiles()
-        owner.callbacks = [part, *owner.callbacks]  # another list: Lightning iterates over this one
+        attach(trainer, part)
         part.setup(trainer, module, "fit")

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from kd_lightning.core.attached import callbacks_of
 from kd_lightning.core.distributed import is_distributed
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.freezing import freeze, include_in_state_dict
@@ -79,7 +80,7 @@ class EvolvingTeacher(Callback, ABC):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find both networks, freeze the teacher and include it in the module's state dict."""
-        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        callbacks = callbacks_of(trainer)
         if stage != "fit":
             if teacher_for(self.student, callbacks) is None:  # to load checkpoints, which have the teacher's weights
                 register_teacher(pl_module, self._find(pl_module, self.teacher))

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from kd_lightning.core.attached import callbacks_of
 from kd_lightning.core.distributed import all_gather_with_grad
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.freezing import freeze, include_in_state_dict, is_frozen, unfreeze
@@ -104,7 +105,7 @@ class TeacherFreezing(Callback):
         self._network = self.find(pl_module) if stage == "fit" else None
         if self._network is None:
             return
-        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        callbacks = callbacks_of(trainer)
         check_teacher_use(self, callbacks, pl_module)
         if self.is_always_frozen:
             self._to_unfreeze = not is_frozen(self._network)

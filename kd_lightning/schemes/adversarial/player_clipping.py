@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch.optim import Optimizer
+
+from kd_lightning.core.attached import detach
 
 
 class PlayerClipping(Callback):
@@ -32,8 +32,7 @@ class PlayerClipping(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the setting back."""
-        owner: Any = trainer
-        owner.callbacks = [each for each in owner.callbacks if each is not self]
+        detach(trainer, self)
         trainer.gradient_clip_val = self.limit
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

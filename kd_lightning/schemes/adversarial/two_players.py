@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 
+from kd_lightning.core.attached import callbacks_of
 from kd_lightning.core.distributed import broadcast_statistics
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import Learner, LRSchedulerCallable, OptimizerCallable
@@ -75,7 +76,7 @@ class AlternatingLearner(Learner, ABC):
         trainer = self.trainer
         if trainer.state.fn != "fit":
             return []
-        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        callbacks = callbacks_of(trainer)
         schedule = next((each for each in callbacks if isinstance(each, GradientAccumulationScheduler)), None)
         number = trainer.accumulate_grad_batches
         if number != 1 or (schedule is not None and schedule.going_to_accumulate_grad_batches()):

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from kd_lightning.core.attached import callbacks_of
 from kd_lightning.core.torch_internals import has_step_hooks
 from kd_lightning.core.traits import has_trait, is_idle_hook, steps_are_alike
 
@@ -129,7 +130,7 @@ def why_not_recordable(trainer: Trainer) -> str | None:
         return "a scheduler changes the learning rate at each step"
     if not steps_are_alike(module):
         return f"the steps of {type(module).__name__} are not alike: its `steps_are_alike` is False"
-    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    callbacks = callbacks_of(trainer)
     for callback in callbacks:
         if has_trait(callback, "changes_step") or has_trait(callback, "changes_teacher"):
             return f"{type(callback).__name__} changes the training step"

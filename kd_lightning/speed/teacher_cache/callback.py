@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor
 
 from kd_lightning.core.activations import Activations
+from kd_lightning.core.attached import callbacks_of
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.fingerprints import is_marked_immutable, row_fingerprints
 from kd_lightning.core.learner import Batch
@@ -98,7 +99,7 @@ class TeacherCache(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a callback that changes the teacher during the fit."""
         if stage == "fit":
-            callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+            callbacks = callbacks_of(trainer)
             check_teacher_use(self, callbacks, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
