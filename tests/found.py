@@ -24,6 +24,14 @@ def cases() -> dict[str, Callable[[], toys.Case]]:
     return found
 
 
+def one_of_each_folder() -> list[str]:
+    """The first case of each folder of schemes or callbacks."""
+    first: dict[str, str] = {}
+    for name, build in cases().items():
+        first.setdefault(build.__module__.rpartition(".")[0], name)
+    return list(first.values())
+
+
 def _plain(build: Callable[[], object]) -> Callable[[], toys.Case]:
     return lambda: toys.Case(build())
 

@@ -36,9 +36,9 @@ class Ended(NamedTuple):
     output: str
 
 
-def run_two(module: str, out: Path) -> None:
-    """Runs ``python -m module out`` as rank 0 and rank 1 of two."""
-    for rank in end_of_two(module, out):
+def run_two(module: str, out: Path, *args: str) -> None:
+    """Runs ``python -m module out *args`` as rank 0 and rank 1 of two."""
+    for rank in end_of_two(module, out, *args):
         assert rank.code == 0, rank.output
 
 

@@ -155,6 +155,7 @@ def test_a_part_goes_on_top(part, workplace):
     assert saved["trainer"]["precision"] == (precision[1] if precision else None)
 
 
+@pytest.mark.slow  # imports torch three times: quick tests of two processes fork theirs
 @ranks.two_processes
 def test_two_processes_from_the_command_line(workplace):
     given = [*shipped.small("mnist/distilled"), "--config=configs/parts/ddp.yaml"]

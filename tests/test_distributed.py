@@ -9,6 +9,8 @@ from tests import found, toys, two_processes
 from tests.ranks import run_two, two_processes as together
 
 pytestmark = together
+CHOSEN = found.one_of_each_folder()
+OTHERS = [name for name in found.cases() if name not in CHOSEN]
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +22,17 @@ def ranks(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """The runs and resumes of two ranks, of all kinds that `ranks` leaves out."""
+    out = tmp_path_factory.mktemp("resumed")
+    run_two("tests.two_processes", out, *OTHERS)
+    return [torch.load(out / f"rank-{rank}.pt", weights_only=True)["resumed"] for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
 def one(tmp_path_factory):
     """The gradients of one process."""
     return two_processes.gradients(tmp_path_factory.mktemp("one"), 1)
-
-
-every_case = pytest.mark.parametrize("name", found.cases())
 
 
 @pytest.mark.parametrize("name", [*found.cases(), "compares"])
@@ -59,10 +66,20 @@ def test_metrics_are_exact_when_the_ranks_shares_are_uneven(ranks, tmp_path):
         assert rank["metrics"] == pytest.approx(one, rel=1e-6)
 
 
-@every_case
+@pytest.mark.parametrize("name", CHOSEN)
 def test_both_ranks_end_with_the_same_weights_and_resume_is_bit_exact(name, ranks):
-    first, *again = ranks[0]["resumed"][name]  # rank 0 is the one that is saved
-    other = ranks[1]["resumed"][name][0]
+    check_resumes(*(rank["resumed"][name] for rank in ranks))
+
+
+@pytest.mark.slow  # a minute of runs
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_kind_does_too(name, resumed):
+    check_resumes(*(rank[name] for rank in resumed))
+
+
+def check_resumes(saved, others):
+    first, *again = saved  # rank 0 is the one that is saved
+    other = others[0]
     parameters = {key for key in first if "running" not in key}  # BatchNorm's own statistics stay each rank's
     assert toys.same({key: first[key] for key in parameters}, {key: other[key] for key in parameters})
     assert [toys.same(weights, first) for weights in again] == [True] * 2

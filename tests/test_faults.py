@@ -89,7 +89,10 @@ def test_a_fault_of_each_kind_loses_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     ("damage", "fault", "columns"),
-    [("write_in_place", TORN, {"unreadable"}), ("save_anywhere", HALF_STEP, {"unequal"})],
+    [
+        ("write_in_place", TORN, {"unreadable"}),
+        pytest.param("save_anywhere", HALF_STEP, {"unequal"}, marks=pytest.mark.slow),  # three runs of its own
+    ],
 )
 def test_damage_would_be_found(damage, fault, columns, tmp_path):
     [verdict] = verdicts(tmp_path, {"response": (fault,)}, damage)

@@ -111,6 +111,7 @@ def run(tree: Path, *args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow  # a process that imports all of the benchmarks
 def test_benchmark_page_and_comparison_have_it(tree: Path):
     done = run(tree, "-c", LOOK)
     assert not done.returncode, done.stderr

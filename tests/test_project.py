@@ -134,17 +134,12 @@ def test_importing_the_package_waits_for_nothing_heavy():
     assert not {"torch", "lightning", "torchvision", "matplotlib", "scipy", "jsonargparse", "tensorboard"} & set(loaded)
 
 
-def test_the_public_names_load_neither_torchvision_nor_matplotlib_nor_the_command_line():
-    lightning = "import sys, lightning.pytorch; before = {*sys.modules}"
+def test_the_public_names_load_where_jsonargparse_is_missing_and_neither_torchvision_nor_matplotlib():
+    lightning = "import sys; sys.modules['jsonargparse'] = None; import lightning.pytorch; before = {*sys.modules}"
     ours = "import kd_lightning as k, kd_lightning.callbacks, kd_lightning.data; [getattr(k, n) for n in dir(k)]"
     loaded = set(_python(f"{lightning}; {ours}; print(*{{*sys.modules}} - before)").split())
     assert "kd_lightning.callbacks.distillation" in loaded
     assert not {"torchvision", "matplotlib", "scipy", "pandas"} & loaded
-
-
-def test_the_learner_imports_where_jsonargparse_is_missing():
-    code = "import sys; sys.modules['jsonargparse'] = None; import kd_lightning; print(kd_lightning.OfflineDistiller)"
-    assert "OfflineDistiller" in _python(code)
 
 
 def _python(code: str) -> str:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
     [
         pytest.param("student", [], 320, marks=pytest.mark.slow),
         pytest.param("student", [FUSED], 295, marks=pytest.mark.slow),
-        ("distilled", [CACHED, FUSED], 320),
+        pytest.param("distilled", [CACHED, FUSED], 320, marks=pytest.mark.slow),  # the busy one makes these calls too
         ("distilled", [CACHED, FUSED, *BUSY], 420),
     ],
     ids=["student", "fused", "distilled", "busy"],

@@ -67,6 +67,7 @@ def test_terms_that_a_yaml_file_could_not_build_cost_one_line():
         OfflineDistiller(toys.network(), toys.network(16), {"kd": {"loss": {"class_path": "KDLoss"}}})
 
 
+@pytest.mark.slow  # a kernel of its own
 def test_a_scheme_of_a_notebooks_cell(tmp_path):
     use = """
         layers = lambda width: nn.Sequential(nn.Flatten(), nn.Linear(4, width), nn.Linear(width, 3))

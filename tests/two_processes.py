@@ -156,9 +156,10 @@ def statistics(folder: Path, ranks: int) -> dict[str, Tensor]:
     return kept.statistics
 
 
-def resumed(folder: Path, ranks: int) -> dict[str, list[dict[str, Tensor]]]:
-    """The weights of a whole run of each kind, and of runs resumed after its steps 2 (an epoch's end) and 3."""
-    return {name: again(folder / name, ranks, build) for name, build in found.cases().items()}
+def resumed(folder: Path, ranks: int, names: list[str]) -> dict[str, list[dict[str, Tensor]]]:
+    """The weights of a whole run of some kinds, and of runs resumed after its steps 2 (an epoch's end) and 3."""
+    cases = found.cases()
+    return {name: again(folder / name, ranks, cases[name]) for name in names}
 
 
 def again(folder: Path, ranks: int, build: Callable[[], toys.Case]) -> list[dict[str, Tensor]]:
@@ -185,15 +186,16 @@ def parallel(ranks: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    out = Path(sys.argv[1])
+    out, names = Path(sys.argv[1]), sys.argv[2:]
     torch.distributed.init_process_group("gloo", rank=int(os.environ["LOCAL_RANK"]))  # Lightning takes it as it is
-    results = {
-        "losses": losses(2),
-        "gradients": gradients(out / "gradients", 2),
-        "metrics": metrics(out / "metrics", 2),
-        "statistics": statistics(out / "statistics", 2),
-        "resumed": resumed(out / "resumed", 2),
-        "live": cached(out / "live", 2, use_cache=False),
-        "cached": cached(out / "cached", 2, use_cache=True),
-    }
+    results: dict[str, Any] = {"resumed": resumed(out / "resumed", 2, names or found.one_of_each_folder())}
+    if not names:
+        results |= {
+            "losses": losses(2),
+            "gradients": gradients(out / "gradients", 2),
+            "metrics": metrics(out / "metrics", 2),
+            "statistics": statistics(out / "statistics", 2),
+            "live": cached(out / "live", 2, use_cache=False),
+            "cached": cached(out / "cached", 2, use_cache=True),
+        }
     torch.save(results, out / f"rank-{os.environ['LOCAL_RANK']}.pt")
