@@ -1,6 +1,6 @@
 """Searches the gates of a knowledge transfer graph, as Minami et al. do, and prints the best as YAML.
 
-python -m benchmarks.graph_search --teacher runs/mnist/teacher/last.ckpt [--graphs 64] [--processes 2]
+python -m benchmarks.graph_search --teacher packaged:mnist/teacher-0 [--graphs 64] [--processes 2]
 
 The nodes are a student, a peer of the same architecture and a frozen teacher. Every possible edge has a random gate. A
 graph's score is the student's accuracy on 2,000 validation images after 990 steps on 1,000 training images; test images

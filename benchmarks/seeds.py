@@ -2,7 +2,7 @@
 
 The notebook that this project comes from lost whole classes in three runs of five, and overflowed with some teachers.
 
-python -m benchmarks.seeds --teacher runs/mnist/teacher/last.ckpt [--seeds 100] [--epochs 5]
+python -m benchmarks.seeds --teacher packaged:mnist/teacher-0 [--seeds 100] [--epochs 5]
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def recalls(seed: int, teacher: str, epochs: int, cache: str) -> list[float]:
 def main() -> None:
     """Train all seeds, and count failures."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--teacher", default="runs/mnist/teacher/last.ckpt")
+    parser.add_argument("--teacher", default="packaged:mnist/teacher-0")
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=5)
     given = parser.parse_args()

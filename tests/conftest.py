@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,7 +65,8 @@ def provide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs) -> Call
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, provide: Callable[..., None]) -> Path:
-    """The working directory, with the trained teacher of the main job where its configuration looks for it."""
-    provide("mnist/distilled")
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher_checkpoint: Path) -> Path:
+    """The working directory, with the run of a teacher in ``runs/mnist/teacher``."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(teacher_checkpoint.parent, "runs/mnist/teacher")
     return tmp_path

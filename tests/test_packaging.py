@@ -96,6 +96,7 @@ def test_the_wheel_holds_the_package_the_configurations_and_the_data(wheel):
     assert "kd_lightning/py.typed" in wheel
     assert "kd_lightning/configs/response/kd.yaml" in wheel
     assert len([name for name in wheel if name.endswith("ubyte.gz")]) == 4
+    assert len([name for name in wheel if name.endswith(".safetensors")]) == 4
 
 
 def test_the_licences_cover_the_packaged_data(wheel, metadata):

@@ -2,6 +2,7 @@
 
 from kd_lightning.core.exports import public_names
 from kd_lightning.core.hashing import weights_hash as weights_hash
+from kd_lightning.core.packaged import packaged_names as packaged_names
 from kd_lightning.weights.averaging import update_ema as update_ema
 from kd_lightning.weights.copying import copy_layers as copy_layers
 from kd_lightning.weights.export import export_checkpoint as export_checkpoint, export_student as export_student

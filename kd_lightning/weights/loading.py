@@ -24,10 +24,12 @@ def load_teacher(network: nn.Module, checkpoint: str | PathLike[str], prefix: st
 
     Args:
         network: The network, built as for its training; its weights are replaced.
-        checkpoint: A local Lightning checkpoint, state dict (``torch.save``) or safetensors file.
-        prefix: Prefix of the network's keys in the file, e.g. ``student``. By default the one prefix is found under
-            which the file has exactly the network's keys: ``student.``, ``module.model.``, none or another. A state
-            dict inside another dict, as in ``{"model": ..., "epoch": 3}``, has the keys that lead to it as prefix.
+        checkpoint: A local Lightning checkpoint, state dict (``torch.save``) or safetensors file, or the name of
+            packaged weights, ``packaged:mnist/teacher-0``.
+        prefix: Prefix of the network's keys in the file, e.g. ``student``, or the end of one prefix alone.
+            By default the one prefix is found under which the file has exactly the network's keys: ``student.``,
+            ``module.model.``, none or another. A state dict inside another dict, as in ``{"model": ..., "epoch": 3}``,
+            has the keys that lead to it as prefix.
 
     Returns:
         The same network, under ``freeze`` and ``exclude_from_state_dict``.
@@ -53,8 +55,8 @@ def load_student(
     """Load the student of a checkpoint or of an export; no teacher's file is needed.
 
     Args:
-        path: A local checkpoint of a `Learner`, which names its inference network (``student`` in most), or a file of
-            ``export_student``.
+        path: A local checkpoint of a `Learner`, which names its inference network (``student`` in most), a file of
+            ``export_student``, or the name of packaged weights, ``packaged:mnist/teacher-0``.
         network: The network to fill. By default it is built from the hyper-parameters in the file, of the classes of
             `kd_lightning.networks`, ``torch.nn`` and `classes` alone: loading a file imports nothing.
         name: Another network of the checkpoint than the inference network, e.g. ``peers.0``; needs `network`.
@@ -139,11 +141,15 @@ def _find_prefix(own: Mapping[str, Tensor], file: WeightsFile, tied: Mapping[str
 
 
 def _whole_prefix(prefix: str, file: WeightsFile) -> str:
+    """Find a given prefix in the file, or the only longer one that ends with it: ``student.classifier``."""
     prefix = prefix if not prefix or prefix.endswith(".") else prefix + "."
-    if not any(key.startswith(prefix) for key in file.tensors):
-        there = sorted({start for key in file.tensors for start, _ in _splits(key)} - {""}, key=len)
+    if any(key.startswith(prefix) for key in file.tensors):
+        return prefix
+    there = sorted({start for key in file.tensors for start, _ in _splits(key)} - {""}, key=len)
+    longer = [start for start in there if start.endswith(f".{prefix}")]
+    if len(longer) != 1:
         raise WeightsError(f"{file.path}: has no key under the prefix {prefix!r}; {_nearest(prefix, there)}")
-    return prefix
+    return longer[0]
 
 
 def _check_names(

@@ -19,6 +19,7 @@ from torch import Tensor
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.hashing import hash_tensors
 from kd_lightning.core.lookup import nearest
+from kd_lightning.core.packaged import PREFIX, packaged_path
 
 _SUFFIXES = {".ckpt", ".pt", ".pth", ".safetensors"}
 
@@ -51,7 +52,7 @@ def read_weights(path: str | PathLike[str], whose: Literal["teacher", "student"]
     tensors in an export of `export_student`. Nothing in the file is executed or imported.
 
     Args:
-        path: A local file.
+        path: A local file, or the name of packaged weights: ``packaged:mnist/teacher-0``.
         whose: The network, for the message about a run that has not been trained yet.
 
     Raises:
@@ -60,6 +61,8 @@ def read_weights(path: str | PathLike[str], whose: Literal["teacher", "student"]
     """
     if not isinstance(path, str | PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]  # unannotated code
         raise WeightsError(f"{path!r} is no path of the {whose}'s weights: name a checkpoint of a trained network")
+    if str(path).startswith(PREFIX):
+        path = packaged_path(str(path))
     if "://" in str(path):
         raise WeightsError(f"{path}: weights are read from local files only: download it, and name the file")
     path = Path(path).expanduser()
