@@ -1,6 +1,6 @@
 # Every target makes the environment first: with uv where it can be had, with plain pip where not.
 .DEFAULT_GOAL := help
-.PHONY: help compare pages zoo families bench growth seeds bench-gpu origin mutants test test-all test-gpu test-oldest test-faults lint
+.PHONY: help compare compare-full teachers pages zoo families bench growth seeds bench-gpu origin mutants test test-all test-gpu test-oldest test-faults lint
 export OMP_NUM_THREADS := 1
 
 comma := ,
@@ -12,8 +12,15 @@ PYTHON := $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 p
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## *(.*)/  make \1\t\2/' | expand -t 20
 
-compare: .venv/ready  ## train teacher, student alone and distilled student on MNIST, and show what the teacher was worth
+compare: .venv/ready  ## train students alone and distilled on MNIST, and show what the teacher was worth (three minutes)
 	$(BIN)/kd-lightning compare --config configs/compare/mnist.yaml
+
+compare-full: .venv/ready  ## the same with the teachers' training, all images and tenfold rates (half an hour)
+	$(BIN)/kd-lightning compare --config configs/compare/mnist_full.yaml
+
+teachers: .venv/ready  ## train the packaged teachers again, and say how near the new ones come (a quarter of an hour)
+	$(BIN)/kd-lightning compare --config configs/compare/teachers.yaml
+	$(BIN)/python -m benchmarks.teachers
 
 pages: .venv/ready  ## write docs/methods.md and the renames in CHANGELOG.md from the tree
 	$(BIN)/python -m benchmarks.methods

@@ -20,6 +20,7 @@ from kd_lightning.compare.plan.artifacts import (
     ProfileResult,
     damage,
     finished,
+    finished_earlier,
     keep_traceback,
     run_spec,
 )
@@ -74,6 +75,8 @@ def main(args: list[str]) -> int:
         print(f"kd-lightning: {line}", file=sys.stderr)
     known = {run: result for run in plan.runs if (result := finished(run, root)) is not None}
     todo = [run for run in plan.runs if run not in known]
+    if line := finished_earlier(list(known.values())):
+        console.print(line, highlight=False)
     outcomes = {run: Outcome(None, "not finished") for run in todo}
     if todo and not options.report_only:
         with DirectoryLock(root, "a comparison", "name another --root"):
@@ -125,7 +128,7 @@ def _profile(variants: list[Variant], worker: Worker, root: Path, console: Conso
     stats, profiles = _read_stats(root), dict[Variant, ProfileResult]()
     for variant in variants:
         key = network_key(variant.config)
-        worker.start(Profile(variant.config, measure_network=key not in stats))
+        worker.start(Profile(variant.config, measure_network=key not in stats, trains=not variant.weights))
         message = worker.result()
         if isinstance(message, Failed):
             reason = re.sub(rf"^\S+{CONFIG}:\d+: ", "", message.reason)  # that file was a temporary one

@@ -208,9 +208,10 @@ def test_wrong_arguments_get_one_line(args: list[str], expected: str, capfd: pyt
     assert err.count("\n") == 1
 
 
-def test_the_shipped_comparison_is_fair() -> None:
-    plan = read_plan(SHIPPED / "compare/mnist.yaml")
-    assert len(plan.runs) == 9 + 25 + 25
+@pytest.mark.parametrize(("name", "number"), [("mnist", 3 + 15 + 15), ("mnist_full", 15 + 25 + 25)])
+def test_the_shipped_comparison_is_fair(name: str, number: int) -> None:
+    plan = read_plan(SHIPPED / f"compare/{name}.yaml")
+    assert len(plan.runs) == number
     for variant in [variant for variant in plan.variants if variant.baseline and variant.teacher]:
         for run, alone in zip(variant.runs, variant.baseline.runs, strict=True):
             own, other = run.config, alone.config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +50,8 @@ class RunSpec:
     """The columns of TensorBoard's HParams page."""
     evaluate: str | None = None
     """The network to evaluate, or ``mean`` for all of them; None for the inference network."""
+    weights: str | None = None
+    """The file of a network that was trained elsewhere: nothing is trained."""
 
 
 def run_spec(run: Run, root: Path) -> RunSpec:
@@ -63,6 +65,7 @@ def run_spec(run: Run, root: Path) -> RunSpec:
         teacher_dir=root / teacher.name if teacher else None,
         labels=labels | {"teacher": teacher.name if teacher else "none"},
         evaluate=run.variant.evaluate,
+        weights=run.weights,
     )
 
 
@@ -76,6 +79,21 @@ def finished(run: Run, root: Path) -> Result | None:
     except DamagedError:
         return None
     return result if result["digest"] == run.digest(root) else None
+
+
+def finished_earlier(results: Sequence[Result]) -> str:
+    """Say how many runs are not repeated, and when they were run; empty without any.
+
+    Example:
+        >>> finished_earlier([{"finished_at": "2026-03-01 10:00 UTC", "version": "0.1.0"}])
+        '1 run finished earlier: 2026-03-01 10:00 UTC, kd_lightning 0.1.0'
+    """
+    if not results:
+        return ""
+    moments = sorted(str(result.get("finished_at", "an unknown time")) for result in results)
+    versions = ", ".join(sorted({str(result.get("version", "?")) for result in results}))
+    when = moments[0] if moments[0] == moments[-1] else f"{moments[0]} to {moments[-1]}"
+    return f"{len(results)} run{'s' if results[1:] else ''} finished earlier: {when}, kd_lightning {versions}"
 
 
 def damage(runs: list[Run], root: Path) -> list[str]:

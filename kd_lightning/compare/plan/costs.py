@@ -95,12 +95,13 @@ def estimate_seconds(run: CLI) -> float:
     return START_SECONDS + max(total, 0.0)
 
 
-def profile_run(path: Path, measure_network: bool) -> ProfileResult:
+def profile_run(path: Path, measure_network: bool, trains: bool = True) -> ProfileResult:
     """Build a run, measure its student on a first batch, and estimate how long the run takes.
 
     Args:
         path: The configuration file.
         measure_network: True to measure the costs of the student as well.
+        trains: False for a run that only evaluates weights that were trained elsewhere.
 
     Raises:
         Exception: The run cannot be built or started, for whichever reason.
@@ -110,7 +111,7 @@ def profile_run(path: Path, measure_network: bool) -> ProfileResult:
         learner = cast("Learner", run.model)
         stats = measure_costs(learner.student, _first_inputs(run)) if measure_network else None
         try:
-            seconds, reason = estimate_seconds(run), ""
+            seconds, reason = estimate_seconds(run) if trains else START_SECONDS, ""
         except UnknownDuration as unknown:
             seconds, reason = None, str(unknown)
     evaluation = learner.evaluation

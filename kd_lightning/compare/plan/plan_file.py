@@ -9,37 +9,12 @@ from typing import Any, cast
 from kd_lightning.cli.configs import find_config, merge
 from kd_lightning.cli.yaml_file import read_yaml
 from kd_lightning.compare.plan.config import Config, texts
+from kd_lightning.compare.plan.grid import points
+from kd_lightning.compare.plan.schema import FILE, FOR_EACH, GROUP, VARIANT, checked
 from kd_lightning.compare.plan.variants import CHECKPOINT, Group, Plan, Variant
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.lookup import suggestion
-from kd_lightning.core.renamed import COMPARE_KEYS
-
-_KINDS: dict[str, tuple[type, ...]] = {"text": (str,), "a list": (list,), "a mapping": (dict,), "files": (str, list)}
-_PLAN = {"title": "text", "notes": "text", "overrides": "a mapping", "groups": "a mapping"}
-_GROUP = {
-    "title": "text",
-    "notes": "text",
-    "overrides": "a mapping",
-    "seeds": "a list",
-    "baseline": "text",
-    "variants": "a mapping",
-    "for_each": "a mapping",
-}
-_FOR_EACH = {
-    "configs": "a list",
-    "without": "a list",
-    "overrides": "a mapping",
-    "baseline": "text",
-    "teacher": "text",
-}
-_VARIANT = {
-    "title": "text",
-    "config": "files",
-    "overrides": "a mapping",
-    "baseline": "text",
-    "teacher": "text",
-    "evaluate": "text",
-}
+from kd_lightning.core.packaged import PREFIX, weights_path
 
 
 def read_plan(path: Path) -> Plan:
@@ -48,7 +23,7 @@ def read_plan(path: Path) -> Plan:
     Raises:
         UsageError: The file, or a file that it names, has a mistake.
     """
-    content = _checked(str(path), read_yaml(path).values, _PLAN, required=["groups"])
+    content = checked(str(path), read_yaml(path).values, FILE)
     build = _Builder(path, content)
     groups = [build.group(name) for name in content["groups"]]
     return Plan(content.get("title", path.stem), content.get("notes", ""), groups)
@@ -62,10 +37,13 @@ class _Builder:
         self.groups: dict[str, Config] = {}
         for name, group in content["groups"].items():
             where = f"{path}: groups.{_check_name(str(path), name)}"
-            self.groups[name] = _checked(where, group, _GROUP, required=["seeds", "variants"])
+            self.groups[name] = checked(where, group, GROUP)
             _check_seeds(where, group["seeds"])
+            variants: Config = {}
             for variant, value in group["variants"].items():
-                _checked(f"{where}.variants.{_check_name(where, variant)}", value, _VARIANT, required=["config"])
+                place = f"{where}.variants.{_check_name(where, variant)}"
+                variants |= _expanded(place, variant, checked(place, value, VARIANT))
+            self.groups[name] = group | {"variants": variants}
         for name, group in self.groups.items():
             if "for_each" in group:
                 group["variants"] |= self._found(f"{path}: groups.{name}.for_each", group)
@@ -79,7 +57,7 @@ class _Builder:
 
     def _found(self, where: str, group: Config) -> Config:
         """Make a variant of each configuration that a pattern of `for_each` finds and no variant of the plan names."""
-        each = _checked(where, group["for_each"], _FOR_EACH, required=["configs"])
+        each = checked(where, group["for_each"], FOR_EACH)
         variants = [variant for other in self.groups.values() for variant in other["variants"].values()]
         files = [file for variant in variants for file in _listed(variant["config"])] + each.get("without", [])
         named = {(self.path.parent / str(file)).resolve() for file in files}
@@ -107,16 +85,17 @@ class _Builder:
             raise UsageError(f"{where}: is its own teacher or baseline, directly or through others: name another")
         self.building.append(where)
         baseline = content.get("baseline", group.get("baseline"))
-        config = self._config(where, group, content)
+        config, weights = self._config(where, group, content), self._weights(where, group, content)
         self.built[group_name, name] = Variant(
             group=group_name,
             name=name,
             title=content.get("title", name),
             config=config,
-            seeds=tuple(group["seeds"]),
+            seeds=tuple(group["seeds"][: len(weights) or None]),
             teacher=self._other(where, "teacher", group_name, content.get("teacher")),
             baseline=self._other(where, "baseline", group_name, None if baseline == name else baseline),
             evaluate=content.get("evaluate"),
+            weights=weights,
             checkpoints=self._checkpoints(where, group_name, config),
         )
         self.building.pop()
@@ -133,6 +112,22 @@ class _Builder:
         for changes in (self.content, group, content):
             config = merge(config, changes.get("overrides", {}))
         return config
+
+    def _weights(self, where: str, group: Config, content: Config) -> tuple[str, ...]:
+        """Find the files of networks that were trained elsewhere: at most one for each seed."""
+        names = [str(name) for name in _listed(content.get("weights", []))]
+        if len(names) > len(group["seeds"]):
+            raise UsageError(f"{where}: weights has {len(names)} files for {len(group['seeds'])} seeds: drop some")
+        found: list[str] = []
+        for name in names:
+            try:
+                beside = self.path.parent / weights_path(name)
+            except UsageError as error:
+                raise UsageError(f"{where}: {error}") from None
+            if not (beside.is_file() or weights_path(name).is_file()):
+                raise UsageError(f"{where}: weights has {name!r}, and there is no such file: correct its path")
+            found.append(str(beside) if beside.is_file() and not name.startswith(PREFIX) else name)
+        return tuple(found)
 
     def _checkpoints(self, where: str, group_name: str, config: Config) -> dict[str, tuple[Variant, int]]:
         """Find the variants that values such as ``@group/variant+1`` name."""
@@ -160,25 +155,21 @@ class _Builder:
         return self.variant(other_group, name)
 
 
+def _expanded(where: str, name: str, content: Config) -> Config:
+    """Make the variants of a grid, or the one variant without one."""
+    if "grid" not in content:
+        return {name: content}
+    title = content.get("title", name)
+    common = {key: value for key, value in content.items() if key != "grid"}
+    return {
+        f"{name}-{point.name}": common
+        | {"title": f"{title}, {point.title}", "overrides": merge(content.get("overrides", {}), point.overrides)}
+        for point in points(f"{where}.grid", content["grid"])
+    }
+
+
 def _listed(value: Any) -> list[Any]:
     return cast("list[Any]", value) if isinstance(value, list) else [value]
-
-
-def _checked(where: str, value: Any, kinds: dict[str, str], required: list[str]) -> Config:
-    if not isinstance(value, dict):
-        raise UsageError(f"{where}: is {value!r} and not a mapping with {' and '.join(required)}")
-    content = cast("Config", value)
-    for key, item in content.items():
-        if key not in kinds:
-            if (new := COMPARE_KEYS.get(str(key))) in kinds:
-                raise UsageError(f"{where}: the key {key!r} is now called {new!r}")
-            raise UsageError(f"{where}: there is no such key as {key!r}{suggestion(str(key), kinds)}")
-        if not isinstance(item, _KINDS[kinds[key]]):
-            raise UsageError(f"{where}: {key} is {item!r} and not {kinds[key]}")
-    for key in required:
-        if not content.get(key):
-            raise UsageError(f"{where}: {key} is missing or empty")
-    return content
 
 
 def _check_seeds(where: str, seeds: list[Any]) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 from kd_lightning.cli.configs import merge
 from kd_lightning.compare.plan.config import Config
+from kd_lightning.compare.plan.sources import sources_hash
+from kd_lightning.core.packaged import weights_path
 
 CHECKPOINT = re.compile(r"@(?P<variant>[A-Za-z0-9][\w./-]*?)(?:\+(?P<next>\d+))?")
 """``@group/variant`` in a configuration is the checkpoint of that variant's run at the same position in the list of
@@ -35,6 +37,8 @@ class Variant:
     """The variant of the same group that this one is compared with, seed by seed."""
     evaluate: str | None = None
     """The network to evaluate, by name, or ``mean`` for all of them; None for the inference network."""
+    weights: tuple[str, ...] = ()
+    """Files of networks that were trained elsewhere, one for each run, which trains nothing."""
     checkpoints: Mapping[str, tuple[Variant, int]] = field(default_factory=dict)
     """The variants whose checkpoints the configuration names, with the offset in seeds, by the text that names them."""
 
@@ -53,6 +57,7 @@ class Variant:
                 seed,
                 teachers[i % len(teachers)],
                 {key: other.runs[(i + on) % len(other.runs)] for key, (other, on) in self.checkpoints.items()},
+                self.weights[i] if self.weights else None,
             )
             for i, seed in enumerate(self.seeds)
         ]
@@ -66,6 +71,8 @@ class Run:
     seed: int
     teacher: Run | None
     checkpoints: Mapping[str, Run] = field(default_factory=dict)
+    weights: str | None = None
+    """The file of a network that was trained elsewhere."""
 
     @property
     def needs(self) -> list[Run]:
@@ -95,12 +102,11 @@ class Run:
         return root / self.name / LAST_CHECKPOINT
 
     def digest(self, root: Path) -> str:
-        """Hash everything that the result depends on: configuration, seed, and the checkpoints of other runs."""
-        # "network" is an old name that stays: another one would make every finished run start over
-        measured = {"network": self.variant.evaluate} if self.variant.evaluate else {}
-        parts = json.dumps(self.config | measured, sort_keys=True, default=str).encode()
-        for run in self.needs:
-            parts += run.checkpoint(root).read_bytes()
+        """Hash everything that the result depends on: configuration, seed, sources, and the files of other networks."""
+        described = self.config | {"evaluate": self.variant.evaluate, "sources": sources_hash(self.config)}
+        parts = json.dumps(described, sort_keys=True, default=str).encode()
+        for path in (*(run.checkpoint(root) for run in self.needs), *map(weights_path, filter(None, [self.weights]))):
+            parts += path.read_bytes()
         return hashlib.sha256(parts).hexdigest()
 
 

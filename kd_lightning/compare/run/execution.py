@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from statistics import fmean
 from time import perf_counter, process_time
 from typing import Any, cast
@@ -21,6 +22,7 @@ from kd_lightning.compare.measure.predictions import predict, prepared_rows
 from kd_lightning.compare.messages import ReportProgress
 from kd_lightning.compare.plan.artifacts import CONFIG, OUTPUTS, Result, RunSpec
 from kd_lightning.compare.plan.config import network_key
+from kd_lightning.compare.plan.variants import LAST_CHECKPOINT
 from kd_lightning.core.batch import target_of
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.files import atomic_write
@@ -29,7 +31,9 @@ from kd_lightning.core.label_kinds import class_indices
 from kd_lightning.core.learner import Learner
 from kd_lightning.core.progress import optimizer_step
 from kd_lightning.core.protocols import ProvidesTrainingRows
+from kd_lightning.weights import load_student
 
+_UNKNOWN_TRAINING: Result = {"train_images": None, "train_accuracy": None}
 TRAIN_ROWS = 10_000
 """Train accuracy is measured on at most this number of a run's training rows."""
 
@@ -77,7 +81,10 @@ def execute(spec: RunSpec, report_progress: ReportProgress) -> Result:
         recorder = Recorder(report_progress)
         trainer.callbacks.append(recorder)
         start, began, cpu_began = weights_hash(model.student), perf_counter(), process_time()
-        run.run()
+        if spec.weights is None:
+            run.run()
+        else:
+            _take_weights(model, spec.weights, spec.run_dir / LAST_CHECKPOINT)
         seconds, cpu_seconds = perf_counter() - began, process_time() - cpu_began
     data.setup("test")
     model.to(trainer.strategy.root_device)  # a fit moves it away, while the resident images stay there
@@ -87,7 +94,7 @@ def execute(spec: RunSpec, report_progress: ReportProgress) -> Result:
     result: Result = {
         "network": network_key(spec.config),
         "start": start,
-        "steps": optimizer_step(trainer),
+        "steps": 0 if spec.weights else optimizer_step(trainer),
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "curve": recorder.curve,
@@ -98,10 +105,19 @@ def execute(spec: RunSpec, report_progress: ReportProgress) -> Result:
         "test_images": len(measured.target),
         **measured.figures,
         **_beside_teacher(spec, measured),
-        **_on_training_rows(model, data, spec.evaluate),
+        **(_on_training_rows(model, data, spec.evaluate) if spec.weights is None else _UNKNOWN_TRAINING),
     }
     _log(trainer, spec, measured.metrics, result["steps"])
     return result
+
+
+def _take_weights(model: Learner, weights: str, checkpoint: Path) -> None:
+    """Load the student of a file, and store it as that of a run's last step."""
+    load_student(weights, model.student)
+    with atomic_write(checkpoint) as stream:
+        torch.save(
+            {"state_dict": {f"student.{name}": value for name, value in model.student.state_dict().items()}}, stream
+        )
 
 
 def _beside_teacher(spec: RunSpec, measured: Measured) -> Result:
@@ -119,7 +135,7 @@ def _beside_teacher(spec: RunSpec, measured: Measured) -> Result:
 def _on_training_rows(model: Learner, data: object, evaluate: str | None) -> Result:
     """Measure the training rows of data that can give each of them once."""
     if not isinstance(data, ProvidesTrainingRows):
-        return {"train_images": None, "train_accuracy": None}
+        return _UNKNOWN_TRAINING
     count, kind = sum(_num_samples(model, batch) for batch in data.train_rows()), model.evaluation.kind
     if kind != "classes":
         return {"train_images": count, "train_accuracy": None}

@@ -26,10 +26,12 @@ class Profile:
     Args:
         config: The variant's configuration.
         measure_network: True to measure the costs of the student as well.
+        trains: False for a variant that only evaluates weights that were trained elsewhere.
     """
 
     config: Config
     measure_network: bool
+    trains: bool = True
 
     def __call__(self, report_progress: ReportProgress) -> ProfileResult:
         """Build the variant, measure its student, and time a few steps.
@@ -47,4 +49,4 @@ class Profile:
             with output_to(Path(folder) / LOG):
                 from kd_lightning.compare.plan.costs import profile_run  # it loads torch, which only the workers need
 
-                return profile_run(path, self.measure_network)
+                return profile_run(path, self.measure_network, self.trains)

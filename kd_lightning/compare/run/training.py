@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
 
+import kd_lightning
 from kd_lightning.cli.components import parameters
 from kd_lightning.compare.messages import ReportProgress
 from kd_lightning.compare.plan.artifacts import CONFIG, LOG, RESULT, Result, RunSpec
@@ -37,9 +39,14 @@ class Training:
             from kd_lightning.compare.run.execution import execute  # it loads torch, which only the workers need
 
             _write(run_dir, without_unknown_seed(self.spec.config))
-            result = execute(self.spec, report_progress) | {"digest": self.spec.digest}
+            result = execute(self.spec, report_progress) | {"digest": self.spec.digest, **_when()}
         write_text(run_dir / RESULT, json.dumps(sealed(result), indent=1))
         return result
+
+
+def _when() -> Result:
+    now = datetime.now(UTC).isoformat(sep=" ", timespec="minutes").partition("+")[0]
+    return {"finished_at": f"{now} UTC", "version": kd_lightning.__version__}
 
 
 def without_unknown_seed(config: Config) -> Config:
