@@ -1,6 +1,6 @@
 # Every target makes the environment first: with uv where it can be had, with plain pip where not.
 .DEFAULT_GOAL := help
-.PHONY: help compare compare-full teachers pages zoo families bench growth seeds bench-gpu origin mutants test test-all test-gpu test-oldest test-faults lint
+.PHONY: help compare compare-full teachers pages zoo families bench growth seeds bench-gpu origin mutants test test-all test-browser test-gpu test-oldest test-faults lint
 export OMP_NUM_THREADS := 1
 
 comma := ,
@@ -55,10 +55,14 @@ mutants: .venv/ready  ## change the losses and schedules one expression at a tim
 	$(BIN)/python -m benchmarks.mutants
 
 test: .venv/ready  ## run the quick tests on two cores
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow" --max-memory 1792
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow and not browser" --max-memory 1792
 
 test-all: .venv/foreign  ## run every test, minutes longer, those in other people's libraries included
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not browser"
+	$(if $(shell command -v chromium),$(MAKE) test-browser,@echo "no chromium on the PATH: the tests of make test-browser were left out")
+
+test-browser: .venv/ready  ## open pages and TensorBoard in Chromium, which apt-get install chromium installs, and check what they show
+	$(BIN)/pytest -m browser tests
 
 GPU_TESTS := tests/test_gpu.py tests/test_waiting.py tests/test_every_scheme.py tests/test_resume.py tests/speed/test_fast_loop.py
 
@@ -74,7 +78,7 @@ OLDEST_TESTS := kd_lightning tests/losses tests/networks tests/callbacks tests/s
   tests/compare/test_compare_statistics.py tests/compare/test_compare_report.py
 
 test-oldest: .venv-oldest/ready  ## run quick tests on Python 3.11 with the oldest dependencies that pyproject.toml allows
-	.venv-oldest/bin/pytest -n 2 --dist loadgroup -m "not slow" $(OLDEST_TESTS)
+	.venv-oldest/bin/pytest -n 2 --dist loadgroup -m "not slow and not browser" $(OLDEST_TESTS)
 	.venv-oldest/bin/pytest notebooks/02_temperature.ipynb
 
 test-faults: .venv/ready  ## inject some 950 faults into runs of every family of schemes, and write what was lost into docs/reliability.md

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests import measure, toys
+from tests.browser import chromium, open_page  # noqa: F401 (fixtures of all tests)
 from tests.shipped import Runs
 
 torch.set_num_threads(1)  # two threads on a shared core are slower than one, and by much

@@ -54,7 +54,9 @@ def main(args: list[str] | None = None) -> int:
 
     plugin = Mutations(found, ROOT, options.workers, tell)
     with Path(os.devnull).open("w") as silent, redirect_stdout(silent):  # pytest tells of each test of each mutant
-        status = pytest.main(["-q", "-p", "no:cacheprovider", "-m", "not slow", *TESTS], plugins=[plugin])
+        status = pytest.main(
+            ["-q", "-p", "no:cacheprovider", "-m", "not slow and not browser", *TESTS], plugins=[plugin]
+        )
     if options.survivors is not None:
         options.survivors.write_text("".join(f"{line}\n" for line in sorted(survivors)), encoding="utf-8")
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) or not found:
