@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import cast
 
 import kd_lightning
-from kd_lightning.cli.errors import Parser, report_errors
+from kd_lightning.cli.errors import report_errors
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.lookup import suggestion
+from kd_lightning.core.working_directory import import_from_working_directory
 
 HELP = """\
 usage: kd-lightning COMMAND [ARGUMENT ...]
@@ -43,7 +45,17 @@ Exit codes: 0; 2 for a user's mistake, with one line that names it; 130 after Ct
 with a traceback (with KD_LIGHTNING_TRACEBACK=1 in the environment, mistakes have one as well).
 """
 
-COMMANDS = ("fit", "validate", "test", "predict", "compare", "export", "layers", "list", "show")
+HOMES = {
+    "compare": "kd_lightning.compare:main",
+    "export": "kd_lightning.cli.export:main",
+    "layers": "kd_lightning.cli.layers:main",
+    "list": "kd_lightning.cli.configs:list_command",
+    "show": "kd_lightning.cli.configs:show_command",
+}
+"""The function of each command, which is imported with the command alone."""
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+"""The commands of the trainer, one function for all."""
+COMMANDS = (*TRAINER_COMMANDS, *HOMES)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -61,8 +73,8 @@ def main(args: Sequence[str] | None = None) -> int:
         0
     """
     given = list(sys.argv[1:] if args is None else args)
-    if args is None and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # for a class_path of a user's own module, behind all that is installed
+    if args is None:
+        import_from_working_directory()
     return report_errors(lambda: _run(given))
 
 
@@ -79,36 +91,9 @@ def _run(args: list[str]) -> int:
         raise UsageError(f"methods is now `list` and `show NAME`: kd-lightning {now}")
     if command not in COMMANDS:
         raise UsageError(f"{command}: there is no such command{suggestion(command, COMMANDS)}")
-    if command in ("list", "show"):
-        from kd_lightning.cli.configs import list_command, show_command
-
-        return (list_command if command == "list" else show_command)(rest)
-    if command == "export":
-        return _export(rest)
-    if command == "compare":
-        from kd_lightning.compare import main as compare
-
-        return compare(rest)
-    if command == "layers":
-        from kd_lightning.cli.layers import main as layers
-
-        return layers(rest)
-    from kd_lightning.cli.engine import main as run
-
-    return run([command, *rest])
-
-
-def _export(args: list[str]) -> int:
-    parser = Parser("kd-lightning export", description="Write the student of a checkpoint as safetensors.")
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="FILE", help="checkpoint of a run, e.g. runs/kd/last.ckpt"
-    )
-    parser.add_argument("--output", required=True, metavar="FILE.safetensors", help="file to write")
-    options = parser.parse_args(args)
-    from kd_lightning.weights.export import export_checkpoint
-
-    print(export_checkpoint(options.checkpoint, options.output))
-    return 0
+    home, _, name = HOMES.get(command, "kd_lightning.cli.engine:main").partition(":")
+    function = cast("Callable[[list[str]], int]", getattr(import_module(home), name))
+    return function(rest if command in HOMES else args)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from kd_lightning.cli.errors import Parser
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.failures import shortened
 from kd_lightning.core.lookup import suggestion
@@ -92,10 +93,12 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def list_command(args: Sequence[str]) -> int:
     """Run ``kd-lightning list``: print the name and title of every shipped method."""
-    if args:
+    parser = Parser("kd-lightning list", description="List all methods that come with the package, with their papers.")
+    if (more := parser.parse_known_args(args)[1]) and not more[0].startswith("-"):
         raise UsageError(
-            f"list {' '.join(args)}: list takes no argument; `kd-lightning show {args[0]}` prints one file"
+            f"list {' '.join(more)}: list takes no argument; `kd-lightning show {more[0]}` prints one file"
         )
+    parser.parse_args(args)
     configs = list_configs()
     width = max(len(config.name) for config in configs)
     print("\n".join(f"{config.name:{width}}  {config.title}" for config in configs))
@@ -104,9 +107,12 @@ def list_command(args: Sequence[str]) -> int:
 
 def show_command(args: Sequence[str]) -> int:
     """Run ``kd-lightning show NAME``: print a shipped YAML file, whose header has the paper and the command."""
-    if len(args) != 1:
+    parser = Parser("kd-lightning show", description="Print the YAML file of a method.")
+    parser.add_argument("name", metavar="NAME", nargs="*", help="e.g. response/kd, or kd; `kd-lightning list` has all")
+    names: list[str] = parser.parse_args(args).name
+    if len(names) != 1:
         raise UsageError("show: give the name of one method, e.g. `kd-lightning show response/kd`; `list` has them all")
-    (name,) = args
+    (name,) = names
     configs = list_configs()
     found = [c for c in configs if c.name == name] or [c for c in configs if c.path.stem == name]
     if len(found) == 1:
@@ -114,5 +120,5 @@ def show_command(args: Sequence[str]) -> int:
         return 0
     if found:
         raise UsageError(f"show {name}: several methods have this name: {', '.join(config.name for config in found)}")
-    names = {name for config in configs for name in (config.name, config.path.stem)}
-    raise UsageError(f"show {name}: there is no such method{suggestion(name, names)}")
+    known = {name for config in configs for name in (config.name, config.path.stem)}
+    raise UsageError(f"show {name}: there is no such method{suggestion(name, known)}")

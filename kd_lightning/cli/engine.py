@@ -122,7 +122,7 @@ class CLI(LightningCLI):
         try:
             super().instantiate_classes()
         except Exception as error:
-            self._raise(error)
+            self.raise_located(error)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -173,7 +173,7 @@ class CLI(LightningCLI):
         except Exception as error:
             if self.trainer.world_size > 1 and not is_user_error(error) and not wants_traceback():
                 raise RunStopped(describe(error), exit_code(error)) from error
-            self._raise(error)
+            self.raise_located(error)
         finally:
             if lock is not None:
                 lock.release()
@@ -192,7 +192,7 @@ class CLI(LightningCLI):
             stream.write(save({"logits": logits}))
         print(f"{path}: logits {tuple(logits.shape)}, in the order of the test set")
 
-    def _raise(self, error: BaseException) -> NoReturn:
+    def raise_located(self, error: BaseException) -> NoReturn:
         """Raise a `UsageError` with the setting that caused an error, or the error itself if it is a bug."""
         cause = cause_of(error)
         known = usage_error(cause, self.config, self.settings, self.ckpt_path)

@@ -18,6 +18,19 @@ from kd_lightning.core.errors import UsageError
 from kd_lightning.core.learner import Learner
 from kd_lightning.core.network_call import run
 
+HELP = """\
+usage: kd-lightning layers --config FILE [OPTION ...]
+
+List the layers of student and teacher that a term may name, with their output shapes on the first training batch, and
+the layers of the other network that match.
+
+  --config FILE      YAML file of the run, as for `fit`; later files override earlier ones
+  --model... --data... --trainer...
+                     options override files; `kd-lightning fit --help` lists all of them
+
+  kd-lightning layers --config configs/response/kd.yaml
+"""
+
 Shapes = dict[str, tuple[int, ...]]
 """Output shapes of a network's layers, by name, in the order in which they run."""
 
@@ -31,17 +44,23 @@ def main(args: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
+    if "--help" in args or "-h" in args:
+        print(HELP, end="")
+        return 0
     if not args:
         raise UsageError("layers: name a configuration: kd-lightning layers --config FILE")
-    run = build([*args, "--trainer.logger=false", "--trainer.enable_checkpointing=false"])
-    learner: Any = run.model
+    cli = build([*args, "--trainer.logger=false", "--trainer.enable_checkpointing=false"])
+    learner: Any = cli.model
     if not isinstance(learner, Learner):
         raise UsageError(f"layers: {type(learner).__name__} is not a Learner of kd_lightning and has no terms")
-    with expected_messages_hidden():
-        batch = learner.split_batch(_first_batch(run.datamodule))
     networks = {name: learner.get_submodule(name) for name in ("student", "teacher") if hasattr(learner, name)}
-    student = shapes(networks["student"], batch.student)
-    teacher = shapes(networks["teacher"], batch.teacher) if "teacher" in networks else {}
+    try:
+        with expected_messages_hidden():
+            batch = learner.split_batch(_first_batch(cli.datamodule))
+        student = shapes(networks["student"], batch.student)
+        teacher = shapes(networks["teacher"], batch.teacher) if "teacher" in networks else {}
+    except Exception as error:
+        cli.raise_located(error)
     console = Console(width=None if Console().is_terminal else 120)
     console.print(_table("student", networks["student"], student, teacher))
     if teacher:

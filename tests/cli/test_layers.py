@@ -77,3 +77,10 @@ def test_the_tables_shapes_are_those_of_the_networks():
     student, teacher = shapes(StudentConvNet(), images), shapes(TeacherConvNet(), images)
     assert student["pool"] == (2, 32, 2, 2)
     assert teacher["pool"] == (2, 128, 2, 2)
+
+
+def test_a_batch_that_the_student_cannot_take_names_the_setting(workplace, capsys):
+    narrow = "--model.init_args.student={class_path: torch.nn.Linear, init_args: {in_features: 5, out_features: 10}}"
+    assert main(["layers", *GIVEN, narrow]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "model.student: " in line
