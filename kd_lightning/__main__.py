@@ -28,6 +28,7 @@ Knowledge distillation for PyTorch Lightning: a small student learns with the he
   layers    --config FILE          list the layers of student and teacher with their output shapes
   list                             list all methods with their papers
   show      NAME                   print the YAML file of a method
+  doctor    [--config FILE]        report versions, devices, caches and extras, and what FILE needs
   --version                        print the version
 
   kd-lightning fit --config configs/mnist/teacher.yaml
@@ -47,6 +48,7 @@ with a traceback (with KD_LIGHTNING_TRACEBACK=1 in the environment, mistakes hav
 
 HOMES = {
     "compare": "kd_lightning.compare:main",
+    "doctor": "kd_lightning.cli.doctor:main",
     "export": "kd_lightning.cli.export:main",
     "layers": "kd_lightning.cli.layers:main",
     "list": "kd_lightning.cli.configs:list_command",
