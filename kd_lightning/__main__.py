@@ -22,6 +22,7 @@ Knowledge distillation for PyTorch Lightning: a small student learns with the he
   validate  --config FILE          evaluate its best checkpoint on the validation set
   test      --config FILE          evaluate its best checkpoint on the test set
   predict   --config FILE          write its best checkpoint's logits of the test set
+  check     --config FILE          build what the file describes and take one batch, without a run
   compare   --config FILE          train several variants with several seeds, and compare their results
   export    --checkpoint FILE --output FILE.safetensors
                                    write the student's weights alone
@@ -47,6 +48,7 @@ with a traceback (with KD_LIGHTNING_TRACEBACK=1 in the environment, mistakes hav
 """
 
 HOMES = {
+    "check": "kd_lightning.cli.check:main",
     "compare": "kd_lightning.compare:main",
     "doctor": "kd_lightning.cli.doctor:main",
     "export": "kd_lightning.cli.export:main",

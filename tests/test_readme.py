@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 def test_its_commands_run_in_their_order(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     named = [command.split()[1] for command in COMMANDS]
-    assert named == ["fit"] * 3 + ["test", "export", "list", "show", "layers", "doctor", "fit"]
+    assert named == ["fit"] * 3 + ["test", "export", "list", "show", "layers", "doctor", "check", "fit"]
     for command in COMMANDS:
         _, *arguments = shlex.split(command)
         assert main([*arguments, *SHORT_COMMANDS.get(arguments[0], [])]) == 0, command
