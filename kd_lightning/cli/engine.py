@@ -29,10 +29,11 @@ from kd_lightning.cli.config_checks import config_faults, section_faults
 from kd_lightning.cli.config_errors import describe_parse_error, with_location
 from kd_lightning.cli.configs import find_config, merge
 from kd_lightning.cli.errors import RunStopped, report_errors
+from kd_lightning.cli.fit_summary import FitSummary
 from kd_lightning.cli.log_filters import expected_messages_hidden, show_announcements
 from kd_lightning.cli.run_errors import cause_of, usage_error
 from kd_lightning.cli.yaml_file import Setting, ValueLoader, number_fault, read_yaml
-from kd_lightning.core.attached import callbacks_of
+from kd_lightning.core.attached import attach, callbacks_of
 from kd_lightning.core.directory_lock import DirectoryLock
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.failures import describe, exit_code, is_user_error, wants_traceback
@@ -239,7 +240,11 @@ def main(args: list[str] | None = None) -> int:
         if not given or given[0] not in COMMANDS:
             raise UsageError(f"name a command: {', '.join(COMMANDS)}; got {given[0] if given else 'nothing'}")
         with expected_messages_hidden():
-            CLI(given[1:], given[0], handles_sigint=True).run()
+            cli = CLI(given[1:], given[0], handles_sigint=True)
+            attach(cli.trainer, summary := FitSummary())
+            cli.run()
+        if given[0] == "fit" and cli.trainer.is_global_zero:
+            print("\n".join(summary.lines(cli.trainer, cli.model, cli.datamodule)))
         return 0
 
     return report_errors(command)

@@ -348,6 +348,7 @@ def test_a_folder_takes_one_run_which_can_be_resumed_there(config, capsys):
     assert main(["fit", config]) == 0
     assert rows("runs/mine") == [(0, False), (1, False), (1, True)]
     before = Path("runs/mine/config.yaml").read_text(), set(Path("runs/mine").iterdir())
+    capsys.readouterr()
 
     line = complaint(capsys, "fit", config, "--trainer.max_epochs=2")
     assert line.startswith("trainer.default_root_dir: runs/mine has a run")
