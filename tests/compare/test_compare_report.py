@@ -22,7 +22,7 @@ from kd_lightning.compare.report.tensorboard import layout
 ACCURACIES = {
     "teacher": [0.98, 0.99, 0.985],
     "alone": [0.80, 0.82, 0.78],
-    "both": [0.88, 0.89, 0.875],
+    "both": [0.881, 0.902, 0.862],
     "even": [0.80, 0.81, 0.79],
 }
 
@@ -91,15 +91,15 @@ def test_a_difference_is_over_the_seeds_that_both_have(plan: Plan, results: dict
     row = summarise(both, results)
     assert row.seeds == 2
     assert row.difference.pairs == 1
-    assert row.difference.mean == pytest.approx(9.5)
+    assert row.difference.mean == pytest.approx(8.2)
     assert math.isnan(row.difference.low)
 
 
 def test_conclusions_follow_the_intervals(plan: Plan, results: dict[Run, Any], tmp_path: Path) -> None:
     report(plan, results, {}, tmp_path)
     text = (tmp_path / "table.md").read_text()
-    assert "both terms against alone: better, +8.17 points over 3 seeds" in text
-    assert "even against alone: no measurable difference, +0.00 points" in text
+    assert "both terms against alone: better, +8.17 points [+8.02, +8.31] over 3 seeds, p < 0.001;" in text
+    assert "even against alone: undecided, +0.00 points" in text
     assert "The 3 teachers (digits/teacher) learned from 55,000 labelled images, their students from 100." in text
     assert "Attention" not in text
     for run in plan.variants[2].runs:
@@ -111,6 +111,29 @@ def test_conclusions_follow_the_intervals(plan: Plan, results: dict[Run, Any], t
     assert "both terms against alone: worse, -21.83 points" in text
     assert "learned from 100 labelled images, as did their students." in text
     assert "Attention: runs of one seed and one network did not start from the same weights." in text
+
+
+def test_the_terminal_ends_with_the_answer(plan: Plan, results: dict[Run, Any], tmp_path: Path) -> None:
+    printed = " ".join(report(plan, results, {}, tmp_path).split())
+    answer = (
+        "What the teacher was worth, in accuracy: both terms better (+8.17 points [+8.02, +8.31]) and "
+        "even undecided (+0.00 points [-2.48, +2.48])."
+    )
+    assert f"{answer} Written: " in printed
+    assert f"**{answer}**" in (tmp_path / "table.md").read_text()
+
+
+def test_a_seed_that_did_not_learn_is_named(plan: Plan, results: dict[Run, Any], tmp_path: Path) -> None:
+    results[plan.variants[2].runs[1]] |= {"accuracy": 0.12, "chance": 0.1135, "test_images": 10000}
+    results[plan.variants[3].runs[2]] |= {"accuracy": 0.60}
+    report(plan, results, {}, tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "- both terms, seed 1 did not learn: its accuracy is at chance (accuracy 12.00 %; the median" in text
+    assert "- even, seed 2 is far from the other seeds (accuracy 60.00 %; the median of its variant's seeds" in text
+    assert text.count(" include it.") == 2
+    results[plan.variants[2].runs[1]] |= {"accuracy": math.nan, "nll": math.nan}
+    report(plan, results, {}, tmp_path)
+    assert "- both terms, seed 1 diverged: its accuracy is not finite" in (tmp_path / "table.md").read_text()
 
 
 def test_terminal_markdown_and_csv_say_the_same(plan: Plan, results: dict[Run, Any], tmp_path: Path) -> None:

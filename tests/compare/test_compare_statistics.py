@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from kd_lightning.compare.report.statistics import gap_closed, paired_difference, spread
+from kd_lightning.compare.report.statistics import gap_closed, holm, paired_difference, spread
 
 
 @pytest.mark.parametrize("pairs", [2, 3, 5, 30])
@@ -28,25 +28,20 @@ def test_by_hand() -> None:
     assert spread([1.0, 2.0, 3.0, 6.0]) == pytest.approx((3.0, math.sqrt(14 / 3)))
 
 
-@pytest.mark.parametrize(
-    ("differences", "verdict"), [([1.0, 1.1, 0.9], "worse"), ([-1.0, -1.1, -0.9], "better"), ([1.0, -1.0], "even")]
-)
-def test_less_is_better_of_an_error(differences: list[float], verdict: str) -> None:
-    assert paired_difference(differences, [0.0] * len(differences)).verdict("min") == verdict
+def test_p_values_are_those_of_the_paired_t_test() -> None:
+    values, baseline = [3.0, 4.0, 6.0, 5.0], [1.0, 4.5, 2.0, 3.0]
+    assert paired_difference(values, baseline).p_value == pytest.approx(ttest_rel(values, baseline).pvalue)
+    assert paired_difference([2.0, 2.0], [1.0, 1.0]).p_value == 0, "every pair differs by the same"
+    assert paired_difference([1.0, 1.0], [1.0, 1.0]).p_value == 1
+    assert math.isnan(paired_difference([1.0], [2.0]).p_value)
+    assert math.isnan(paired_difference([math.nan, 1.0], [2.0, 2.0]).p_value)
 
 
-@pytest.mark.parametrize(
-    ("differences", "verdict"),
-    [
-        ([1.0, 1.1, 0.9], "better"),
-        ([-1.0, -1.1, -0.9], "worse"),
-        ([1.0, -1.0, 0.1], "even"),
-        ([5.0], "even"),
-        ([], "even"),
-    ],
-)
-def test_only_an_interval_without_0_decides(differences: list[float], verdict: str) -> None:
-    assert paired_difference(differences, [0.0] * len(differences)).verdict() == verdict
+def test_holm_by_hand() -> None:
+    # sorted 0.005, 0.01, 0.03, 0.04: times 4, 3, 2, 1 is 0.02, 0.03, 0.06, 0.04, and none is below one before it
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
 def test_undefined_statistics_are_nan() -> None:

@@ -28,7 +28,7 @@ class Measured(NamedTuple):
     metrics: dict[str, float]
     """The learner's metrics by name, over all loaders and, as ``<metric>/<loader>``, of each of several."""
     figures: dict[str, Any]
-    """Of class labels: ``accuracy``, ``errors``, ``nll`` and ``calibration_error``; else empty."""
+    """Of class labels: ``accuracy``, ``errors``, ``nll``, ``calibration_error`` and ``chance``; else empty."""
     outputs: Tensor
     """Of the first evaluated network, float32; rows of logits (N, C) for classes."""
     target: Tensor
@@ -70,6 +70,7 @@ def class_figures(logits: Tensor, target: Tensor) -> dict[str, Any]:
         "errors": int((logits.argmax(dim=1) != classes).sum()),
         "nll": negative_log_likelihood(logits, target),
         "calibration_error": calibration_error(logits, classes),
+        "chance": classes.bincount().max().item() / len(classes),
     }
 
 

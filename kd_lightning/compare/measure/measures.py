@@ -60,13 +60,14 @@ ACCURACY = Measure("accuracy", "accuracy", 2, is_percentage=True)
 ERRORS = Measure("errors", "errors", 1)
 TRAIN_ACCURACY = Measure("train_accuracy", "train", 2, is_percentage=True)
 NLL = Measure("nll", "NLL", 4)
+ECE = Measure("calibration_error", "ECE", 2, is_percentage=True)
 SECONDS = Measure("seconds", "seconds", 1)
 CLASS_MEASURES = (
     ACCURACY,
     ERRORS,
     TRAIN_ACCURACY,
     NLL,
-    Measure("calibration_error", "ECE", 2, is_percentage=True),
+    ECE,
     Measure("agreement", "agreement", 2, is_percentage=True),
     Measure("divergence", "KL", 4),
 )

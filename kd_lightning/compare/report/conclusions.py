@@ -5,17 +5,15 @@ from __future__ import annotations
 from kd_lightning.compare.measure.measures import measure_of
 from kd_lightning.compare.plan.artifacts import Results
 from kd_lightning.compare.plan.variants import Group, Variant
-from kd_lightning.compare.report.statistics import Difference
+from kd_lightning.compare.report.answer import quoted
+from kd_lightning.compare.report.outcomes import Outcomes, tested_measures
 from kd_lightning.compare.report.summary import Measures, Row
+from kd_lightning.compare.report.unlearned import sentence_about, unlearned_seeds
 
 
-def draw_conclusions(rows: list[Row]) -> list[str]:
-    """Write a sentence for each paired difference."""
-    return [
-        _conclusion(row.variant.title, row.variant.baseline.title, row.difference, row.measures)
-        for row in rows
-        if row.variant.baseline and row.difference.pairs
-    ]
+def draw_conclusions(rows: list[Row], outcomes: Outcomes) -> list[str]:
+    """Write a sentence for each variant with a baseline, with all differences that the report quotes."""
+    return [_conclusion(row, outcomes) for row in rows if row.variant.baseline and row.difference.pairs]
 
 
 def caveats(group: Group, results: Results, measures: Measures) -> list[str]:
@@ -27,6 +25,11 @@ def caveats(group: Group, results: Results, measures: Measures) -> list[str]:
         starts.setdefault((run.seed, results[run]["network"]), set()).add(results[run]["start"])
     if any(len(weights) > 1 for weights in starts.values()):
         notes.append("Attention: runs of one seed and one network did not start from the same weights.")
+    notes += [
+        sentence_about(found, measures)
+        for variant in group.variants
+        for found in unlearned_seeds(variant, results, measures)
+    ]
     if len(measures.monitors) > 1:
         names = ", ".join(measure_of(key).name for key in measures.monitors)
         notes.append(
@@ -35,23 +38,23 @@ def caveats(group: Group, results: Results, measures: Measures) -> list[str]:
     return notes
 
 
-def _conclusion(title: str, baseline: str, difference: Difference, measures: Measures) -> str:
-    low, high = (measures.monitor.signed(value) for value in (difference.low, difference.high))
-    mean = f"{measures.monitor.signed(difference.mean)} {_unit(measures)}"
-    if difference.pairs < 2:
-        return f"{title} against {baseline}: {mean} with one seed, which has no interval."
-    points = f"{mean} over {difference.pairs} seeds; the 95 % interval, {low} to {high}"
-    match difference.verdict(measures.mode):
-        case "even":
-            return f"{title} against {baseline}: no measurable difference, {points}, contains 0."
-        case verdict:
-            side = "above" if difference.low > 0 else "below"
-            return f"{title} against {baseline}: {verdict}, {points}, lies {side} 0."
-
-
-def _unit(measures: Measures) -> str:
+def _conclusion(row: Row, outcomes: Outcomes) -> str:
+    baseline, measures = row.variant.baseline, row.measures
+    assert baseline is not None
+    start = f"{row.variant.title} against {baseline.title}"
     lower = " (lower is better)" if measures.mode == "min" else ""
-    return f"{measures.monitor.unit}{lower}"
+    rest = [
+        f"{measure.name} {quoted(row, measure.key)}"
+        for measure in tested_measures(measures)[1:]
+        if row.differences[measure.key].pairs
+    ]
+    further = f"; {', '.join(rest)}" if rest else ""
+    if row.difference.pairs < 2:
+        return f"{start}: undecided, {quoted(row)}{lower}, which has no interval{further}."
+    outcome = outcomes[row.variant, measures.monitor.key]
+    p_value = "< 0.001" if outcome.p_value < 0.001 else f"= {outcome.p_value:.3f}"
+    count = f"over {row.difference.pairs} seeds, p {p_value}"
+    return f"{start}: {outcome.word}, {quoted(row)}{lower} {count}{further}."
 
 
 def _training_data_of(teacher: Variant, group: Group, results: Results) -> str | None:

@@ -11,7 +11,9 @@ from rich.text import Text
 from kd_lightning.compare.measure.measures import NetworkStats
 from kd_lightning.compare.plan.artifacts import Results
 from kd_lightning.compare.plan.variants import Group, Plan, Run
+from kd_lightning.compare.report.answer import headline
 from kd_lightning.compare.report.conclusions import caveats, draw_conclusions
+from kd_lightning.compare.report.outcomes import Outcomes, decide
 from kd_lightning.compare.report.summary import Measures, Row, group_measures, summarise
 from kd_lightning.compare.report.tables import (
     Section,
@@ -52,14 +54,15 @@ def write_report(
     rows = {
         group: [summarise(variant, results, measures[group]) for variant in group.variants] for group in plan.groups
     }
-    sections = [_section(group, rows[group], measures[group], results, reasons) for group in plan.groups]
+    outcomes, answer = decide([row for group in plan.groups for row in rows[group]]), headline(plan, rows)
+    sections = [_section(group, rows[group], measures[group], outcomes, results, reasons) for group in plan.groups]
     used = {result["network"] for result in results.values()}
     sections.append(networks({key: each for key, each in stats.items() if key in used}))
     root.mkdir(parents=True, exist_ok=True)
     drawn = draw_curves(plan, results, measures, root / CURVES)
     curves = [f"![Learning curves]({CURVES})"] if drawn else []
     explained = legend(list(measures.values()))
-    markdown = [f"# {plan.title}", plan.notes, *map(to_markdown, sections), explained, *curves]
+    markdown = [f"# {plan.title}", f"**{answer}**", plan.notes, *map(to_markdown, sections), explained, *curves]
     write_text(root / TABLE, "\n\n".join(filter(None, markdown)) + "\n")
     write_text(root / LINES, to_csv([row for group in plan.groups for row in rows[group]]))
     console.print(Text(f"\n{plan.title}", style="bold underline"))
@@ -68,15 +71,21 @@ def write_report(
     for part in [part for section in sections for part in to_terminal(section)]:
         console.print(part)
     console.print(Text(explained, style="dim"))
+    console.print(Text(f"\n{answer}", style="bold"))
     written = [str(root / name) for name in (TABLE, LINES, *([CURVES] if drawn else []))]
-    console.print(Text(f"\nWritten: {', '.join(written)}"), soft_wrap=True)
+    console.print(Text(f"Written: {', '.join(written)}"), soft_wrap=True)
     for line in how_to_open(plan, root):
         console.print(Text(line), soft_wrap=True)
 
 
 def _section(
-    group: Group, rows: list[Row], measures: Measures, results: Results, reasons: Mapping[Run, str]
+    group: Group,
+    rows: list[Row],
+    measures: Measures,
+    outcomes: Outcomes,
+    results: Results,
+    reasons: Mapping[Run, str],
 ) -> Section:
     failures = [f"{run.name}: {reasons[run]}" for variant in group.variants for run in variant.runs if run in reasons]
-    sentences = [*draw_conclusions(rows), *caveats(group, results, measures), *failures]
+    sentences = [*draw_conclusions(rows, outcomes), *caveats(group, results, measures), *failures]
     return comparison(group.title, group.notes, rows, measures, sentences)

@@ -61,10 +61,15 @@ class Row:
     measures: Measures
     spreads: dict[str, Spread]
     """By a measure's key, in the measure's unit; NaN where the runs have no such number."""
-    difference: Difference
-    """Of the monitored measure to the baseline's, over the seeds that both have finished; NaN without a baseline."""
+    differences: dict[str, Difference]
+    """To the baseline, by a measure's key, over the seeds that both have finished; NaN without a baseline."""
     gap_closed: float
     """In %, of the distance from the baseline to the teacher; NaN without both, or if the teacher is not better."""
+
+    @property
+    def difference(self) -> Difference:
+        """The difference of the monitored measure."""
+        return self.differences[self.measures.monitor.key]
 
 
 def summarise(variant: Variant, results: Results, measures: Measures | None = None) -> Row:
@@ -81,14 +86,22 @@ def summarise(variant: Variant, results: Results, measures: Measures | None = No
         measure.key: spread([value for result in own if (value := measure.value(result)) is not None])
         for measure in measures.shown
     }
+    differences = {measure.key: _difference(variant, results, measure) for measure in measures.shown}
+    closed = _gap_closed(_pairs(variant, results, measures.monitor), results, measures)
+    return Row(variant, len(own), measures, spreads, differences, 100 * closed)
+
+
+def _pairs(variant: Variant, results: Results, measure: Measure) -> list[tuple[Run, Run]]:
+    """The runs of a variant with the baseline's of the same seed, where both have the measure."""
     baseline = variant.baseline.runs if variant.baseline else []
     both = zip(variant.runs, baseline, strict=False)
-    pairs = [pair for pair in both if _have(measures.monitor, pair, results)]
-    values = [
-        [measures.monitor.scale * _stored(results, run, measures) for run in runs] for runs in zip(*pairs, strict=True)
-    ]
-    difference = paired_difference(*(values or [[], []]))
-    return Row(variant, len(own), measures, spreads, difference, 100 * _gap_closed(pairs, results, measures))
+    return [pair for pair in both if _have(measure, pair, results)]
+
+
+def _difference(variant: Variant, results: Results, measure: Measure) -> Difference:
+    pairs = _pairs(variant, results, measure)
+    values = [[measure.scale * _stored(results, run, measure) for run in runs] for runs in zip(*pairs, strict=True)]
+    return paired_difference(*(values or [[], []]))
 
 
 def _gap_closed(pairs: Sequence[tuple[Run, Run]], results: Results, measures: Measures) -> float:
@@ -99,7 +112,7 @@ def _gap_closed(pairs: Sequence[tuple[Run, Run]], results: Results, measures: Me
     ]
     if not taught:
         return math.nan
-    means = [fmean(_stored(results, run, measures) for run in runs) for runs in zip(*taught, strict=True)]
+    means = [fmean(_stored(results, run, measures.monitor) for run in runs) for runs in zip(*taught, strict=True)]
     return gap_closed(distilled=means[0], alone=means[1], teacher=means[2], mode=measures.mode)
 
 
@@ -107,5 +120,5 @@ def _have(measure: Measure, runs: Iterable[Run], results: Results) -> bool:
     return all(run in results and measure.stored(results[run]) is not None for run in runs)
 
 
-def _stored(results: Results, run: Run, measures: Measures) -> float:
-    return cast("float", measures.monitor.stored(results[run]))
+def _stored(results: Results, run: Run, measure: Measure) -> float:
+    return cast("float", measure.stored(results[run]))

@@ -72,7 +72,8 @@ def execute(spec: RunSpec, report_progress: ReportProgress) -> Result:
         Plain values: ``network`` (its key), ``start`` (hash of the student's first weights), ``steps``, ``seconds``,
         ``cpu_seconds``, ``curve``, ``label_kind``, ``monitor``, ``mode`` and ``metrics`` of the learner, the number of
         test and training images, and of class labels ``accuracy``, ``errors``, ``nll``, ``calibration_error``,
-        ``train_accuracy``, and beside a teacher ``agreement`` and ``divergence``.
+        ``chance`` (the share of the most frequent class), ``train_accuracy``, and beside a teacher ``agreement`` and
+        ``divergence``.
     """
     gc.collect()  # frees the run before
     with expected_messages_hidden():
