@@ -75,7 +75,8 @@ test-gpu: .venv/ready  ## run on a GPU what holds for every scheme and callback
 # every scheme in two processes: they take many minutes and call nothing else.
 OLDEST_TESTS := kd_lightning tests/losses tests/networks tests/callbacks tests/schemes tests/data tests/cli/test_cli.py tests/test_resume.py \
   tests/core/test_activations.py tests/core/test_terms.py tests/core/test_learner.py tests/weights/test_export.py tests/test_teacher.py tests/test_packaging.py \
-  tests/compare/test_compare_statistics.py tests/compare/test_compare_report.py
+  tests/compare/test_compare_statistics.py tests/compare/test_compare_report.py tests/compare/test_compare_engine.py \
+  tests/compare/test_compare_worker.py
 
 test-oldest: .venv-oldest/ready  ## run quick tests on Python 3.11 with the oldest dependencies that pyproject.toml allows
 	.venv-oldest/bin/pytest -n 2 --dist loadgroup -m "not slow and not browser" $(OLDEST_TESTS)

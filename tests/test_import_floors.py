@@ -135,4 +135,4 @@ def test_an_upward_import_is_found():
     assert upward({"kd_lightning.core.batch": {"kd_lightning.schemes"}}) == [
         "kd_lightning.core.batch imports kd_lightning.schemes"
     ]
-    assert upward({"kd_lightning.compare.run.worker": {"kd_lightning.compare.plan.config"}}) == []
+    assert upward({"kd_lightning.compare.run.training": {"kd_lightning.compare.plan.config"}}) == []

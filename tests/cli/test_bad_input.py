@@ -156,7 +156,7 @@ COMMANDS: list[list[str]] = [
     ["compare"],
     ["compare", "--config=no.yaml"],
     ["compare", "--config=mine.yaml"],
-    ["compare", "--config=mine.yaml", "--processes=0"],
+    ["compare", "--config=mine.yaml", "--processes=-1"],
     ["compare", "--config=mine.yaml", "--processes=x"],
     ["compare", "--config=compare/mnist.yaml", "--rot=x"],
 ]

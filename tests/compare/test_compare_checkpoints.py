@@ -82,7 +82,7 @@ def test_the_mean_of_the_networks_or_one_of_them_is_measured(tmp_path: Path) -> 
     root, plan = tmp_path / "runs", plan_with_peers()
     variants = plan["groups"]["digits"]["variants"]
     variants["wrong"] = variants["mean"] | {"evaluate": "peers.7"}
-    assert main(["compare", "--config", str(write(tmp_path, plan)), "--root", str(root)]) == 1
+    assert main(["compare", "--config", str(write(tmp_path, plan)), "--root", str(root), "--processes", "0"]) == 1
     folder = root / "digits/mean/seed-3"
     result = json.loads((folder / "result.json").read_text())
     run = build(["--config", str(folder / "compare.yaml")])

@@ -1,14 +1,12 @@
-"""Damaged files of a comparison, two comparisons at once, and a parent that is killed."""
+"""Damaged files of a comparison, and two comparisons at once."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,40 +179,3 @@ def test_a_second_comparison_is_refused(stored, capsys):
     assert "name another --root" in second.stderr
     assert len(second.stderr.splitlines()) == 1
     assert path.is_file()
-
-
-PARENT = """
-import os, sys
-from pathlib import Path
-from kd_lightning.compare.run.worker import Worker
-from tests.compare.busy import Busy
-
-if __name__ == "__main__":
-    worker = Worker()
-    worker.start(Busy())
-    print(worker.receive().fraction, worker.process.pid, flush=True)
-    worker.receive()
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
-def test_a_killed_parent_leaves_no_worker(tmp_path):
-    (tmp_path / "parent.py").write_text(PARENT)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], stdout=subprocess.PIPE, env=environment)
-    assert process.stdout is not None
-    _, worker = process.stdout.readline().split()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    deadline = time.monotonic() + 10
-    while _runs(worker.decode()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def _runs(number: str) -> bool:
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

@@ -197,7 +197,7 @@ def test_a_name_that_is_there_twice_gets_one_line(tmp_path: Path, capfd: pytest.
     [
         ([], "--config"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
-        (["--config", "compare/mnist.yaml", "--processes", "0"], "--processes 0"),
+        (["--config", "compare/mnist.yaml", "--processes", "-1"], "--processes -1"),
         (["--config", "compare/mnist.yaml", "--proceses", "2"], "--proceses"),
     ],
 )

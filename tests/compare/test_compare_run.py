@@ -1,4 +1,4 @@
-"""Real runs through the real command: two processes, six steps each."""
+"""Real runs through the real command, in this process: six steps each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kd_lightning.__main__ import main
 from kd_lightning.cli.engine import build
-from kd_lightning.compare.plan.artifacts import LOG, run_spec
+from kd_lightning.compare.plan.artifacts import LOG
 from kd_lightning.compare.plan.plan_file import read_plan
 from kd_lightning.compare.run import training as compare_training
 from kd_lightning.compare.run.training import Training
@@ -44,18 +44,21 @@ BROKEN = {"model": {"init_args": {"student": network(8) | {"class_path": "kd_lig
 
 
 def broken_plan() -> dict[str, Any]:
-    """One variant cannot be built, and so another one's teacher is missing."""
+    """One variant cannot be built, and so another one's teacher is missing; one stores its checkpoints elsewhere."""
     plan = new_plan()
+    own = {"trainer": {"callbacks": [{"class_path": "ModelCheckpoint"}]}}
     plan["groups"]["digits"]["variants"] |= {
         "wrong": {"config": "teacher.yaml", "overrides": BROKEN},
         "orphan": {"config": "distilled.yaml", "teacher": "wrong"},
+        "own": {"config": "teacher.yaml", "overrides": own},
+        "taught": {"config": "distilled.yaml", "teacher": "own"},
     }
     return plan
 
 
 def compare(folder: Path, plan: dict[str, Any], *options: str) -> int:
     path = write(folder, plan)
-    return main(["compare", "--config", str(path), "--root", str(folder / "runs"), *options])
+    return main(["compare", "--config", str(path), "--root", str(folder / "runs"), "--processes", "0", *options])
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
 
 def test_a_failure_is_reported_and_the_others_go_on(comparison: Comparison) -> None:
     assert comparison.code == 1
-    for variant in ("teacher", "alone", "both"):
+    for variant in ("teacher", "alone", "both", "own", "taught"):
         assert all((comparison.root / f"digits/{variant}/seed-{seed}/result.json").is_file() for seed in (3, 4))
     table = (comparison.root / "table.md").read_text()
     assert "digits/wrong/seed-3: " in table
@@ -82,6 +85,14 @@ def test_a_failure_is_reported_and_the_others_go_on(comparison: Comparison) -> N
     assert re.search(r"(?m)^digits/wrong: no estimate of its duration: model\.student: .*MPL", comparison.printed)
     assert re.search(r"Expected to take \d+ (s|min) or more on this machine", comparison.printed)
     assert "digits/both: no estimate" not in comparison.printed, "its teacher's file is not needed for one"
+
+
+def test_a_run_with_a_model_checkpoint_of_its_own_is_as_any_other(comparison: Comparison) -> None:
+    for pair in (("teacher", "own"), ("both", "taught")):
+        first, second = (comparison.root / f"digits/{variant}/seed-3/last.ckpt" for variant in pair)
+        states = [torch.load(path, weights_only=True)["state_dict"] for path in (first, second)]
+        assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+        assert comparison.result(pair[0], 3)["accuracy"] == comparison.result(pair[1], 3)["accuracy"]
 
 
 def test_a_run_is_measured_at_its_last_step(comparison: Comparison) -> None:
@@ -139,7 +150,7 @@ def test_only_missing_or_changed_runs_are_run(comparison: Comparison) -> None:
     plan = broken_plan()
     del plan["groups"]["digits"]["variants"]["wrong"], plan["groups"]["digits"]["variants"]["orphan"]
     before = {path: path.stat().st_mtime_ns for path in root.rglob("result.json")}
-    assert len(before) == 6
+    assert len(before) == 10
     assert compare(folder, plan) == 0, "all is finished, and nothing is run"
     plan["groups"]["digits"]["variants"]["teacher"]["overrides"] = {
         "model": {"init_args": {"student": {"init_args": {"hidden": [16]}}}}
@@ -150,7 +161,7 @@ def test_only_missing_or_changed_runs_are_run(comparison: Comparison) -> None:
     assert compare(folder, plan, "--report-only") == 1, "what is missing is not run"
     assert {path: path.stat().st_mtime_ns for path in root.rglob("result.json")} == before
     assert "not finished" in (root / "table.md").read_text()
-    assert compare(folder, plan, "--processes", "1") == 0
+    assert compare(folder, plan) == 0
     after = {path: path.stat().st_mtime_ns for path in root.rglob("result.json")}
     changed = {str(path.relative_to(root / "digits").parts[0]) for path in after if after[path] != before[path]}
     assert changed == {"teacher", "both"}
@@ -158,12 +169,12 @@ def test_only_missing_or_changed_runs_are_run(comparison: Comparison) -> None:
 
 def test_a_run_that_is_killed_before_its_first_step_starts_over(tmp_path: Path, monkeypatch) -> None:
     """Its directory has its log from the start, and is still known for a run's."""
-    training = Training(run_spec(read_plan(write(tmp_path, new_plan())).runs[0], tmp_path / "runs"))
+    training = Training(read_plan(write(tmp_path, new_plan())).runs[0], tmp_path / "runs")
     monkeypatch.setattr(compare_training, "without_unknown_seed", interrupt)
     for _ in range(2):  # the second refuses nothing
         with pytest.raises(KeyboardInterrupt):
             training(lambda fraction: None)
-    assert (training.spec.run_dir / LOG).exists()
+    assert (training.root / training.run.name / LOG).exists()
 
 
 def interrupt(config: object) -> None:
@@ -176,5 +187,5 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     precious.parent.mkdir(parents=True)
     precious.write_text("years of work")
     with pytest.raises(FileExistsError, match="holds something else"):
-        Training(run_spec(run, tmp_path / "runs"))(lambda fraction: None)
+        Training(run, tmp_path / "runs")(lambda fraction: None)
     assert precious.read_text() == "years of work"

@@ -109,7 +109,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
         (folder / name).write_text(yaml.safe_dump(content, sort_keys=False))
     with patch.context():
         code = main(
-            ["compare", "--config", str(folder / "plan.yaml"), "--root", str(folder / "runs"), "--processes", "1"]
+            ["compare", "--config", str(folder / "plan.yaml"), "--root", str(folder / "runs"), "--processes", "0"]
         )
     sys.modules.pop("user_data", None)
     return Comparison(folder / "runs", code)

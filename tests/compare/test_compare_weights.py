@@ -10,7 +10,7 @@ import torch
 from small_plan import new_plan, write
 
 from kd_lightning import UsageError
-from kd_lightning.compare.plan.artifacts import RESULT, run_spec
+from kd_lightning.compare.plan.artifacts import RESULT
 from kd_lightning.compare.plan.plan_file import read_plan
 from kd_lightning.compare.plan.variants import Plan
 from kd_lightning.compare.run.training import Training
@@ -48,13 +48,13 @@ def test_weights_are_measured_and_teach_as_those_of_a_run(tmp_path: Path) -> Non
     (elsewhere,) = trained_elsewhere(tmp_path, "a.safetensors")
     plan, root = plan_of(tmp_path, "a.safetensors"), tmp_path / "runs"
     teacher, _, both = (variant.runs[0] for variant in plan.variants)
-    result = Training(run_spec(teacher, root))(lambda _: None)
+    result = Training(teacher, root)(lambda _: None)
     assert (result["steps"], result["curve"], result["train_images"]) == (0, [], None)
     saved = torch.load(root / teacher.name / "last.ckpt", weights_only=True)["state_dict"]
     assert {name: value.tolist() for name, value in saved.items()} == {
         f"student.{name}": value.tolist() for name, value in elsewhere.state_dict().items()
     }
-    taught = Training(run_spec(both, root))(lambda _: None)
+    taught = Training(both, root)(lambda _: None)
     assert taught["steps"] == 6
     assert 0 < taught["divergence"] < 5
     before = teacher.digest(root)

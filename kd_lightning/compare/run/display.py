@@ -1,4 +1,7 @@
-"""The progress of a comparison: a line for each finished run, and a bar with the remaining time."""
+"""The progress of a comparison: a line for each finished run, and a bar with the remaining time.
+
+Without a terminal, which shows no bar, a run has a line when it starts as well.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,7 @@ class Display:
     def __init__(self, console: Console, seconds: Mapping[Run, float], processes: int) -> None:
         self.seconds, self.processes, self.began = seconds, processes, perf_counter()
         self.fractions: dict[Run, float] = {}
+        self.shows_starts = not console.is_terminal
         columns = "{task.fields[count]}", "{task.fields[left]} left · {task.fields[names]}"
         self.bar = bars.Progress(
             bars.TextColumn(columns[0]), bars.BarColumn(30), bars.TextColumn(columns[1]), console=console
@@ -36,6 +40,7 @@ class Display:
 
     def on_message(self, run: Run, message: Message) -> None:
         """Show a message about a run."""
+        is_known = run in self.fractions
         self.fractions[run] = message.fraction if isinstance(message, Progress) else 1.0
         print_line = self.bar.console.print
         if isinstance(message, Done):
@@ -43,6 +48,10 @@ class Display:
             print_line(f"{run.name}: {figure} in {seconds:.0f} s; {self._left()} left", markup=False, highlight=False)
         elif isinstance(message, Failed):
             print_line(f"{run.name}: failed: {message.reason}", style="red", markup=False, highlight=False)
+        elif message.fraction == 0 and is_known:
+            print_line(f"{run.name}: its process died: started again", markup=False, highlight=False)
+        elif message.fraction == 0 and self.shows_starts:
+            print_line(f"{run.name}: started", markup=False, highlight=False)
         running = {run.name: fraction for run, fraction in self.fractions.items() if fraction < 1}
         self.bar.update(
             self.task,

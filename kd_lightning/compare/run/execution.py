@@ -87,6 +87,8 @@ def execute(spec: RunSpec, report_progress: ReportProgress) -> Result:
         else:
             _take_weights(model, spec.weights, spec.run_dir / LAST_CHECKPOINT)
         seconds, cpu_seconds = perf_counter() - began, process_time() - cpu_began
+        if not (last := spec.run_dir / LAST_CHECKPOINT).is_file():  # the run has a ModelCheckpoint of its own
+            trainer.save_checkpoint(last, weights_only=True)
     data.setup("test")
     model.to(trainer.strategy.root_device)  # a fit moves it away, while the resident images stay there
     measured = measure_learner(model, data.test_dataloader(), spec.evaluate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,25 +14,27 @@ from kd_lightning.compare.messages import ReportProgress
 from kd_lightning.compare.plan.artifacts import CONFIG, LOG, ProfileResult
 from kd_lightning.compare.plan.config import Config, texts, without_checkpoints
 from kd_lightning.compare.plan.variants import CHECKPOINT
-from kd_lightning.compare.run.worker import output_to
+from kd_lightning.compare.run.output import output_to
 from kd_lightning.core.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A task that measures a variant while nothing else runs, in a directory that is then removed.
+    """A task that measures a variant, in a directory that is then removed.
 
     Networks that the model loads from checkpoints are built without them: those files need not exist yet.
 
     Args:
         config: The variant's configuration.
-        measure_network: True to measure the costs of the student as well.
+        measure_network: True to measure the costs of the student as well, while nothing else runs.
         trains: False for a variant that only evaluates weights that were trained elsewhere.
+        has_log: False to show what the run prints.
     """
 
     config: Config
     measure_network: bool
     trains: bool = True
+    has_log: bool = True
 
     def __call__(self, report_progress: ReportProgress) -> ProfileResult:
         """Build the variant, measure its student, and time a few steps.
@@ -46,7 +49,7 @@ class Profile:
             built = {key: without_checkpoints(self.config.get(key, {})) for key in ("model", "trainer")}
             path = Path(folder) / CONFIG
             path.write_text(yaml.safe_dump(merge(self.config | built, places), sort_keys=False), encoding="utf-8")
-            with output_to(Path(folder) / LOG):
+            with output_to(Path(folder) / LOG) if self.has_log else nullcontext():
                 from kd_lightning.compare.plan.costs import profile_run  # it loads torch, which only the workers need
 
                 return profile_run(path, self.measure_network, self.trains)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,34 +14,45 @@ import yaml
 import kd_lightning
 from kd_lightning.cli.components import parameters
 from kd_lightning.compare.messages import ReportProgress
-from kd_lightning.compare.plan.artifacts import CONFIG, LOG, RESULT, Result, RunSpec
+from kd_lightning.compare.plan.artifacts import CONFIG, LOG, RESULT, Result, finished, run_spec
 from kd_lightning.compare.plan.config import Config
 from kd_lightning.compare.plan.stored import sealed
-from kd_lightning.compare.run.worker import output_to
+from kd_lightning.compare.plan.variants import Run
+from kd_lightning.compare.run.output import output_to
 from kd_lightning.core.files import write_text
 
 
 @dataclass(frozen=True)
 class Training:
-    """A task that trains and evaluates a run in a new directory, and writes the result there."""
+    """A task that trains and evaluates a run in a new directory, and writes the result there.
 
-    spec: RunSpec
+    Args:
+        run: The run; those that it needs are finished.
+        root: The directory of the comparison.
+        has_log: False to show what the run prints, in place of writing it into the run's directory.
+    """
+
+    run: Run
+    root: Path
+    has_log: bool = True
 
     def __call__(self, report_progress: ReportProgress) -> Result:
-        """Train and evaluate.
+        """Train and evaluate, unless the run is finished: then another process did it, and died.
 
         Raises:
             FileExistsError: The run's directory holds files of something else.
         """
-        run_dir = self.spec.run_dir
-        _clear(run_dir)
-        _write(run_dir, self.spec.config)  # before any other file, since it marks the directory as a run's
-        with output_to(run_dir / LOG):
+        if (stored := finished(self.run, self.root)) is not None:
+            return stored
+        spec = run_spec(self.run, self.root)
+        _clear(spec.run_dir)
+        _write(spec.run_dir, spec.config)  # before any other file, since it marks the directory as a run's
+        with output_to(spec.run_dir / LOG) if self.has_log else nullcontext():
             from kd_lightning.compare.run.execution import execute  # it loads torch, which only the workers need
 
-            _write(run_dir, without_unknown_seed(self.spec.config))
-            result = execute(self.spec, report_progress) | {"digest": self.spec.digest, **_when()}
-        write_text(run_dir / RESULT, json.dumps(sealed(result), indent=1))
+            _write(spec.run_dir, without_unknown_seed(spec.config))
+            result = execute(spec, report_progress) | {"digest": spec.digest, **_when()}
+        write_text(spec.run_dir / RESULT, json.dumps(sealed(result), indent=1))
         return result
 
 
