@@ -167,7 +167,8 @@ def test_less_of_an_error_is_better(comparison: Comparison) -> None:
     shown = f"{teacher - alone:+.4g} [{interval.low:+.4g}, {interval.high:+.4g}]"
     assert row["difference"] == shown
     assert comparison.row("values", "taught")["gap, %"] == f"{100 * (alone - taught) / (alone - teacher):.0f}"
-    sentence = rf"teacher against alone: better, {re.escape(f'{teacher - alone:+.4g}')} mse \(lower is better\) over 3"
+    number = re.escape(f"{teacher - alone:+.4g}")
+    sentence = rf"teacher against alone: better, {number} mse \[\S+, \S+\] \(lower is better\) over 3 seeds"
     assert re.search(sentence, "\n".join(comparison.section("values")))
     assert "lower is better for mse" in (comparison.root / "table.md").read_text()
 
@@ -182,7 +183,7 @@ def test_several_labels_are_measured_by_their_own_accuracy(comparison: Compariso
     assert list(row) == ["", "accuracy, %", "difference", "against", "gap, %", "NLL", "seconds"]
     values = [100 * comparison.result(f"labels/fast/seed-{seed}")["metrics"]["accuracy"] for seed in SEEDS[:2]]
     assert row["accuracy, %"] == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
-    assert "points over 2 seeds" in "\n".join(comparison.section("labels"))
+    assert re.search(r"points \[\S+, \S+\] over 2 seeds", "\n".join(comparison.section("labels")))
 
 
 def test_named_loaders_have_columns_of_their_own(comparison: Comparison) -> None:
