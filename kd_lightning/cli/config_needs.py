@@ -73,7 +73,7 @@ def _class(class_path: str) -> tuple[Any, str]:
         try:
             found = getattr(import_module(package), name, None)
         except ImportError as error:
-            return None, missing_module(error, class_path) or f"{class_path}: {error}"
+            return None, f"{class_path}: {missing_module(error) or error}"
         if found is not None:
             return found, ""
     ours = [each for key, each in sys.modules.items() if not module and key.startswith("kd_lightning.")]

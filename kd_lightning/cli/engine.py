@@ -92,6 +92,8 @@ class CLI(LightningCLI):
             default=None,
             help="A checkpoint to resume (fit) or to evaluate; `last` and `best` are those of the run directory.",
         )
+        also = "Loggers of a fit beside its others: csv, wandb or mlflow, or several with commas."
+        parser.add_argument("--log", type=str | None, default=None, help=also)
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -114,6 +116,8 @@ class CLI(LightningCLI):
                 raise self._error_at(owner, f"{name} is missing: give it a value, or the argument a default")
         for field, problem in config_faults(self.config, self.settings, self.command):
             raise self._error_at(field, problem)
+        if problem := run_loggers.logger_fault(self.config["log"]):
+            raise self._error_at("log", problem)
         folder = self.config["trainer.default_root_dir"]
         wanted = self.config["ckpt_path"] or (None if self.command == "fit" else run_dir.default_checkpoint(folder))
         self.ckpt_path = run_dir.find_checkpoint(folder, wanted)
@@ -131,6 +135,8 @@ class CLI(LightningCLI):
         folder = given["default_root_dir"]
         if given["logger"] in (None, True):
             given["logger"] = run_loggers.default_loggers(folder) if self.command == "fit" else False
+        if self.command == "fit" and self.config["log"]:
+            given["logger"] = run_loggers.with_loggers(given["logger"], self.config["log"], folder)
         callbacks: Any = given["callbacks"] or []
         given["callbacks"] = run_dir.add_default_callbacks(
             callbacks if isinstance(callbacks, list) else [callbacks],

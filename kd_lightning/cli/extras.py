@@ -55,16 +55,15 @@ def missing_packages() -> dict[str, list[str]]:
     return found
 
 
-def missing_module(error: BaseException, owner: str = "") -> str:
+def missing_module(error: BaseException) -> str:
     """Say which package an error misses, and how to install it; empty for any other error.
 
     Args:
         error: An error of an import, such as that of Lightning's `WandbLogger`.
-        owner: The class that needs the package, for the message.
 
     Example:
-        >>> missing_module(ModuleNotFoundError("No module named 'wandb'", name="wandb"), "WandbLogger")
-        'WandbLogger needs the package wandb, which is not installed: pip install wandb'
+        >>> missing_module(ModuleNotFoundError("No module named 'wandb'", name="wandb"))
+        'needs the package wandb, which is not installed: pip install wandb'
     """
     if not isinstance(error, ImportError):
         return ""
@@ -73,7 +72,7 @@ def missing_module(error: BaseException, owner: str = "") -> str:
     if not name or (named is None and _is_there(name)):
         return ""
     package = name.replace("_", "-")
-    return f"{owner or 'it'} needs the package {package}, which is not installed: pip install {package}"
+    return f"needs the package {package}, which is not installed: pip install {package}"
 
 
 def _is_there(module: str) -> bool:

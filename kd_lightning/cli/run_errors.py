@@ -11,6 +11,7 @@ from typing import Any
 
 from kd_lightning.cli.components import locate_component
 from kd_lightning.cli.config_errors import with_location
+from kd_lightning.cli.extras import missing_module
 from kd_lightning.cli.yaml_file import Setting
 from kd_lightning.core.errors import InputRefusedError, OtherWeightsError, UsageError
 from kd_lightning.core.failures import is_user_error, one_line, shortened
@@ -35,6 +36,8 @@ def usage_error(
         settings: Everything that files and options set.
         ckpt_path: The checkpoint that was loaded.
     """
+    if isinstance(cause.__cause__, ImportError):  # of a constructor, in the parser's words
+        cause = cause.__cause__
     raised = cause.__cause__ if isinstance(cause, InputRefusedError) and cause.__cause__ else cause
     field, in_constructor = locate_component(raised, config)  # the network's own frames are in the error of torch
     message = one_line(cause)
@@ -45,6 +48,8 @@ def usage_error(
         details = shorten(message.partition(": ")[2], 300, placeholder=" ...")
         message = f"{ckpt_path} is not of these networks ({details}): name a checkpoint of this run"
     elif not is_user_error(cause):
+        if problem := missing_module(cause):
+            return UsageError(with_location(settings, field.split("."), problem) if field else problem)
         if name := _trainer_setting(cause, config.get("trainer", ())):
             field, in_constructor = f"trainer.{name}", True
         elif name := _unknown_argument(message, settings):

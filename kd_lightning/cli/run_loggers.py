@@ -6,16 +6,25 @@ import csv
 import io
 from collections.abc import Set
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch import loggers
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
+from kd_lightning.cli.extras import LOGGERS, version_of
 from kd_lightning.core.files import WriteError, atomic_write
 from kd_lightning.core.lightning_internals import AppendingWriter, set_csv_writer
+from kd_lightning.core.lookup import suggestion
 from kd_lightning.weights.checkpoint_io import ELSEWHERE
+
+BESIDE = ("csv", "wandb", "mlflow")
+"""Loggers that ``--log`` adds beside a run's own."""
+PROJECT = "kd-lightning"
+"""The name of the runs' project at Weights & Biases, and of their experiment in MLflow."""
 
 
 class TensorBoardEvents(TensorBoardLogger):
@@ -124,3 +133,43 @@ def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 def default_loggers(folder: str | Path) -> list[Logger]:
     """Build the loggers of a run that names none: TensorBoard's event files and ``metrics.csv`` in its directory."""
     return [TensorBoardEvents(folder), MetricsFile(folder)]
+
+
+def logger_fault(names: str | None) -> str:
+    """Check the names of loggers of ``--log``; empty where each can be used.
+
+    Example:
+        >>> logger_fault("csv,wnadb")
+        "there is no logger 'wnadb'; did you mean 'wandb'?"
+    """
+    for name in _split(names):
+        if name not in BESIDE:
+            return f"there is no logger {name!r}{suggestion(name, BESIDE)}"
+        if (package := LOGGERS[name]) and not version_of(package):
+            return f"{name} needs the package {package}, which is not installed: pip install {package}"
+    return ""
+
+
+def with_loggers(given: Any, names: str, folder: str | Path) -> list[Logger]:
+    """Add the loggers of ``--log`` to a run's own.
+
+    Args:
+        given: The trainer's loggers: one, several, or False for none.
+        names: ``csv``, ``wandb`` or ``mlflow``, or several with commas.
+        folder: The run directory.
+    """
+    found: list[Logger] = [*given] if isinstance(given, list) else [given] if given else []
+    title = Path(folder).name
+    for name in _split(names):
+        if name == "wandb":
+            found.append(loggers.WandbLogger(name=title, save_dir=folder, project=PROJECT))
+        elif name == "mlflow":
+            uri = f"file:{Path(folder).resolve() / 'mlruns'}"
+            found.append(loggers.MLFlowLogger(PROJECT, run_name=title, tracking_uri=uri))
+        elif not any(isinstance(logger, MetricsFile) for logger in found):
+            found.append(MetricsFile(folder))
+    return found
+
+
+def _split(names: str | None) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in names.split(","))) if names else []

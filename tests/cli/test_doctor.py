@@ -107,7 +107,7 @@ def test_a_mistake_costs_one_line(offline, capsys):
     ],
 )
 def test_an_error_of_an_import_names_the_package(error, package):
-    assert missing_module(error, "Net").rpartition(" ")[2] == package
+    assert missing_module(error).rpartition(" ")[2] == package
 
 
 def test_extras_of_developers_are_not_listed():

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from kd_lightning.__main__ import main
-from tests.cli.test_check import config, series  # noqa: F401 (fixtures)
 
 TWICE = ["--trainer.max_epochs=2", "--data.init_args.val_size=100"]
 
@@ -22,7 +21,7 @@ def monitored(path: str) -> float:
     return score.item()
 
 
-def test_a_fit_ends_with_its_figures_and_the_next_commands(config, capsys):  # noqa: F811
+def test_a_fit_ends_with_its_figures_and_the_next_commands(config, capsys):
     assert main(["fit", config, *TWICE]) == 0
     first, best, last, *commands = capsys.readouterr().out.splitlines()
     assert first.startswith("runs/mine: 2 epochs, 4 steps in ")
@@ -40,7 +39,7 @@ def test_a_fit_ends_with_its_figures_and_the_next_commands(config, capsys):  # n
     assert Path("student.safetensors").exists()
 
 
-def test_the_best_of_before_a_resume_has_its_score(config, capsys):  # noqa: F811
+def test_the_best_of_before_a_resume_has_its_score(config, capsys):
     assert main(["fit", config, "--trainer.max_epochs=1"]) == 0
     capsys.readouterr()
     worse = "--model.init_args.optimizer.init_args.lr=0.0"
@@ -49,7 +48,7 @@ def test_the_best_of_before_a_resume_has_its_score(config, capsys):  # noqa: F81
     assert best == f"  best.ckpt: val/acc {monitored('runs/mine/best.ckpt'):.4f}" or "step " in best
 
 
-def test_a_module_of_a_user_without_validation_has_its_own_figures(series, capsys):  # noqa: F811
+def test_a_module_of_a_user_without_validation_has_its_own_figures(series, capsys):
     assert main(["fit", series, "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line[:1] in " nr"]
     assert [line for line in lines if line.startswith("  last.ckpt: step 5, loss ")]
@@ -57,7 +56,7 @@ def test_a_module_of_a_user_without_validation_has_its_own_figures(series, capsy
     assert lines[-1] == "next: tensorboard --logdir runs/run"
 
 
-def test_other_commands_and_failed_fits_have_none(config, capsys):  # noqa: F811
+def test_other_commands_and_failed_fits_have_none(config, capsys):
     assert main(["fit", config, "--trainer.max_epochs=1"]) == 0
     assert capsys.readouterr().out.count("next: ") == 1
     assert main(["fit", config]) == 2  # the directory has a run
@@ -66,7 +65,7 @@ def test_other_commands_and_failed_fits_have_none(config, capsys):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_only_the_first_process_prints(config):  # noqa: F811
+def test_only_the_first_process_prints(config):
     command = [sys.executable, "-m", "kd_lightning", "fit", config, "--trainer.devices=2", "--trainer.strategy=ddp"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert run.stdout.count("next: ") == run.stdout.count("best.ckpt: ") == 1

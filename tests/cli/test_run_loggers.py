@@ -9,8 +9,11 @@ import re
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.loggers import Logger
 
-from kd_lightning.cli.run_loggers import MetricsFile, TensorBoardEvents
+from kd_lightning.__main__ import main
+from kd_lightning.cli.extras import version_of
+from kd_lightning.cli.run_loggers import MetricsFile, TensorBoardEvents, read_metrics
 from kd_lightning.core.files import WriteError
 
 HEADER = b"loss,step\r\n"
@@ -94,3 +97,70 @@ def test_the_event_writer_has_no_hyperparameter_file(tmp_path):
     logger.save()
     logger.finalize("success")
     assert {path.name.split(".")[0] for path in tmp_path.iterdir()} == {"events"}
+
+
+class FakeLogger(Logger):
+    """Stands in for a logger of a service."""
+
+    def __init__(self, *args: object, **settings: object) -> None:
+        super().__init__()
+        self.settings, self.logged = (args, settings), []
+        FAKES.append(self)
+
+    name, version = "fake", ""
+
+    def log_metrics(self, metrics, step=None):
+        self.logged.append((step, metrics))
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        """Do nothing."""
+
+
+FAKES: list[FakeLogger] = []
+
+
+@pytest.mark.parametrize(("name", "kind"), [("wandb", "WandbLogger"), ("mlflow", "MLFlowLogger")])
+def test_a_logger_of_a_service_comes_on_top(name, kind, config, monkeypatch):
+    FAKES.clear()
+    monkeypatch.setattr(f"lightning.pytorch.loggers.{kind}", FakeLogger)
+    monkeypatch.setattr("kd_lightning.cli.run_loggers.version_of", lambda package: "1.0" if package == name else "")
+    assert main(["fit", config, f"--log={name},csv"]) == 0
+    (fake,) = FAKES
+    assert "mine" in fake.settings[1].values()
+    columns, rows = read_metrics(Path("runs/mine/metrics.csv"))
+    logged = {(key, step): value for step, metrics in fake.logged for key, value in metrics.items()}
+    written = {(key, int(row["step"])): row[key] for row in rows for key in columns if row[key] and key != "step"}
+    assert {"train/kd", "val/acc"} <= {key for key, _ in logged}
+    assert {key: float(value) for key, value in written.items()} == pytest.approx(logged, nan_ok=True)
+    assert list(Path("runs/mine").glob("events.*"))
+    assert main(["test", "--config=runs/mine/config.yaml"]) == 0  # which names the option, too
+    assert len(FAKES) == 1
+
+
+def test_metrics_csv_beside_an_own_logger(series):
+    own = "--trainer.logger={class_path: TensorBoardLogger, init_args: {save_dir: own}}"
+    given = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1"]
+    assert main(["fit", series, own, *given]) == 0
+    assert not Path("runs/run/metrics.csv").exists()
+    assert main(["fit", series, own, *given, "--log=csv", "--trainer.default_root_dir=runs/two"]) == 0
+    columns, rows = read_metrics(Path("runs/two/metrics.csv"))
+    assert "loss" in columns
+    assert len(rows) == 5
+    assert len(list(Path("own").rglob("events.*"))) == 2
+
+
+@pytest.mark.skipif(bool(version_of("wandb")), reason="wandb is installed")
+@pytest.mark.parametrize(
+    ("option", "place"),
+    [("--log=wandb", "log: wandb needs"), ("--trainer.logger=WandbLogger", "trainer.logger: needs")],
+)
+def test_a_package_that_is_missing_costs_one_line(option, place, config, capfd):
+    assert main(["fit", config, option]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == f"kd-lightning: {place} the package wandb, which is not installed: pip install wandb"
+    assert not Path("runs").exists()
+
+
+def test_an_unknown_logger_costs_one_line(config, capsys):
+    assert main(["fit", config, "--log=tensorbord"]) == 2
+    assert "log: there is no logger 'tensorbord'; there are 'csv', 'mlflow', 'wandb'" in capsys.readouterr().err
