@@ -17,6 +17,7 @@ import kd_lightning
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.files import atomic_write
 from kd_lightning.core.hashing import hash_tensors
+from kd_lightning.core.lookup import nearest
 from kd_lightning.weights.loading import strip_prefix
 from kd_lightning.weights.reading import WeightsError, plain_network, read_weights
 
@@ -54,18 +55,20 @@ def export_student(module: nn.Module, path: str | PathLike[str]) -> Path:
     return _write(network.state_dict(), plain_network(dict(module.hparams), name), path)
 
 
-def export_checkpoint(checkpoint: str, output: str) -> Path:
+def export_checkpoint(checkpoint: str, output: str, network: str | None = None) -> Path:
     """Write the student of a Lightning checkpoint as safetensors; neither its teacher nor its class is needed.
 
     Args:
         checkpoint: A checkpoint of a `Learner`, which names its inference network: ``student`` in most.
         output: The file, ``*.safetensors``; an existing one is replaced in one step.
+        network: Dotted name of another network of the checkpoint, such as ``backbone`` of a module that is no
+            `Learner`; ``load_student`` then needs it as ``network``.
 
     Returns:
         The path written.
 
     Raises:
-        WeightsError: The checkpoint cannot be read or has no student.
+        WeightsError: The checkpoint cannot be read, or has no student or no such network.
         UsageError: The name of the output does not end in ``.safetensors``, or a weight is not finite.
 
     Example:
@@ -74,12 +77,19 @@ def export_checkpoint(checkpoint: str, output: str) -> Path:
         kd_lightning.weights.reading.WeightsError: runs/mnist/distilled/bets.ckpt: no such file...
     """
     file = read_weights(checkpoint, "student")
-    name = file.inference_network_name
-    tensors = strip_prefix(f"{name}.", file.tensors)
+    name = file.inference_network_name if network is None else network
+    tensors = strip_prefix(f"{name}.", file.tensors) if name else file.tensors
     if not tensors:
-        first = next(iter(file.tensors))
-        raise WeightsError(f"{file.path}: has no student: no key starts with '{name}.', the first is {first!r}")
-    return _write(tensors, file.student, output)
+        tops = list(dict.fromkeys(key.partition(".")[0] for key in file.tensors if "." in key))
+        if network is None:
+            remedy = f"name the network to export with --network, as in --network {tops[0]}" if tops else "name another"
+            there = f"its networks are {', '.join(tops[:8])}" if tops else "it has weights of no network"
+            raise WeightsError(f"{file.path}: has no student: no key starts with '{name}.', {there}: {remedy}")
+        names = {key[:end] for key in file.tensors for end in range(len(key)) if key[end] == "."}
+        known = sorted(names, key=lambda each: (each.count("."), each))
+        raise WeightsError(f"{file.path}: has no network {name!r}: name one with --network: {nearest(name, known)}")
+    is_student = name == file.inference_network_name
+    return _write(tensors, file.student if is_student else None, output)
 
 
 def _write(state: Mapping[str, Tensor], student: dict[str, Any] | None, path: str | PathLike[str]) -> Path:

@@ -659,7 +659,8 @@ def test_a_student_is_exported(config, capsys):
     assert main(["fit", config]) == 0
     capsys.readouterr()
     assert main(["export", "--checkpoint=runs/mine/last.ckpt", "--output=student.safetensors"]) == 0
-    assert capsys.readouterr().out == "student.safetensors\n"
+    size = Path("student.safetensors").stat().st_size
+    assert capsys.readouterr().out == f"student.safetensors: 15,562 parameters of F32, {size / 1024:.1f} KiB\n"
     trained = weights("runs/mine/last.ckpt")
     assert equal(
         load_student("student.safetensors").state_dict(), {k.removeprefix("student."): v for k, v in trained.items()}
