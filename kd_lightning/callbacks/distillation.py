@@ -158,6 +158,10 @@ class Distillation(Callback):
         for average in weight_averages(trainer):
             average.setup(trainer, pl_module, stage)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Name the teacher beside the summary of the module, which does not hold it."""
+        self.held.announce(trainer)
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the teacher has not changed, unless a callback declares that it changes it."""
         if not self._teacher_changes(trainer):

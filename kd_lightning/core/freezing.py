@@ -15,6 +15,8 @@ from torch.utils.hooks import RemovableHandle
 
 from kd_lightning.core.errors import UsageError
 
+WEIGHTS_FILE = "_kd_weights_file"
+"""The attribute of a loaded network that has the name of its file."""
 _FROZEN = "_kd_frozen"  # on a frozen network: its hook's handle and the names of the parameters that could learn before
 _LEFT_OUT = "_kd_left_out"  # on an excluded network: the handles of its two hooks
 _REFUSED = ("train", "requires_grad_", "apply")  # the calls that could change a network, by being made on its parent

@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.plugins import Precision
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from kd_lightning.core.arguments import check_is_network
+from kd_lightning.core.attached import find_attached
 from kd_lightning.core.distributed import is_distributed
 from kd_lightning.core.errors import UsageError
-from kd_lightning.core.freezing import freeze, is_frozen, unfreeze
+from kd_lightning.core.freezing import WEIGHTS_FILE, freeze, is_frozen, unfreeze
 from kd_lightning.core.hashing import weights_hash
 
 
@@ -136,9 +139,17 @@ class TeacherHolder:
             )
 
     def describe(self) -> str:
-        """Describe the teacher in one line: class, size, and that it is frozen."""
+        """Describe the teacher in one line: class, size, that it is frozen, and its file if it was loaded."""
         count = sum(parameter.numel() for parameter in self.network.parameters())
-        return f"{self.name}: {type(self.network).__name__}, {count:,} parameters, frozen, outside the module"
+        size = sum(parameter.numel() * parameter.element_size() for parameter in self.network.parameters())
+        about = f"{type(self.network).__name__}, {count:,} parameters ({size / 1024:,.0f} KiB)"
+        file = vars(self.network).get(WEIGHTS_FILE)
+        return f"{self.name}: {about}, frozen, outside the module" + (f", loaded from {file}" if file else "")
+
+    def announce(self, trainer: Trainer) -> None:
+        """Log the description once, where the trainer prints a summary of its module."""
+        if find_attached(trainer, ModelSummary) is not None:
+            rank_zero_info(self.describe())
 
 
 def register_teacher(module: nn.Module, network: nn.Module) -> None:

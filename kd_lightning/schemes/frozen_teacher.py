@@ -6,8 +6,6 @@ from abc import ABC
 from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch.callbacks import ModelSummary
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from kd_lightning.core.activations import Activations, differentiable, tap
@@ -119,8 +117,7 @@ class FrozenTeacher(Learner, ABC):
             self.teacher.to(self.device)
             self.held_teacher.broadcast()
             self.held_teacher.remember(expected)
-            if any(isinstance(callback, ModelSummary) for callback in self.trainer.callbacks):  # pyright: ignore[reportAttributeAccessIssue]
-                rank_zero_info(self.held_teacher.describe())
+            self.held_teacher.announce(self.trainer)
 
     def on_fit_end(self) -> None:
         """Check that the teacher's weights have not changed since the start of the fit."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.core.freezing import exclude_from_state_dict, freeze
+from kd_lightning.core.freezing import WEIGHTS_FILE, exclude_from_state_dict, freeze
 from kd_lightning.core.lookup import nearest
 from kd_lightning.core.torch_internals import uncompiled
 from kd_lightning.weights.names import tied_names, with_tied, without_wrappers
@@ -43,6 +43,7 @@ def load_teacher(network: nn.Module, checkpoint: str | PathLike[str], prefix: st
         kd_lightning.weights.reading.WeightsError: runs/mnist/teacher/bets.ckpt: no such file...
     """
     _load(network, read_weights(checkpoint, "teacher"), prefix)
+    vars(network)[WEIGHTS_FILE] = str(checkpoint)
     return exclude_from_state_dict(freeze(network))
 
 

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.cli import LightningCLI
 from torch.nn import functional
 
+from kd_lightning import load_teacher
 from kd_lightning.networks import StudentConvNet
 from tests import toys
 from tests.callbacks.drop_in import (
@@ -28,6 +29,7 @@ from tests.callbacks.drop_in import (
     fit,
     network,
     second,
+    teacher,
 )
 
 # ---- what it computes
@@ -124,3 +126,17 @@ def test_two_students_of_one_module_have_two_drop_ins(tmp_path):
     assert {"Distillation{'student': 'backbone'}", "Distillation{'student': 'second'}"} <= set(saved)
     assert [name for name, _ in module.named_children()] == ["backbone", "second"]
     assert not {"training_step", "configure_optimizers"} & set(vars(module))
+
+
+def test_the_summary_has_a_line_about_the_teacher(tmp_path, caplog):
+    torch.save(teacher().state_dict(), tmp_path / "teacher.pt")
+    loaded = load_teacher(teacher(), tmp_path / "teacher.pt")
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    for given, wanted in ((teacher(), ""), (loaded, f", loaded from {tmp_path / 'teacher.pt'}\n")):
+        caplog.clear()
+        fit(Theirs(), distillation(teacher=given), folder=tmp_path, enable_model_summary=True)
+        line = f"teacher of 'backbone': Sequential, 293 parameters (1 KiB), frozen, outside the module{wanted}"
+        assert caplog.text.count(line) == 1
+    caplog.clear()
+    fit(Theirs(), distillation(), folder=tmp_path)
+    assert "frozen" not in caplog.text

@@ -183,7 +183,7 @@ def test_callbacks_find_the_teacher_by_its_name(tmp_path):
 def test_the_summary_has_a_line_about_the_teacher(tmp_path, capfd, caplog):
     caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     toys.trainer(tmp_path, max_epochs=1, enable_model_summary=True).fit(distiller(), toys.data())
-    assert "network 'teacher': Sequential, 2,570 parameters, frozen, outside the module" in caplog.text
+    assert "network 'teacher': Sequential, 2,570 parameters (10 KiB), frozen, outside the module" in caplog.text
 
 
 # ---- a teacher that changes is a submodule
