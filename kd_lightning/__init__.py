@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from kd_lightning.core.activations import record_activations, tap
     from kd_lightning.core.batch import Batch
     from kd_lightning.core.errors import UsageError
+    from kd_lightning.core.expected_messages import hide_expected_messages
     from kd_lightning.core.freezing import exclude_from_state_dict, freeze
     from kd_lightning.core.learner import Learner
     from kd_lightning.core.term import Term
@@ -25,6 +26,7 @@ __all__ = [
     "UsageError",
     "exclude_from_state_dict",
     "freeze",
+    "hide_expected_messages",
     "load_student",
     "load_teacher",
     "record_activations",
@@ -40,6 +42,7 @@ _HOMES = {
     "UsageError": "core.errors",
     "freeze": "core.freezing",
     "exclude_from_state_dict": "core.freezing",
+    "hide_expected_messages": "core.expected_messages",
     "load_student": "weights.loading",
     "load_teacher": "weights.loading",
     "record_activations": "core.activations",

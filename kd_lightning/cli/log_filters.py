@@ -8,18 +8,10 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 
-WARNINGS = (
-    r"Checkpoint directory .* exists and is not empty",  # config.yaml is written first, or the run is resumed
-    r"Found \d+ module\(s\) in eval mode",  # the teacher
-    r"Using ModelCheckpoint with manual optimization",  # saves the networks after a step, as elsewhere
-    r"The number of training batches \(\d+\) is smaller than the logging interval",  # of a small training set
-    r"You defined a `validation_step` but have no `val_dataloader`",  # data.val_size: 0
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 under torch 2.15, at every start
-    r"\s*(?:By default only one Jsonargparse|\S+(?: parameter)? was deprecated in v4)",  # Lightning's calls of it
-)
-"""Regular expressions of warnings."""
+from kd_lightning.core.expected_messages import ADVERTISEMENTS, LOGGERS, WARNINGS
+
 LINES = (
-    "💡 Tip:",
+    *ADVERTISEMENTS,
     "\nDetected KeyboardInterrupt",  # the command line prints its own line
     "An KeyboardInterrupt was raised",
     "An SIGTERMException was raised",
@@ -35,7 +27,6 @@ ANNOUNCEMENTS = (
     "Using bf",
 )
 """Beginnings of lines that Lightning logs before a run starts: an error that ends it before then stands alone."""
-LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed")
 _held: list[logging.LogRecord] = []
 
 
