@@ -19,6 +19,7 @@ from kd_lightning.cli.extras import LOGGERS, version_of
 from kd_lightning.core.files import WriteError, atomic_write
 from kd_lightning.core.lightning_internals import AppendingWriter, set_csv_writer
 from kd_lightning.core.lookup import suggestion
+from kd_lightning.core.metrics_file import read_metrics
 from kd_lightning.weights.checkpoint_io import ELSEWHERE
 
 BESIDE = ("csv", "wandb", "mlflow")
@@ -109,25 +110,6 @@ class _ContinuedWriter(AppendingWriter):
 
         self.metrics_keys = columns
         self.write_all(columns, [row for row in rows if stays(row)])
-
-
-def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Read the columns and the whole rows of a ``metrics.csv``; bytes that are not UTF-8 become question marks.
-
-    Raises:
-        ValueError: It is not a table with a column ``step``.
-    """
-    text = path.read_text(encoding="utf-8", errors="replace")
-    whole = text[: text.rfind("\n") + 1]  # a killed process may leave half a row at the end
-    try:
-        table = csv.DictReader(io.StringIO(whole.replace("\0", "\ufffd"), newline=""))
-        columns = list(table.fieldnames or [])
-        rows = [row for row in table if None not in row and None not in row.values()]
-    except csv.Error as error:
-        raise ValueError(str(error)) from None
-    if "step" not in columns:
-        raise ValueError("it has no column `step`")
-    return columns, rows
 
 
 def default_loggers(folder: str | Path) -> list[Logger]:

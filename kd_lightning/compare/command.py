@@ -34,7 +34,6 @@ from kd_lightning.compare.plan.plan_file import read_plan
 from kd_lightning.compare.plan.stored import DamagedError, read_stats
 from kd_lightning.compare.plan.variants import Run, Variant
 from kd_lightning.compare.report.page import write_report
-from kd_lightning.compare.report.tensorboard import Layout
 from kd_lightning.compare.run.display import Display, in_minutes
 from kd_lightning.compare.run.engines import open_engine
 from kd_lightning.compare.run.profile import Profile
@@ -112,8 +111,6 @@ def _run(todo: list[Run], root: Path, options: Namespace, console: Console) -> t
     try:
         with open_engine(processes, options.scheduler, options.cluster, root, say) as engine:
             profiles = _profile(list(dict.fromkeys(run.variant for run in todo)), engine, root, say, has_log)
-            metrics = [(each.metrics, each.monitor) for each in profiles.values()]
-            engine.run([Job("the layout", Layout.of_metrics(root, metrics))], _ignore)
             seconds = _seconds(todo, profiles)
             chain = max(critical_path(run, todo, seconds) for run in todo)
             expected = max(sum(seconds.values()) / engine.processes, chain)

@@ -204,9 +204,16 @@ def test_named_loaders_have_columns_of_their_own(comparison: Comparison) -> None
 
 def test_tensorboard_and_the_file_of_numbers_follow_the_metrics(comparison: Comparison) -> None:
     events = EventAccumulator(str(comparison.root / "values/taught/seed-0")).Reload()
-    assert {"test/mse", "test/mae", "hp/test_mse", "val/mse"} <= set(events.Tags()["scalars"])
-    charts = next((comparison.root / "_compare").glob("events*")).read_bytes()
-    assert all(tag in charts for tag in (b"^val/mse$", b"^val/acc$", b"^val/nll$", b"^test/mse$", b"^test/acc$"))
+    assert {"test/mse", "test/mae", "val/mse"} <= set(events.Tags()["scalars"])
+    means = {
+        variant: set(EventAccumulator(str(comparison.root / "tensorboard" / variant)).Reload().Tags()["scalars"])
+        for variant in ("values/taught", "labels/fast", "loaders/both")
+    }
+    assert {"test/mse", "test/mae", "val/mse", "~band/val/mse_low", "train/kd"} <= means["values/taught"]
+    assert {"test/acc", "test/acc/near", "test/nll/far", "test/calibration_error"} <= means["loaders/both"]
+    assert any(tag.startswith("test/") for tag in means["labels/fast"])
+    charts = next((comparison.root / "tensorboard/report").glob("events*")).read_bytes()
+    assert all(tag in charts for tag in (b"val/mse", b"val/acc", b"val/nll", b"train/task", b"train/kd"))
     header, *lines = (comparison.root / "table.csv").read_text().splitlines()
     assert {"mse_mean", "mae_mean", "accuracy_mean", "accuracy/near_mean", "difference_mean"} < set(header.split(","))
     of_taught = dict(zip(header.split(","), lines[2].split(","), strict=True))

@@ -87,6 +87,17 @@ def measure_key(metric: str) -> str:
     return _KEYS.get(name, name) + slash + loader
 
 
+def metric_name(key: str) -> str:
+    """Return the learner's name of a measure: the inverse of `measure_key`.
+
+    Example:
+        >>> metric_name("accuracy/letters"), metric_name("mse")
+        ('acc/letters', 'mse')
+    """
+    name, slash, loader = key.partition("/")
+    return {key: metric for metric, key in _KEYS.items()}.get(name, name) + slash + loader
+
+
 def measure_of(key: str) -> Measure:
     """Return the measure of a key, with the name and format of a known one.
 

@@ -32,10 +32,6 @@ class ProfileResult(NamedTuple):
     """Why there is no estimate."""
     stats: NetworkStats | None
     """The costs of the student; None if they were not to be measured."""
-    metrics: tuple[str, ...]
-    """The names of the learner's metrics."""
-    monitor: str
-    """The name of the metric that chooses the best checkpoint."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from kd_lightning.cli.log_filters import expected_messages_hidden
 from kd_lightning.compare.measure.network_stats import measure_costs, milliseconds
 from kd_lightning.compare.plan.artifacts import ProfileResult
 from kd_lightning.core.learner import Learner
-from kd_lightning.core.metrics import DEFAULTS
 from kd_lightning.core.traits import steps_are_alike
 from kd_lightning.schemes.frozen_teacher import FrozenTeacher
 from kd_lightning.speed.teacher_cache import TeacherCache
@@ -114,9 +113,7 @@ def profile_run(path: Path, measure_network: bool, trains: bool = True) -> Profi
             seconds, reason = estimate_seconds(run) if trains else START_SECONDS, ""
         except UnknownDuration as unknown:
             seconds, reason = None, str(unknown)
-    evaluation = learner.evaluation
-    metrics = DEFAULTS[evaluation.kind or "classes"]() if evaluation.metrics is None else evaluation.metrics
-    return ProfileResult(seconds, reason, stats, tuple(map(str, metrics)), evaluation.monitor)
+    return ProfileResult(seconds, reason, stats)
 
 
 def _rows_in_batches(data: Any, learner: Learner, batch: Any) -> float:

@@ -24,7 +24,7 @@ from kd_lightning.compare.report.tables import (
     to_markdown,
     to_terminal,
 )
-from kd_lightning.compare.report.tensorboard import how_to_open
+from kd_lightning.compare.report.tensorboard import write_tensorboard
 from kd_lightning.core.files import write_text
 
 TABLE, LINES, CURVES = "table.md", "table.csv", "curves.png"
@@ -62,8 +62,9 @@ def write_report(
     drawn = draw_curves(plan, results, measures, root / CURVES)
     curves = [f"![Learning curves]({CURVES})"] if drawn else []
     explained = legend(list(measures.values()))
-    markdown = [f"# {plan.title}", f"**{answer}**", plan.notes, *map(to_markdown, sections), explained, *curves]
-    write_text(root / TABLE, "\n\n".join(filter(None, markdown)) + "\n")
+    parts = [f"# {plan.title}", f"**{answer}**", plan.notes, *map(to_markdown, sections), explained]
+    markdown = "\n\n".join(filter(None, parts))
+    write_text(root / TABLE, "\n\n".join([markdown, *curves]) + "\n")
     write_text(root / LINES, to_csv([row for group in plan.groups for row in rows[group]]))
     console.print(Text(f"\n{plan.title}", style="bold underline"))
     if plan.notes:
@@ -74,7 +75,7 @@ def write_report(
     console.print(Text(f"\n{answer}", style="bold"))
     written = [str(root / name) for name in (TABLE, LINES, *([CURVES] if drawn else []))]
     console.print(Text(f"Written: {', '.join(written)}"), soft_wrap=True)
-    for line in how_to_open(plan, root):
+    for line in write_tensorboard(plan, results, measures, markdown, root):
         console.print(Text(line), soft_wrap=True)
 
 

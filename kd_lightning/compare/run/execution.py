@@ -156,9 +156,11 @@ def _num_samples(model: Learner, batch: Any) -> int:
 
 
 def _log(trainer: Trainer, spec: RunSpec, metrics: dict[str, float], step: int) -> None:
-    """Log the test metrics, and to TensorBoard's HParams page as well, under tags that are the same in all runs."""
+    """Log the test metrics, which TensorBoard shows on its HParams page as well."""
+    values = {f"test/{name}": value for name, value in metrics.items()}
     for logger in trainer.loggers:
-        logger.log_metrics({f"test/{name}": value for name, value in metrics.items()}, step=step)
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(spec.labels, {f"hp/test_{name}": value for name, value in metrics.items()})
+            logger.log_hyperparams(spec.labels, values, step=step)
+        else:
+            logger.log_metrics(values, step=step)
         logger.finalize("success")
