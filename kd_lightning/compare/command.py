@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -90,7 +91,8 @@ def main(args: list[str]) -> int:
         with DirectoryLock(root, "a comparison", "name another --root"):
             done, reasons = _run(todo, root, options, console)
         known |= done
-    write_report(plan, known, reasons, _read_stats(root), root, console)
+    command = shlex.join(["kd-lightning", "compare", "--config", options.config, "--root", str(root)])
+    write_report(plan, known, reasons, _read_stats(root), root, console, command)
     return 1 if reasons else 0
 
 

@@ -118,7 +118,7 @@ def test_the_terminal_ends_with_the_answer(plan: Plan, results: dict[Run, Any], 
         "What the teacher was worth, in accuracy: both terms better (+8.17 points [+8.02, +8.31]) and "
         "even undecided (+0.00 points [-2.48, +2.48])."
     )
-    assert f"{answer} Written: " in printed
+    assert f"{answer} The page: " in printed
     assert f"**{answer}**" in (tmp_path / "table.md").read_text()
 
 

@@ -14,6 +14,8 @@ from kd_lightning.compare.plan.variants import LAST_CHECKPOINT, Run
 from kd_lightning.core.files import write_text
 
 CONFIG, RESULT, ERROR, LOG, OUTPUTS = "compare.yaml", "result.json", "error.txt", "log.txt", "test.npz"
+IMAGES = "test_images.npz"
+"""In a group's directory: its test images as bytes, of which the report shows some."""
 NETWORKS = "networks.json"
 """In the root: the costs of each network, by `network_key`."""
 

@@ -77,7 +77,7 @@ def draw_curves(plan: Plan, results: Results, measures: Mapping[Group, Measures]
     Returns:
         True if there was a curve to draw.
     """
-    panels = [(group, lines) for group in plan.groups if (lines := _lines(group, results, measures[group].monitor))]
+    panels = [(group, lines) for group in plan.groups if (lines := lines_of(group, results, measures[group].monitor))]
     if not panels:
         return False
     titles = list(dict.fromkeys(variant.title for variant in plan.variants))
@@ -95,12 +95,15 @@ def draw_curves(plan: Plan, results: Results, measures: Mapping[Group, Measures]
     return True
 
 
-def _lines(group: Group, results: Results, monitor: Measure) -> list[Line]:
+def lines_of(group: Group, results: Results, monitor: Measure) -> list[Line]:
+    """Average the validation curves of each variant over its seeds, at the steps that all of them have."""
     lines: list[Line] = []
     for variant in group.variants:
         curves = [results[run]["curve"] for run in variant.runs if run in results]
         curves = [[point for point in curve if monitor.key in point] for curve in curves]
-        if not curves or not curves[0]:
+        common = set[int].intersection(*({int(point["step"]) for point in curve} for curve in curves or [[]]))
+        curves = [[point for point in curve if point["step"] in common] for curve in curves]
+        if not common:
             continue
         values = np.array([[monitor.scale * point[monitor.key] for point in curve] for curve in curves])
         drawn = 100 - values if monitor.is_percentage else values
@@ -119,7 +122,7 @@ def _draw_panel(axes: Axes, title: str, monitor: Measure, lines: Sequence[Line],
         mean = np.maximum(line.mean, least)
         axes.plot(line.steps, mean, color=colour, linewidth=1.8, marker="o", markersize=3.5)
     if monitor.is_percentage:
-        _mark_accuracies(axes)
+        mark_accuracies(axes)
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel("training step")
     axes.set_ylabel(f"validation {monitor.heading}")
@@ -130,7 +133,7 @@ def _draw_panel(axes: Axes, title: str, monitor: Measure, lines: Sequence[Line],
     _label(axes, [(line.variant.title, line.steps[-1], max(float(line.mean[-1]), least)) for line in lines], colours)
 
 
-def _mark_accuracies(axes: Axes) -> None:
+def mark_accuracies(axes: Axes) -> None:
     """Turn an axis of errors into one of accuracies, with the best at the top."""
     axes.set_ylim(*reversed(axes.get_ylim()))
     worst, best = axes.get_ylim()

@@ -23,6 +23,7 @@ from kd_lightning.compare.messages import ReportProgress
 from kd_lightning.compare.plan.artifacts import CONFIG, OUTPUTS, Result, RunSpec
 from kd_lightning.compare.plan.config import network_key
 from kd_lightning.compare.plan.variants import LAST_CHECKPOINT
+from kd_lightning.compare.run.kept_images import keep_test_images
 from kd_lightning.core.batch import target_of
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.files import atomic_write
@@ -94,6 +95,8 @@ def execute(spec: RunSpec, report_progress: ReportProgress) -> Result:
     measured = measure_learner(model, data.test_dataloader(), spec.evaluate)
     with atomic_write(spec.run_dir / OUTPUTS) as stream:
         np.savez(stream, logits=measured.outputs.numpy(), target=measured.target.numpy())
+    if measured.label_kind == "classes":
+        keep_test_images(spec, model, data.test_dataloader())
     result: Result = {
         "network": network_key(spec.config),
         "start": start,
