@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import traceback
 from collections.abc import Iterator
 from importlib import import_module
@@ -179,3 +180,17 @@ def _has_arguments(node: Any, names: dict[str, Any], owner: Any) -> bool:
     arguments = vars(node.get("init_args") or Namespace())
     plain = {name: value for name, value in arguments.items() if isinstance(value, str | int | float)}
     return all(repr(names.get(name, getattr(owner, name, value))) == repr(value) for name, value in plain.items())
+
+
+def with_our_names(value: Any) -> Any:
+    """Make short names of this package's classes dotted: other imported packages may have classes of these names."""
+    if isinstance(value, list):
+        return [with_our_names(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    content = {key: with_our_names(item) for key, item in cast("dict[str, Any]", value).items()}
+    name = str(content.get("class_path"))
+    for package in PACKAGES:
+        if package.startswith("kd_lightning.") and isinstance(vars(sys.modules[package]).get(name), type):
+            content["class_path"] = f"{package}.{name}"
+    return content

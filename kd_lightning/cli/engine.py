@@ -24,7 +24,8 @@ from kd_lightning.callbacks import FaultTolerance
 from kd_lightning.callbacks.fault_tolerance.ranks import wait_for_main_process
 from kd_lightning.cli import run_dir, run_loggers
 from kd_lightning.cli.argparse_internals import destinations, values_read_by
-from kd_lightning.cli.components import PACKAGES, WRAPPERS, inherit_annotations, unexpected_nulls
+from kd_lightning.cli.built_callbacks import build_callbacks
+from kd_lightning.cli.components import PACKAGES, WRAPPERS, inherit_annotations, unexpected_nulls, with_our_names
 from kd_lightning.cli.config_checks import config_faults, section_faults
 from kd_lightning.cli.config_errors import describe_parse_error, with_location
 from kd_lightning.cli.configs import find_config, merge
@@ -124,10 +125,16 @@ class CLI(LightningCLI):
 
     @override
     def instantiate_classes(self) -> None:
+        self._whole_config = self.config
         try:
+            self._callbacks = build_callbacks(self.parser, self.config)
+            self.config = self.config.clone()
+            self.config["trainer"]["callbacks"] = None
             super().instantiate_classes()
         except Exception as error:
             self.raise_located(error)
+        finally:
+            self.config = self._whole_config
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -137,15 +144,15 @@ class CLI(LightningCLI):
             given["logger"] = run_loggers.default_loggers(folder) if self.command == "fit" else False
         if self.command == "fit" and self.config["log"]:
             given["logger"] = run_loggers.with_loggers(given["logger"], self.config["log"], folder)
-        callbacks: Any = given["callbacks"] or []
         given["callbacks"] = run_dir.add_default_callbacks(
-            callbacks if isinstance(callbacks, list) else [callbacks],
+            self._callbacks,
             folder,
             self.model,
             checkpoints=given["enable_checkpointing"] is not False,
             progress_bar=given["enable_progress_bar"] is not False,
             handles_sigint=self.handles_sigint,
         )
+        self.config = self._whole_config  # which is saved in the run directory
         return super().instantiate_trainer(**kwargs)
 
     def run(self) -> None:
@@ -279,19 +286,5 @@ def _read(args: list[str]) -> tuple[list[str], list[Setting]]:
             settings.append(Setting(tuple(name.rstrip("+").split(".")), value if equals else following, ""))
             if fault := number_fault(settings[-1].value or ""):
                 raise UsageError(f"--{name}: {fault}")
-    files = [f"--config={yaml.safe_dump(_with_our_names(config), sort_keys=False)}"] if config else []
+    files = [f"--config={yaml.safe_dump(with_our_names(config), sort_keys=False)}"] if config else []
     return files + options, settings
-
-
-def _with_our_names(value: Any) -> Any:
-    """Make short names of this package's classes dotted: other imported packages may have classes of these names."""
-    if isinstance(value, list):
-        return [_with_our_names(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    content = {key: _with_our_names(item) for key, item in cast("dict[str, Any]", value).items()}
-    name = str(content.get("class_path"))
-    for package in PACKAGES:
-        if package.startswith("kd_lightning.") and isinstance(vars(sys.modules[package]).get(name), type):
-            content["class_path"] = f"{package}.{name}"
-    return content

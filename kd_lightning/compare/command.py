@@ -162,7 +162,7 @@ def _profile(
     outcomes: dict[str, Outcome] = {}
     for each in [*([variant] for variant in alone), together]:
         jobs = [
-            Job(variant.path, Profile(variant.config, variant in alone, not variant.weights, has_log))
+            Job(variant.path, Profile(variant.config, variant in alone, not variant.weights, variant.student, has_log))
             for variant in each
         ]
         outcomes |= engine.run(jobs, _ignore)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from statistics import fmean
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from kd_lightning.core.metrics import DEFAULTS, Accuracy, NegativeLogLikelihood
 class Measured(NamedTuple):
     """The measurements of a learner on its test data."""
 
-    label_kind: LabelKind
+    label_kind: LabelKind | Literal["none"]
     metrics: dict[str, float]
     """The learner's metrics by name, over all loaders and, as ``<metric>/<loader>``, of each of several."""
     figures: dict[str, Any]
@@ -32,6 +32,10 @@ class Measured(NamedTuple):
     outputs: Tensor
     """Of the first evaluated network, float32; rows of logits (N, C) for classes."""
     target: Tensor
+
+
+UNMEASURED = Measured("none", {}, {}, torch.zeros(0), torch.zeros(0))
+"""Of a module whose network is not named: it is measured by what it logs alone."""
 
 
 def measure_learner(model: Learner, loaders: Any, evaluate: str | None = None) -> Measured:

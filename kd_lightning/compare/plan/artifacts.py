@@ -48,6 +48,10 @@ class RunSpec:
     """The columns of TensorBoard's HParams page."""
     evaluate: str | None = None
     """The network to evaluate, or ``mean`` for all of them; None for the inference network."""
+    student: str | None = None
+    """Of a LightningModule that is no learner: the dotted name of the network that gives the logits."""
+    monitor: tuple[str, str] | None = None
+    """The metric to compare by and its mode; None for the learner's own."""
     weights: str | None = None
     """The file of a network that was trained elsewhere: nothing is trained."""
 
@@ -63,6 +67,8 @@ def run_spec(run: Run, root: Path) -> RunSpec:
         teacher_dir=root / teacher.name if teacher else None,
         labels=labels | {"teacher": teacher.name if teacher else "none"},
         evaluate=run.variant.evaluate,
+        student=run.variant.student,
+        monitor=run.variant.monitor,
         weights=run.weights,
     )
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any, cast
 
+from kd_lightning.cli.configs import merge
+
 Config = dict[str, Any]
 """The plain values of a YAML file."""
 
@@ -24,8 +26,31 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def network_key(config: Config) -> str:
-    """Return the student's configuration as text: equal for runs that build equal networks."""
-    return json.dumps(config.get("model", {}).get("init_args", {}).get("student"), sort_keys=True)
+    """Return the student's configuration as text: equal for runs that build equal networks.
+
+    A module without an argument ``student`` builds its network itself, from all of its arguments.
+    """
+    model = config.get("model", {})
+    return json.dumps(model.get("init_args", {}).get("student", model), sort_keys=True)
+
+
+def with_teacher(config: Config, checkpoint: str) -> Config:
+    """Return a configuration with its teacher's checkpoint: that of the model, or of a callback `Distillation`.
+
+    Example:
+        >>> with_teacher({"model": {"class_path": "OfflineDistiller"}}, "a.ckpt")["model"]["init_args"]
+        {'teacher': {'init_args': {'checkpoint': 'a.ckpt'}}}
+        >>> drop_in = {"trainer": {"callbacks": [{"class_path": "Distillation"}]}}
+        >>> with_teacher(drop_in, "a.ckpt")["trainer"]["callbacks"][0]["init_args"]
+        {'teacher': {'init_args': {'checkpoint': 'a.ckpt'}}}
+    """
+    place: Config = {"init_args": {"teacher": {"init_args": {"checkpoint": checkpoint}}}}
+    callbacks = cast("list[Config]", config.get("trainer", {}).get("callbacks") or [])
+    drop_ins = [each for each in callbacks if str(each.get("class_path")).rpartition(".")[2] == "Distillation"]
+    if not drop_ins:
+        return merge(config, {"model": place})
+    placed = [merge(each, place) if each is drop_ins[0] else each for each in callbacks]
+    return merge(config, {"trainer": {"callbacks": placed}})
 
 
 def without_checkpoints(value: Any) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor
 from kd_lightning.cli.engine import CLI, build
 from kd_lightning.cli.log_filters import expected_messages_hidden
 from kd_lightning.compare.measure.network_stats import measure_costs, milliseconds
+from kd_lightning.compare.measure.subject import learner_of
 from kd_lightning.compare.plan.artifacts import ProfileResult
 from kd_lightning.core.learner import Learner
 from kd_lightning.core.traits import steps_are_alike
@@ -94,21 +95,22 @@ def estimate_seconds(run: CLI) -> float:
     return START_SECONDS + max(total, 0.0)
 
 
-def profile_run(path: Path, measure_network: bool, trains: bool = True) -> ProfileResult:
+def profile_run(path: Path, measure_network: bool, trains: bool = True, student: str | None = None) -> ProfileResult:
     """Build a run, measure its student on a first batch, and estimate how long the run takes.
 
     Args:
         path: The configuration file.
         measure_network: True to measure the costs of the student as well.
         trains: False for a run that only evaluates weights that were trained elsewhere.
+        student: Dotted name of the network in a module that is no learner.
 
     Raises:
         Exception: The run cannot be built or started, for whichever reason.
     """
     with expected_messages_hidden():
         run = build(["--config", str(path)])
-        learner = cast("Learner", run.model)
-        stats = measure_costs(learner.student, _first_inputs(run)) if measure_network else None
+        learner = learner_of(run.model, student)
+        stats = measure_costs(learner.student, _first_inputs(run, learner)) if measure_network and learner else None
         try:
             seconds, reason = estimate_seconds(run) if trains else START_SECONDS, ""
         except UnknownDuration as unknown:
@@ -123,11 +125,11 @@ def _rows_in_batches(data: Any, learner: Learner, batch: Any) -> float:
     return counted / len(learner.split_batch(batch).labels["index"])
 
 
-def _first_inputs(run: CLI) -> Any:
+def _first_inputs(run: CLI, learner: Learner) -> Any:
     """The student's inputs of a first training batch, on the CPU if they are one tensor."""
-    data = run.datamodule
+    data = run.datamodule or run.model
     data.prepare_data()
     data.setup("fit")
     batch, _, _ = next(iter(CombinedLoader(data.train_dataloader())))
-    inputs = cast("Learner", run.model).split_batch(batch).student
+    inputs = learner.split_batch(batch).student
     return inputs.cpu() if isinstance(inputs, Tensor) else inputs

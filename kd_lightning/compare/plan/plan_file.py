@@ -95,6 +95,8 @@ class _Builder:
             teacher=self._other(where, "teacher", group_name, content.get("teacher")),
             baseline=self._other(where, "baseline", group_name, None if baseline == name else baseline),
             evaluate=content.get("evaluate"),
+            student=content.get("student", group.get("student")),
+            monitor=_monitor(where, group, content),
             weights=weights,
             checkpoints=self._checkpoints(where, group_name, config),
         )
@@ -153,6 +155,16 @@ class _Builder:
         if key == "baseline" and other_group != group_name:
             raise UsageError(f"{where}: baseline {reference!r} has other data or seeds: name one of the same group")
         return self.variant(other_group, name)
+
+
+def _monitor(where: str, group: Config, content: Config) -> tuple[str, str] | None:
+    monitor, mode = (content.get(key, group.get(key)) for key in ("monitor", "mode"))
+    if (monitor is None) != (mode is None):
+        missing = "mode: max if a larger value is better, else min" if mode is None else "monitor: a metric"
+        raise UsageError(f"{where}: monitor and mode belong together: add {missing}")
+    if mode not in (None, "min", "max"):
+        raise UsageError(f"{where}: mode is {mode!r}: max if a larger value of {monitor} is better, else min")
+    return None if monitor is None else (str(monitor), str(mode))
 
 
 def _expanded(where: str, name: str, content: Config) -> Config:

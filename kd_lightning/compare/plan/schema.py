@@ -30,6 +30,12 @@ _JSON: dict[str, Config] = {
 }
 _OVERRIDES = "settings laid over the configuration, as a second `--config` of `kd-lightning fit` is"
 
+_MEASURED: dict[str, Key] = {
+    "student": Key("text", "of a LightningModule of yours: the dotted name of the network that gives the logits"),
+    "monitor": Key("text", "the metric to compare by, as the module logs it; the learner's own if not given"),
+    "mode": Key("text", "`max` if a larger value of `monitor` is better, else `min`"),
+}
+
 FILE: dict[str, Key] = {
     "title": Key("text", "title of the report; the file's name if not given"),
     "notes": Key("text", "what a reader must know of all groups"),
@@ -43,6 +49,7 @@ GROUP: dict[str, Key] = {
     "seeds": Key("a list", "whole numbers; each variant runs once under each", required=True),
     "baseline": Key("text", "the variant with which the others are compared, seed by seed"),
     "variants": Key("a mapping", "the variants by name, each a row of the table", required=True),
+    **_MEASURED,
     "for_each": Key("a mapping", "more variants: one of each configuration that a pattern finds"),
 }
 VARIANT: dict[str, Key] = {
@@ -54,9 +61,7 @@ VARIANT: dict[str, Key] = {
     "teacher": Key("text", "the variant that teaches this one: `variant`, or `group/variant`"),
     "weights": Key("files", "networks that were trained elsewhere, one a seed: nothing is trained"),
     "evaluate": Key("text", "the network to evaluate by name, or `mean` of all; the inference network if not given"),
-    "student": Key("text", "of a LightningModule of yours: the dotted name of the network that gives the logits"),
-    "monitor": Key("text", "the metric to compare by, as the module logs it; the learner's own if not given"),
-    "mode": Key("text", "`max` if a larger value of `monitor` is better, else `min`"),
+    **_MEASURED,
 }
 FOR_EACH: dict[str, Key] = {
     "configs": Key("a list", "patterns of files, relative to this one", required=True),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_lightning.cli.configs import merge
-from kd_lightning.compare.plan.config import Config
+from kd_lightning.compare.plan.config import Config, with_teacher
 from kd_lightning.compare.plan.sources import sources_hash
 from kd_lightning.core.packaged import weights_path
 
@@ -37,6 +37,10 @@ class Variant:
     """The variant of the same group that this one is compared with, seed by seed."""
     evaluate: str | None = None
     """The network to evaluate, by name, or ``mean`` for all of them; None for the inference network."""
+    student: str | None = None
+    """Of a LightningModule that is no learner: the dotted name of the network that gives the logits."""
+    monitor: tuple[str, str] | None = None
+    """The metric to compare by, with ``min`` or ``max``; None for the learner's own."""
     weights: tuple[str, ...] = ()
     """Files of networks that were trained elsewhere, one for each run, which trains nothing."""
     checkpoints: Mapping[str, tuple[Variant, int]] = field(default_factory=dict)
@@ -91,11 +95,10 @@ class Run:
 
     def placed(self, root: Path) -> Config:
         """Return the configuration with its directory and its teacher's checkpoint, for ``kd-lightning fit``."""
-        places: Config = {"trainer": {"default_root_dir": str(root / self.name)}}
+        config = _replaced(self.config, self.checkpoints, root)
         if self.teacher:
-            checkpoint = {"checkpoint": str(self.teacher.checkpoint(root))}
-            places["model"] = {"init_args": {"teacher": {"init_args": checkpoint}}}
-        return merge(_replaced(self.config, self.checkpoints, root), places)
+            config = with_teacher(config, str(self.teacher.checkpoint(root)))
+        return merge(config, {"trainer": {"default_root_dir": str(root / self.name)}})
 
     def checkpoint(self, root: Path) -> Path:
         """Return the path of the weights after the last step."""
@@ -103,7 +106,8 @@ class Run:
 
     def digest(self, root: Path) -> str:
         """Hash everything that the result depends on: configuration, seed, sources, and the files of other networks."""
-        described = self.config | {"evaluate": self.variant.evaluate, "sources": sources_hash(self.config)}
+        asked = {"evaluate": self.variant.evaluate, "student": self.variant.student, "monitor": self.variant.monitor}
+        described = self.config | asked | {"sources": sources_hash(self.config)}
         parts = json.dumps(described, sort_keys=True, default=str).encode()
         for path in (*(run.checkpoint(root) for run in self.needs), *map(weights_path, filter(None, [self.weights]))):
             parts += path.read_bytes()

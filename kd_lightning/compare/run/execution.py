@@ -10,15 +10,17 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from kd_lightning.cli.engine import build
 from kd_lightning.cli.log_filters import expected_messages_hidden
 from kd_lightning.compare.measure.classification import accuracy, agreement, divergence
-from kd_lightning.compare.measure.figures import Measured, measure_learner
+from kd_lightning.compare.measure.figures import UNMEASURED, Measured, measure_learner
 from kd_lightning.compare.measure.measures import measure_key
 from kd_lightning.compare.measure.predictions import predict, prepared_rows
+from kd_lightning.compare.measure.subject import Monitor, learner_of, logged_metrics, monitor_of
 from kd_lightning.compare.messages import ReportProgress
 from kd_lightning.compare.plan.artifacts import CONFIG, OUTPUTS, Result, RunSpec
 from kd_lightning.compare.plan.config import network_key
@@ -34,7 +36,6 @@ from kd_lightning.core.progress import optimizer_step
 from kd_lightning.core.protocols import ProvidesTrainingRows
 from kd_lightning.weights import load_student
 
-_UNKNOWN_TRAINING: Result = {"train_images": None, "train_accuracy": None}
 TRAIN_ROWS = 10_000
 """Train accuracy is measured on at most this number of a run's training rows."""
 
@@ -58,11 +59,7 @@ class Recorder(Callback):
         """Add the inference network's metrics over all loaders to the curve."""
         if trainer.sanity_checking:
             return
-        metrics = {
-            measure_key(name.removeprefix("val/")): value.item()
-            for name, value in trainer.callback_metrics.items()
-            if name.startswith("val/") and name.count("/") == 1
-        }
+        metrics = {measure_key(name): value for name, value in logged_metrics(trainer, "val").items()}
         self.curve.append({"step": optimizer_step(trainer)} | metrics)
 
 
@@ -79,50 +76,71 @@ def execute(spec: RunSpec, report_progress: ReportProgress) -> Result:
     gc.collect()  # frees the run before
     with expected_messages_hidden():
         run = build(["--config", str(spec.run_dir / CONFIG)])
-        trainer, model, data = cast("Any", run.trainer), cast("Learner", run.model), run.datamodule
+        trainer, model, data = cast("Any", run.trainer), cast("LightningModule", run.model), run.datamodule
+        learner = learner_of(model, spec.student)
         recorder = Recorder(report_progress)
         trainer.callbacks.append(recorder)
-        start, began, cpu_began = weights_hash(model.student), perf_counter(), process_time()
+        start = weights_hash(model if learner is None else learner.student)
+        began, cpu_began = perf_counter(), process_time()
         if spec.weights is None:
             run.run()
         else:
-            _take_weights(model, spec.weights, spec.run_dir / LAST_CHECKPOINT)
+            _take_weights(learner, spec.weights, spec.run_dir / LAST_CHECKPOINT)
         seconds, cpu_seconds = perf_counter() - began, process_time() - cpu_began
         if not (last := spec.run_dir / LAST_CHECKPOINT).is_file():  # the run has a ModelCheckpoint of its own
             trainer.save_checkpoint(last, weights_only=True)
-    data.setup("test")
-    model.to(trainer.strategy.root_device)  # a fit moves it away, while the resident images stay there
-    measured = measure_learner(model, data.test_dataloader(), spec.evaluate)
+        steps = optimizer_step(trainer) if spec.weights is None else 0
+        logged = _test_metrics(trainer, model, data)
+    measured = UNMEASURED if learner is None else _measure(spec, learner, data or model, trainer)
     with atomic_write(spec.run_dir / OUTPUTS) as stream:
         np.savez(stream, logits=measured.outputs.numpy(), target=measured.target.numpy())
-    if measured.label_kind == "classes":
-        keep_test_images(spec, model, data.test_dataloader())
+    if learner is not None and measured.label_kind == "classes":
+        keep_test_images(spec, learner, (data or model).test_dataloader())
+    metrics = logged | measured.metrics
+    monitor = monitor_of(learner, spec.monitor and Monitor(*spec.monitor), list(metrics))
     result: Result = {
         "network": network_key(spec.config),
         "start": start,
-        "steps": 0 if spec.weights else optimizer_step(trainer),
+        "steps": steps,
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "curve": recorder.curve,
         "label_kind": measured.label_kind,
-        "monitor": measure_key(model.evaluation.monitor),
-        "mode": model.evaluation.mode,
-        "metrics": {measure_key(name): value for name, value in measured.metrics.items()},
+        "monitor": measure_key(monitor.name),
+        "mode": monitor.mode,
+        "metrics": {measure_key(name): value for name, value in metrics.items()},
         "test_images": len(measured.target),
         **measured.figures,
         **_beside_teacher(spec, measured),
-        **(_on_training_rows(model, data, spec.evaluate) if spec.weights is None else _UNKNOWN_TRAINING),
+        **_on_training_rows(learner if spec.weights is None else None, data, spec.evaluate),
     }
-    _log(trainer, spec, measured.metrics, result["steps"])
+    _log(trainer, spec, measured.metrics, steps)
     return result
 
 
-def _take_weights(model: Learner, weights: str, checkpoint: Path) -> None:
+def _test_metrics(trainer: Trainer, model: LightningModule, data: LightningDataModule | None) -> dict[str, float]:
+    """Return what a module that is no learner logs in its own test; a learner is measured by `measure_learner`."""
+    if isinstance(model, Learner) or not is_overridden("test_step", model):
+        return {}
+    trainer.test(model, datamodule=data, verbose=False)
+    return logged_metrics(trainer, "test")
+
+
+def _measure(spec: RunSpec, learner: Learner, data: Any, trainer: Trainer) -> Measured:
+    if isinstance(data, LightningDataModule):
+        data.setup("test")
+    learner.to(trainer.strategy.root_device)  # a fit moves it away, while the resident images stay there
+    return measure_learner(learner, data.test_dataloader(), spec.evaluate)
+
+
+def _take_weights(learner: Learner | None, weights: str, checkpoint: Path) -> None:
     """Load the student of a file, and store it as that of a run's last step."""
-    load_student(weights, model.student)
+    if learner is None:
+        raise UsageError(f"weights {weights}: name the network of your module that they belong to, as `student: net`")
+    load_student(weights, learner.student)
     with atomic_write(checkpoint) as stream:
         torch.save(
-            {"state_dict": {f"student.{name}": value for name, value in model.student.state_dict().items()}}, stream
+            {"state_dict": {f"student.{name}": value for name, value in learner.student.state_dict().items()}}, stream
         )
 
 
@@ -138,10 +156,10 @@ def _beside_teacher(spec: RunSpec, measured: Measured) -> Result:
     return {"agreement": agreement(measured.outputs, logits), "divergence": divergence(measured.outputs, logits)}
 
 
-def _on_training_rows(model: Learner, data: object, evaluate: str | None) -> Result:
+def _on_training_rows(model: Learner | None, data: object, evaluate: str | None) -> Result:
     """Measure the training rows of data that can give each of them once."""
-    if not isinstance(data, ProvidesTrainingRows):
-        return _UNKNOWN_TRAINING
+    if model is None or not isinstance(data, ProvidesTrainingRows):
+        return {"train_images": None, "train_accuracy": None}
     count, kind = sum(_num_samples(model, batch) for batch in data.train_rows()), model.evaluation.kind
     if kind != "classes":
         return {"train_images": count, "train_accuracy": None}

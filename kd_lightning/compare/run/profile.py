@@ -28,12 +28,14 @@ class Profile:
         config: The variant's configuration.
         measure_network: True to measure the costs of the student as well, while nothing else runs.
         trains: False for a variant that only evaluates weights that were trained elsewhere.
+        student: Dotted name of the network in a module that is no learner.
         has_log: False to show what the run prints.
     """
 
     config: Config
     measure_network: bool
     trains: bool = True
+    student: str | None = None
     has_log: bool = True
 
     def __call__(self, report_progress: ReportProgress) -> ProfileResult:
@@ -52,4 +54,4 @@ class Profile:
             with output_to(Path(folder) / LOG) if self.has_log else nullcontext():
                 from kd_lightning.compare.plan.costs import profile_run  # it loads torch, which only the workers need
 
-                return profile_run(path, self.measure_network, self.trains)
+                return profile_run(path, self.measure_network, self.trains, self.student)
