@@ -22,9 +22,10 @@ teachers: .venv/ready  ## train the packaged teachers again, and say how near th
 	$(BIN)/kd-lightning compare --config configs/compare/teachers.yaml
 	$(BIN)/python -m benchmarks.teachers
 
-pages: .venv/ready  ## write docs/methods.md and the renames in CHANGELOG.md from the tree
+pages: .venv/ready  ## write docs/methods.md, the keys in docs/compare.md and the renames in CHANGELOG.md from the tree
 	$(BIN)/python -m benchmarks.methods
 	$(BIN)/python -m benchmarks.renames
+	$(BIN)/python -m benchmarks.compare_keys
 
 zoo: .venv/ready  ## train with every loss on 1,000 digits, and show what each was worth (about an hour)
 	$(BIN)/kd-lightning compare --config configs/compare/zoo.yaml

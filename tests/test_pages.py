@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from benchmarks import methods, renames
+from benchmarks import compare_keys, methods, renames
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -147,3 +147,8 @@ def test_contributing_lists_as_many_files_as_it_says_and_where_they_are():
         paths = re.findall(r"^\d\. `([^`]+)`", steps, re.MULTILINE)
         assert len(paths) == {"three": 3, "four": 4}[count]
         assert not [path for path in paths if not list(ROOT.glob(re.sub(r"<\w+>", "*", path)))]
+
+
+def test_the_keys_of_compare_files_are_those_of_the_schema():
+    written = compare_keys.PAGE.read_text(encoding="utf-8") == compare_keys.page()
+    assert written, "run `make pages`"

@@ -32,6 +32,7 @@ from kd_lightning.compare.plan.artifacts import (
 from kd_lightning.compare.plan.config import network_key
 from kd_lightning.compare.plan.order import critical_path, longest_chain_first
 from kd_lightning.compare.plan.plan_file import read_plan
+from kd_lightning.compare.plan.schema import json_schema
 from kd_lightning.compare.plan.stored import DamagedError, read_stats
 from kd_lightning.compare.plan.variants import Run, Variant
 from kd_lightning.compare.report.page import write_report
@@ -73,6 +74,10 @@ def main(args: list[str]) -> int:
     parser.add_argument("--scheduler", metavar="ADDRESS", help="a running dask scheduler, such as tcp://10.0.0.1:8786")
     parser.add_argument("--cluster", metavar="FILE", type=Path, help="a cluster to start, such as jobs of SLURM")
     parser.add_argument("--report-only", action="store_true", help="run nothing: report the finished runs")
+    parser.add_argument("--schema", action="store_true", help="print the JSON Schema of compare files, for editors")
+    if args == ["--schema"]:
+        print(json.dumps(json_schema(), indent=2))
+        return 0
     options = parser.parse_args(args)
     if options.processes < 0:
         raise UsageError(f"compare: --processes {options.processes}: name the number of runs in parallel, such as 2")
