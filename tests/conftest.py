@@ -14,6 +14,8 @@ from tests import measure, toys
 from tests.browser import chromium, open_page  # noqa: F401 (fixtures of all tests)
 from tests.shipped import Runs
 
+collect_ignore_glob = ["*conftest.py"]
+"""They have no doctests, and as modules they would all have one name."""
 torch.set_num_threads(1)  # two threads on a shared core are slower than one, and by much
 
 
