@@ -54,7 +54,8 @@ class AttentionMapsLogger(Callback):
             raise UsageError(
                 f"{type(pl_module).__name__} has no frozen teacher for AttentionMapsLogger to draw: remove the callback"
             )
-        if not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+        writes = trainer.fast_dev_run or any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)  # pyright: ignore[reportAttributeAccessIssue]
+        if not writes:
             found = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none"
             raise UsageError(f"AttentionMapsLogger writes images and the logger is {found}: add a TensorBoardLogger")
         if not trainer.enable_validation:
