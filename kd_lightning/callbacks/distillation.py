@@ -29,6 +29,7 @@ from kd_lightning.core.activations import Activations, Call, record_activations,
 from kd_lightning.core.attached import callbacks_of
 from kd_lightning.core.checkpoint_monitors import attach_monitors
 from kd_lightning.core.compiled_calls import anything_compiled, hook_guards
+from kd_lightning.core.drowned_task import soft_terms, warn_of_drowned_task
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.finite_check import attach_finite_check
 from kd_lightning.core.freezing import exclude_from_state_dict
@@ -110,6 +111,7 @@ class Distillation(Callback):
         self._expected: str | None = None  # the hash of the resumed run's teacher
         self._has_logged = False
         self._compiles = True
+        self._compares = False
         self._means = TrainingMeans()  # outside of a fit
 
     @property
@@ -148,6 +150,8 @@ class Distillation(Callback):
         self.held.hold()
         self._expected, self._has_logged, self._compiles = None, False, True
         self.terms.start_fit(trainer)
+        self._compares = self.terms.compares_gradients
+        self.terms.compares_gradients = False  # the labels are in the module's own loss
         self._name = "distillation_" + self.student.replace(".", "_")
         while hasattr(pl_module, self._name):
             self._name += "_"
@@ -222,6 +226,10 @@ class Distillation(Callback):
         self._compiles = self._compiles and anything_compiled()
         losses = self.terms.losses(recorded, self._teacher_activations(calls[0]), labels)
         check_rows(self.student, rows, calls[0])  # after what the terms say of themselves
+        if self._compares:
+            self._compares = False
+            weights = {name: term.weight for name, term in soft_terms(self.terms.all()).items()}
+            warn_of_drowned_task(loss, {name: weight * losses[name] for name, weight in weights.items()}, weights)
         self._means.add(self.terms, losses)
         if logged:
             self._log(trainer, module, losses)

@@ -41,6 +41,9 @@ class DistillationLoss(nn.Module):
     """It compares maps (N, C, H, W), which therefore never become rows."""
     softmax_over_classes: bool = False
     """It compares distributions over classes that exclude each other, so that no other kind of label fits it."""
+    has_soft_targets: bool = False
+    """Its gradient acts on the logits as that of the labels does, times weight and temperature: the two are compared
+    in the first step (`kd_lightning.core.drowned_task`)."""
     takes_probabilities: bool = False
     """Probabilities are meant for its logits, so that these are not refused at the first step."""
     is_adversarial: bool = False

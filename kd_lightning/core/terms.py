@@ -14,6 +14,7 @@ from kd_lightning.core.activations import Activations
 from kd_lightning.core.arguments import check_mapping
 from kd_lightning.core.attached import find_attached
 from kd_lightning.core.can_teach import check_can_teach, check_kind_of_label, check_single_sample
+from kd_lightning.core.drowned_task import can_compare_gradients, soft_terms, warn_of_drowned_task
 from kd_lightning.core.errors import UsageError
 from kd_lightning.core.first_batch import check_inputs_of, explained
 from kd_lightning.core.loss import loss_trait
@@ -67,6 +68,8 @@ class Terms(nn.ModuleDict):
         self.is_checked = False
         self.teacher_is_fixed = False
         """The teacher is trained already, so that one no better than chance is worth a warning."""
+        self.compares_gradients = False
+        """The first step compares the gradients of the terms with that of the labels."""
         self.ends_with_one_sample = False
         """The last batch of an epoch has one sample, of all processes together."""
         self._checked: set[str] = set()
@@ -151,6 +154,7 @@ class Terms(nn.ModuleDict):
         self.is_checked = self.teacher_is_fixed = self.ends_with_one_sample = False
         self._checked = set()
         self._may_unfreeze = finetunes(trainer)
+        self.compares_gradients = can_compare_gradients(trainer)
 
     def _check_inputs(
         self,
@@ -180,8 +184,21 @@ class Terms(nn.ModuleDict):
             if not self._may_unfreeze:
                 check_can_teach(name, term, student, losses[name])
             check_kind_of_label(name, term, student, labels)
+        if self.compares_gradients:
+            self._compare_gradients(new, losses)
         self._checked |= new.keys()
         vars(self)["is_checked"] = len(self._checked) == len(self)
+
+    def _compare_gradients(self, new: dict[str, Term], losses: dict[str, Tensor]) -> None:
+        """Warn where the soft targets drown the labels; a weight of labels below 1 counts as 1."""
+        of_labels = [
+            name for name, term in new.items() if term.teacher is None and loss_trait(term.loss, "needs_target")
+        ]
+        taught = {name: term.weight * losses[name] for name, term in soft_terms(new).items()}
+        if of_labels and taught:
+            self.compares_gradients = False
+            task = torch.stack([max(1.0, new[name].weight) * losses[name] for name in of_labels]).sum()
+            warn_of_drowned_task(task, taught, {name: new[name].weight for name in taught})
 
     def weighted_sum(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Sum losses under the weights of their terms; a loss of weight 0 adds its graph and not its value."""

@@ -60,6 +60,7 @@ class BernoulliKDLoss(DistillationLoss):
         temperature: T > 0; higher is softer. A `TemperatureSchedule` may change it.
     """
 
+    has_soft_targets = True
     takes_rows = True
 
     def __init__(self, temperature: float = 4.0) -> None:

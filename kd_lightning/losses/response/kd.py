@@ -69,6 +69,7 @@ class KDLoss(DistillationLoss):
 
     takes_rows = True
     softmax_over_classes = True
+    has_soft_targets = True
 
     def __init__(self, temperature: float = 4.0, teacher_temperature: float | None = None) -> None:
         super().__init__()

@@ -48,6 +48,7 @@ class SoftCrossEntropyLoss(DistillationLoss):
 
     takes_rows = True
     softmax_over_classes = True
+    has_soft_targets = True
 
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()
