@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from kd_lightning.cli.configs import find_config
-from kd_lightning.cli.errors import Parser
+from kd_lightning.cli.errors import Parser, RunStopped
 from kd_lightning.compare.measure.measures import NetworkStats
 from kd_lightning.compare.messages import Done, Engine, Failed, Job, Message, Outcome
 from kd_lightning.compare.plan.artifacts import (
@@ -133,7 +133,7 @@ def _run(todo: list[Run], root: Path, options: Namespace, console: Console) -> t
 
             with display.bar if has_log else nullcontext():
                 outcomes = engine.run(jobs, on_message)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RunStopped):
         say("The same command continues from here: finished runs are not repeated")
         raise
     done = {runs[name]: outcome.value for name, outcome in outcomes.items() if isinstance(outcome, Done)}

@@ -175,6 +175,11 @@ def test_other_versions_of_the_package_are_refused(standing: LocalCluster, tmp_p
             "class_path: SLURMCluster",
             "SLURMCluster cannot be started: You must specify how much",
         ),
+        (
+            ["--cluster", "c.yaml"],
+            SLURM,
+            "SLURMCluster cannot start its jobs: [Errno 2] No such file or directory: 'sbatch'",
+        ),
     ],
 )
 def test_a_mistake_costs_one_line(

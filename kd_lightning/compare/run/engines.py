@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, cast
 
 from kd_lightning import __version__
+from kd_lightning.cli.errors import RunStopped
 from kd_lightning.compare.messages import Engine
 from kd_lightning.compare.run.inline import InlineEngine
 from kd_lightning.core.errors import UsageError
@@ -40,10 +43,13 @@ def open_engine(
 
     Raises:
         UsageError: There is no scheduler at the address, the file is wrong, or workers cannot do the jobs.
+        RunStopped: SIGTERM ended the block.
     """
     shutil.rmtree(marks := root / MARKS, ignore_errors=True)
     marks.mkdir(parents=True)
-    try:
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, marks, ignore_errors=True)
+        stack.enter_context(_stopped_by_sigterm())
         if scheduler is not None:
             with _connected(scheduler, marks, say) as engine:
                 yield engine
@@ -62,8 +68,29 @@ def open_engine(
                 yield engine
         else:
             yield InlineEngine(marks)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Generator[None]:
+    """End on SIGTERM as on Ctrl-C, with processes and temporary files; only the main thread can ask for it."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if received:
+            raise RunStopped("terminated", 143) from None
+        raise
     finally:
-        shutil.rmtree(marks, ignore_errors=True)
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
