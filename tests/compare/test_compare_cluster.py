@@ -175,11 +175,6 @@ def test_other_versions_of_the_package_are_refused(standing: LocalCluster, tmp_p
             "class_path: SLURMCluster",
             "SLURMCluster cannot be started: You must specify how much",
         ),
-        (
-            ["--cluster", "c.yaml"],
-            SLURM,
-            "SLURMCluster cannot start its jobs: [Errno 2] No such file or directory: 'sbatch'",
-        ),
     ],
 )
 def test_a_mistake_costs_one_line(
@@ -193,6 +188,17 @@ def test_a_mistake_costs_one_line(
     [line] = capfd.readouterr().err.splitlines()
     assert message in line
     assert not Path("runs").exists() or not list(Path("runs").iterdir())
+
+
+@pytest.mark.slow
+def test_a_queue_that_takes_no_jobs_costs_one_line(tmp_path: Path) -> None:
+    plan = write(tmp_path, new_plan())
+    (tmp_path / "c.yaml").write_text(SLURM)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": str(tmp_path)}
+    command = [sys.executable, "-m", "kd_lightning", "compare", "--config", str(plan), "--cluster", "c.yaml"]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    reason = "SLURMCluster cannot start its jobs: [Errno 2] No such file or directory: 'sbatch'"
+    assert (ended.returncode, ended.stderr) == (2, f"kd-lightning: c.yaml: {reason}\n")
 
 
 def results(root: Path) -> dict[str, dict[str, Any]]:
