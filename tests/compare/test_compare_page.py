@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,11 @@ def test_the_page_asks_for_nothing(root: Path) -> None:
         for name in ("src", "href", "xlink:href"):
             assert attributes.get(name, "#").startswith(("#", "data:"))
     assert not re.findall(r"url\((?!#)|@import|https?://", source)
+
+
+def test_the_page_is_drawn_without_torch() -> None:
+    code = "import sys, kd_lightning.compare.report.web.render; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_names_within_the_page_are_unique(tmp_path: Path) -> None:

@@ -150,7 +150,11 @@ def settings_grid(variants: Sequence[Variant]) -> Grid | None:
             rows.append([key, *values])
     if not rows:
         return None
-    return Grid("Settings that differ between variants", ["setting", *(each.title for each in variants)], rows)
+    return Grid(
+        "Variants in columns; “-”: the variant has no such setting",
+        ["setting", *(each.title for each in variants)],
+        rows,
+    )
 
 
 def _setting(value: Any) -> str:

@@ -75,7 +75,7 @@ def render_page(report: Report, command: str) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    networks = Grid(report.networks.title, report.networks.header, report.networks.cells)
+    networks = Grid("Costs of each network of a finished run", report.networks.header, report.networks.cells)
     return environment.get_template("page.html.j2").render(
         title=report.plan.title,
         notes=report.plan.notes,
