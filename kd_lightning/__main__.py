@@ -24,6 +24,7 @@ Knowledge distillation for PyTorch Lightning: a small student learns with the he
   predict   --config FILE          write its best checkpoint's logits of the test set
   check     --config FILE          build what the file describes and take one batch, without a run
   compare   --config FILE          train several variants with several seeds, and compare their results
+  sweep     --config FILE          choose a grid's values on validation data, with optuna
   export    --checkpoint FILE --output FILE.safetensors
                                    write the student's weights alone
   layers    --config FILE          list the layers of student and teacher with their output shapes
@@ -55,6 +56,7 @@ HOMES = {
     "layers": "kd_lightning.cli.layers:main",
     "list": "kd_lightning.cli.configs:list_command",
     "show": "kd_lightning.cli.configs:show_command",
+    "sweep": "kd_lightning.compare.sweep:main",
 }
 """The function of each command, which is imported with the command alone."""
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")

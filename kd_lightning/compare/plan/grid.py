@@ -22,6 +22,8 @@ class Point(NamedTuple):
     title: str
     """For a row of a table: ``temperature 2, lr 0.01``."""
     overrides: Config
+    values: dict[str, Any]
+    """By dotted setting."""
 
 
 def points(where: str, grid: Config) -> Iterator[Point]:
@@ -57,7 +59,7 @@ def points(where: str, grid: Config) -> Iterator[Point]:
             overrides = merge(overrides, value)
         parts = [(names[setting], _text(value)) for setting, value in chosen.items()]
         name = "-".join(f"{key}-{_file_text(value)}" for key, value in parts)
-        yield Point(name, ", ".join(f"{key} {value}" for key, value in parts), overrides)
+        yield Point(name, ", ".join(f"{key} {value}" for key, value in parts), overrides, chosen)
 
 
 def _short_names(settings: list[str]) -> dict[str, str]:

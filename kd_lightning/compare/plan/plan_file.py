@@ -97,6 +97,8 @@ class _Builder:
             evaluate=content.get("evaluate"),
             student=content.get("student", group.get("student")),
             monitor=_monitor(where, group, content),
+            grid=f"{group_name}/{content['grid']}" if "values" in content else None,
+            values=content.get("values", {}),
             weights=weights,
             checkpoints=self._checkpoints(where, group_name, config),
         )
@@ -176,6 +178,7 @@ def _expanded(where: str, name: str, content: Config) -> Config:
     return {
         f"{name}-{point.name}": common
         | {"title": f"{title}, {point.title}", "overrides": merge(content.get("overrides", {}), point.overrides)}
+        | {"grid": name, "values": point.values}
         for point in points(f"{where}.grid", content["grid"])
     }
 

@@ -41,6 +41,10 @@ class Variant:
     """Of a LightningModule that is no learner: the dotted name of the network that gives the logits."""
     monitor: tuple[str, str] | None = None
     """The metric to compare by, with ``min`` or ``max``; None for the learner's own."""
+    grid: str | None = None
+    """The name of the grid that this variant is one point of, as `path` has it."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """The values of that point by dotted setting."""
     weights: tuple[str, ...] = ()
     """Files of networks that were trained elsewhere, one for each run, which trains nothing."""
     checkpoints: Mapping[str, tuple[Variant, int]] = field(default_factory=dict)
