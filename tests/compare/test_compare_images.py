@@ -47,6 +47,9 @@ def test_other_seeds_keep_the_images_and_other_data_replace_them(tmp_path: Path)
     first = kept(keep(tmp_path, torch.rand(4, 1, 2, 2)))[0]
     assert np.array_equal(kept(keep(tmp_path, torch.rand(4, 1, 2, 2), seed=1))[0], first)
     assert len(kept(keep(tmp_path, torch.rand(5, 1, 2, 2), size=5))[0]) == 5
+    for damaged in (b"", b"PK damaged"):
+        (tmp_path / "group" / "test_images.npz").write_bytes(damaged)
+        assert len(kept(keep(tmp_path, torch.rand(5, 1, 2, 2), size=5))[0]) == 5
 
 
 def test_what_is_no_image_is_not_kept(tmp_path: Path) -> None:

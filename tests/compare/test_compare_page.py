@@ -169,6 +169,7 @@ def test_plans_with_little_in_them(tmp_path: Path) -> None:
     assert "gets right" in page.text
     assert not page.of("img")
     (tmp_path / plan.runs[0].name / "test.npz").write_bytes(b"damaged")
+    (tmp_path / plan.runs[1].name / "test.npz").write_bytes(b"")
     assert "Confusions" in page_of(plan, results, tmp_path).text
     nothing = page_of(plan, {}, tmp_path, dict.fromkeys(plan.runs, "not finished"))
     assert "No run has finished yet." in nothing.text

@@ -63,7 +63,7 @@ def _read(path: Path) -> Tested | None:
     try:
         with np.load(path) as saved:
             logits, target = saved["logits"], saved["target"]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
         return None
     target = target.argmax(axis=1) if target.ndim == 2 else target
     if logits.ndim != 2 or target.ndim != 1 or len(logits) != len(target) or not len(target):

@@ -77,7 +77,7 @@ def _read(path: Path) -> tuple[NDArray[np.uint8] | None, NDArray[Any] | None]:
     try:
         with np.load(path) as saved:
             return saved["images"], saved["target"]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
         return None, None
 
 
