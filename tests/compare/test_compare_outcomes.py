@@ -54,14 +54,16 @@ def test_what_rounding_could_flip_is_undecided() -> None:
         assert word(each) == expected
 
 
-def test_nll_and_calibration_count_among_the_differences() -> None:
+def test_each_measure_is_corrected_by_itself() -> None:
     outcomes = decide([row([-1.0, -1.1, -0.9], Measures())])
     assert {key: outcome.word for (_, key), outcome in outcomes.items()} == {
         "accuracy": "worse",
         NLL.key: "better",
         ECE.key: "better",
     }
-    assert outcomes.popitem()[1].p_value == pytest.approx(3 * 0.0033, rel=0.02)
+    assert [outcome.p_value for outcome in outcomes.values()] == [pytest.approx(0.0033, rel=0.02)] * 3
+    both = decide([row([-1.0, -1.1, -0.9], Measures(), name=name) for name in "ab"])
+    assert [outcome.p_value for outcome in both.values()] == [pytest.approx(2 * 0.0033, rel=0.02)] * 6
 
 
 def test_headlines() -> None:

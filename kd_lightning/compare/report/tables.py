@@ -26,7 +26,8 @@ OTHER_LEGEND = "Measured after the last step, on all test data: {names}. "
 LEGEND = (
     "±: sample standard deviation over seeds. Difference: {unit}paired, each seed against the baseline's run of the "
     "same seed, with Student's 95 % interval{direction}. Better or worse: p is below 0.025 after Holm's correction for "
-    "all differences of the report; else undecided. Gap: how much of the way from the baseline to the teacher is gone. "
+    "all of the report's differences of one measure; else undecided. Gap: how much of the way from the baseline to the "
+    "teacher is gone. "
     "Seconds: of training, on one thread beside the other runs."
 )
 NETWORK_LEGEND = (
