@@ -22,25 +22,30 @@ def ranks(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory):
-    """The runs and resumes of two ranks, of all kinds that `ranks` leaves out."""
-    out = tmp_path_factory.mktemp("resumed")
+def others(tmp_path_factory):
+    """The gradients, runs and resumes of two ranks, of all kinds that `ranks` leaves out."""
+    out = tmp_path_factory.mktemp("others")
     run_two("tests.two_processes", out, *OTHERS)
-    return [torch.load(out / f"rank-{rank}.pt", weights_only=True)["resumed"] for rank in range(2)]
+    return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    """The gradients of one process."""
-    return two_processes.gradients(tmp_path_factory.mktemp("one"), 1)
+@pytest.mark.parametrize("name", [*CHOSEN, "compares"])
+def test_two_ranks_have_the_gradient_of_one_process(name, ranks, tmp_path):
+    check_gradients(name, ranks, tmp_path)
 
 
-@pytest.mark.parametrize("name", [*found.cases(), "compares"])
-def test_two_ranks_have_the_gradient_of_one_process(name, ranks, one):
-    whole = torch.cat([value.flatten() for value in one[name].values()])
+@pytest.mark.slow  # a minute of runs
+@pytest.mark.parametrize("name", OTHERS)
+def test_two_ranks_of_every_other_kind_do_too(name, others, tmp_path):
+    check_gradients(name, others, tmp_path)
+
+
+def check_gradients(name, ranks, folder):
+    one = two_processes.gradients(folder, 1, [name])[name]
+    whole = torch.cat([value.flatten() for value in one.values()])
     assert whole.any()
     for rank in ranks:
-        assert rank["gradients"][name].keys() == one[name].keys()
+        assert rank["gradients"][name].keys() == one.keys()
         shared = torch.cat([value.flatten() for value in rank["gradients"][name].values()])
         assert ((shared - whole).norm() / whole.norm()).item() <= 1e-6
 
@@ -73,8 +78,8 @@ def test_both_ranks_end_with_the_same_weights_and_resume_is_bit_exact(name, rank
 
 @pytest.mark.slow  # a minute of runs
 @pytest.mark.parametrize("name", OTHERS)
-def test_every_other_kind_does_too(name, resumed):
-    check_resumes(*(rank[name] for rank in resumed))
+def test_every_other_kind_does_too(name, others):
+    check_resumes(*(rank["resumed"][name] for rank in others))
 
 
 def check_resumes(saved, others):

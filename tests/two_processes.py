@@ -57,11 +57,10 @@ def learner() -> OfflineDistiller:
     return OfflineDistiller(plain_network(8, seed=1), plain_network(16, seed=2), terms)
 
 
-def gradients(folder: Path, ranks: int) -> dict[str, dict[str, Tensor]]:
-    """The gradient of the first global batch of 32 images, for each kind of run, and when a loss compares samples."""
-    return {name: gradient(folder / name, ranks, build()) for name, build in found.cases().items()} | {
-        "compares": gradient(folder / "compares", ranks, toys.Case(learner(), [TeacherFreezing()]))
-    }
+def gradients(folder: Path, ranks: int, names: list[str]) -> dict[str, dict[str, Tensor]]:
+    """The gradient of the first global batch of 32 images, for some kinds of run and a loss of samples."""
+    cases = found.cases() | {"compares": lambda: toys.Case(learner(), [TeacherFreezing()])}
+    return {name: gradient(folder / name, ranks, cases[name]()) for name in names}
 
 
 def gradient(folder: Path, ranks: int, case: toys.Case) -> dict[str, Tensor]:
@@ -188,11 +187,14 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     out, names = Path(sys.argv[1]), sys.argv[2:]
     torch.distributed.init_process_group("gloo", rank=int(os.environ["LOCAL_RANK"]))  # Lightning takes it as it is
-    results: dict[str, Any] = {"resumed": resumed(out / "resumed", 2, names or found.one_of_each_folder())}
+    chosen = names or found.one_of_each_folder()
+    results: dict[str, Any] = {
+        "resumed": resumed(out / "resumed", 2, chosen),
+        "gradients": gradients(out / "gradients", 2, chosen if names else [*chosen, "compares"]),
+    }
     if not names:
         results |= {
             "losses": losses(2),
-            "gradients": gradients(out / "gradients", 2),
             "metrics": metrics(out / "metrics", 2),
             "statistics": statistics(out / "statistics", 2),
             "live": cached(out / "live", 2, use_cache=False),

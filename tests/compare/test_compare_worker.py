@@ -27,8 +27,8 @@ pytestmark = pytest.mark.xdist_group("engines")
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[tuple[Client, Deaths]]:
-    patch, environment = pytest.MonkeyPatch(), dict(os.environ)
-    with patch.context():
+    environment = dict(os.environ)
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "2")
         patch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c")
         with start_processes(2) as found:
@@ -116,7 +116,10 @@ def test_each_process_sees_one_of_several_gpus(gpus: list[str], expected: list[s
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGTERM, signal.SIGKILL))],
+)
 def test_a_command_that_is_stopped_leaves_no_process(number: signal.Signals, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning", "ignore::optuna.exceptions.ExperimentalWarning"
 )
 RATE = "model.init_args.optimizer.init_args.lr"
-ADAM = {"model": {"init_args": {"optimizer": {"class_path": "torch.optim.Adam"}}}}
+LABELS_ALONE = {
+    "model": {"init_args": {"optimizer": {"class_path": "torch.optim.Adam"}, "terms": {"kd": {"weight": 0.0}}}}
+}
 
 
 def sweep(folder: Path, grid: dict[str, Any], *options: str, variant: str = "both") -> int:
@@ -27,7 +29,7 @@ def sweep(folder: Path, grid: dict[str, Any], *options: str, variant: str = "bot
     plan = new_plan()
     group = plan["groups"]["digits"]
     group["variants"]["teacher"]["weights"] = "teacher.safetensors"
-    group["variants"][variant] |= {"grid": grid, "overrides": ADAM}
+    group["variants"][variant] |= {"grid": grid, "overrides": LABELS_ALONE}
     group["seeds"] = [3]
     path = write(folder, plan)
     return main(["sweep", "--config", str(path), "--root", str(folder / "swept"), *options])

@@ -345,6 +345,7 @@ def test_only_the_calls_of_a_recorded_network_are_guarded(graphs: Graphs):
     assert torch._dynamo.config.skip_nnmodule_hook_guards
 
 
+@pytest.mark.slow  # a process that imports everything anew
 def test_importing_and_recording_leave_torchs_own_settings_alone():
     program = """
         import torch._dynamo

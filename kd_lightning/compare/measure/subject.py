@@ -32,6 +32,7 @@ def learner_of(model: LightningModule, student: str | None) -> Learner | None:
         UsageError: The module has no such network.
 
     Example:
+        >>> from torch import nn
         >>> class Theirs(LightningModule):
         ...     def __init__(self) -> None:
         ...         super().__init__()
