@@ -80,5 +80,5 @@ def test_it_is_short_and_has_the_figures_of_the_comparison():
     page = (ROOT / "docs/comparison.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"\| training images .*?\n\n", README, re.DOTALL)
     figures = re.findall(r"\d+\.\d+ ± \d+\.\d+|[+-]\d+\.\d+ \[[^]]*\]", table)
-    assert len(figures) >= 15
+    assert len(figures) == 2 * 5  # of two groups: three accuracies and two differences
     assert not [figure for figure in figures if figure not in page]
