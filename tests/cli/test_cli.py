@@ -674,6 +674,7 @@ def test_our_short_names_are_ours_whatever_else_is_imported(config, monkeypatch)
     assert type(build([config]).model.terms["kd"].loss) is KDLoss
 
 
+@pytest.mark.slow  # a process that imports everything anew; announcements in this process are quick
 def test_errors_before_the_run_stand_alone(config):
     options = ["--trainer.val_check_interval=1000000", "--trainer.default_root_dir=mine.yaml"]
     program = f"from kd_lightning.__main__ import main; [print(main(['fit', '{config}', o])) for o in {options}]"

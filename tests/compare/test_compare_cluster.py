@@ -70,6 +70,7 @@ def standing() -> Iterator[LocalCluster]:
         yield cluster
 
 
+@pytest.mark.slow  # two clusters
 def test_workers_of_other_clusters_join_and_one_dies(
     standing: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

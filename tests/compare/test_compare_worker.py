@@ -74,6 +74,7 @@ def test_a_dead_process_s_job_is_done_again(engine: DaskEngine, tmp_path: Path) 
     assert not list(engine.marks.iterdir())
 
 
+@pytest.mark.slow  # three processes die; that one does is quick
 def test_a_job_whose_process_dies_again_and_again_has_failed_alone(engine: DaskEngine, tmp_path: Path) -> None:
     jobs = [
         Job("killed", Die(tmp_path / "killed", times=99)),

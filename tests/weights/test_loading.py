@@ -238,6 +238,7 @@ def test_a_student_is_built_from_the_file_s_own_hyper_parameters(student, built_
         assert loaded.scale == 0.5
 
 
+@pytest.mark.slow  # a process that imports torch anew
 def test_a_student_is_loaded_in_a_fresh_process_with_no_teacher_and_no_lightning(tmp_path: Path) -> None:
     student = StudentConvNet()
     path = checkpoint(student, {"class_path": "kd_lightning.networks.StudentConvNet"}, tmp_path / "best.ckpt")
