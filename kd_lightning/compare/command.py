@@ -63,8 +63,9 @@ def main(args: list[str]) -> int:
     parser = Parser(
         prog="kd-lightning compare",
         description="Trains the variants of a compare file under its seeds, several in parallel, and reports them: "
-        "tables, learning curves, TensorBoard runs. A finished run is repeated only if its configuration or its "
-        "teacher has changed; a run that fails is reported with its reason, and the others continue.",
+        "tables, learning curves, TensorBoard runs. A finished run is repeated only if its configuration, its "
+        "teacher, the sources of its classes or this package's version have changed; a run that fails is reported with "
+        "its reason, and the others continue.",
     )
     parser.add_argument("--config", required=True, help="the compare file, such as configs/compare/mnist.yaml")
     parser.add_argument("--root", type=Path, help="directory of all runs and tables (runs/compare/<name of the file>)")

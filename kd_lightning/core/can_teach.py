@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.core.activations import Activations
+from kd_lightning.core.autograd_graph import graph_nodes
 from kd_lightning.core.errors import TooFewSamplesError, UsageError
 from kd_lightning.core.label_kinds import are_distributions
 from kd_lightning.core.loss import loss_trait
@@ -106,14 +107,4 @@ def _is_computed_from(loss: Tensor, tensors: list[Tensor]) -> bool:
     """Tell if one of the tensors is part of a loss's graph."""
     wanted = {tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None}
     leaves = {id(tensor) for tensor in tensors if tensor.grad_fn is None and tensor.requires_grad}
-    seen: set[Any] = set()
-    nodes: list[Any] = [loss.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        if node in wanted or id(getattr(node, "variable", None)) in leaves:
-            return True
-        seen.add(node)
-        nodes += [following for following, _ in node.next_functions]
-    return False
+    return any(node in wanted or id(getattr(node, "variable", None)) in leaves for node in graph_nodes(loss))

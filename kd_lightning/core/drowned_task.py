@@ -7,7 +7,6 @@ gradient of the first step may be 700 times that of the labels in the best of st
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -15,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from kd_lightning.core.autograd_graph import graph_nodes
 from kd_lightning.core.loss import loss_trait
 from kd_lightning.core.term import Term
 
@@ -90,16 +90,5 @@ def _norm(loss: Tensor, parameters: Sequence[Tensor]) -> float | None:
 
 def _leaves(loss: Tensor) -> list[Tensor]:
     """List the parameters that a loss is computed from."""
-    found: dict[int, Tensor] = {}
-    seen: set[Any] = set()
-    nodes: list[Any] = [loss.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if isinstance(leaf, torch.nn.Parameter):
-            found[id(leaf)] = leaf
-        nodes += [following for following, _ in node.next_functions]
-    return list(found.values())
+    leaves = [getattr(node, "variable", None) for node in graph_nodes(loss)]
+    return [leaf for leaf in leaves if isinstance(leaf, torch.nn.Parameter)]

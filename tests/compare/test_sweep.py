@@ -75,3 +75,12 @@ def test_without_optuna_the_package_to_install_is_named(tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert sweep(tmp_path, {RATE: [0.1]}) == 2
     assert "pip install optuna" in capsys.readouterr().err
+
+
+def test_a_directory_of_something_else_is_left_alone(tmp_path: Path, capsys) -> None:
+    kept = tmp_path / "swept/digits/both-lr-0.1/seed-3/thesis.txt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    assert sweep(tmp_path, {RATE: [0.1]}) != 0
+    assert "holds something else than a run" in capsys.readouterr().err
+    assert kept.read_text() == "mine"

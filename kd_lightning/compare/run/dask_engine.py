@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import chdir
@@ -23,6 +22,7 @@ from kd_lightning import __version__
 from kd_lightning.compare.messages import Failed, Job, OnMessage, Outcome, Progress
 from kd_lightning.compare.run.attempt import attempt_job
 from kd_lightning.core.failures import one_line, shortened
+from kd_lightning.core.working_directory import import_from_working_directory
 
 _one_at_a_time = Lock()
 """A run has its process to itself: its seeds, its output and its directory are the process's."""
@@ -105,8 +105,7 @@ def run_job(pickled: bytes, needed: list[Outcome], marks: str, folder: str, topi
     if not Path(marks).is_dir():
         reason = f"{marks} is not there on {os.uname().nodename}: a cluster's workers need the command's file system"
         return Failed(reason, reason)
-    if folder not in sys.path:
-        sys.path.append(folder)  # for a user's own modules, behind all that is installed
+    import_from_working_directory(folder)
     job: Job = pickle.loads(pickled)
     worker, key = get_worker(), thread_state.key
 

@@ -45,12 +45,12 @@ class Training:
         if (stored := finished(self.run, self.root)) is not None:
             return stored
         spec = run_spec(self.run, self.root)
-        _clear(spec.run_dir)
-        _write(spec.run_dir, spec.config)  # before any other file, since it marks the directory as a run's
+        clear_run(spec.run_dir)
+        write_config(spec.run_dir, spec.config)  # before any other file, since it marks the directory as a run's
         with output_to(spec.run_dir / LOG) if self.has_log else nullcontext():
             from kd_lightning.compare.run.execution import execute  # it loads torch, which only the workers need
 
-            _write(spec.run_dir, without_unknown_seed(spec.config))
+            write_config(spec.run_dir, without_unknown_seed(spec.config))
             result = execute(spec, report_progress) | {"digest": spec.digest, **_when()}
         write_text(spec.run_dir / RESULT, json.dumps(sealed(result), indent=1))
         return result
@@ -71,11 +71,12 @@ def without_unknown_seed(config: Config) -> Config:
     return config | {"data": data | {"init_args": arguments}}
 
 
-def _write(run_dir: Path, config: Config) -> None:
+def write_config(run_dir: Path, config: Config) -> None:
+    """Write the configuration of a run, which marks its directory as a run's."""
     write_text(run_dir / CONFIG, yaml.safe_dump(config, sort_keys=False))
 
 
-def _clear(run_dir: Path) -> None:
+def clear_run(run_dir: Path) -> None:
     """Remove an unfinished run, or one of another configuration, but never files of something else."""
     if run_dir.exists() and any(run_dir.iterdir()) and not (run_dir / CONFIG).exists():
         raise FileExistsError(

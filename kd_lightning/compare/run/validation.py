@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any, cast
-
-import yaml
 
 from kd_lightning.cli.engine import CLI, build
 from kd_lightning.cli.log_filters import expected_messages_hidden
@@ -15,7 +12,7 @@ from kd_lightning.compare.plan.artifacts import CONFIG, LOG
 from kd_lightning.compare.plan.config import with_teacher
 from kd_lightning.compare.plan.variants import Run, Variant
 from kd_lightning.compare.run.output import output_to
-from kd_lightning.compare.run.training import without_unknown_seed
+from kd_lightning.compare.run.training import clear_run, without_unknown_seed, write_config
 from kd_lightning.core.errors import UsageError
 
 
@@ -62,9 +59,8 @@ class Validation:
                     "`weights` there, such as the last.ckpt of a finished comparison"
                 )
             config = with_teacher(config, run.teacher.weights)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        clear_run(folder)
+        write_config(folder, config)
         return folder
 
     @staticmethod
